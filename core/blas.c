@@ -1,0 +1,143 @@
+#include <espalier/blas.h>
+#include <espalier/parallel.h>
+
+#include <cblas.h>
+#include <string.h>
+
+/* Declared by OpenBLAS's own cblas.h only; a reference cblas.h could be found first. */
+char *openblas_get_corename(void);
+void openblas_set_num_threads(int threads);
+
+/* Tiles of about this many rows and columns keep OpenBLAS near its best; smaller ones are cut only until a
+ * product gives every core of a small machine enough to do. */
+enum { TILE_ROWS = 256, TILE_COLUMNS = 512, SMALLEST_TILE = 64, ENOUGH_TILES = 8 };
+
+typedef struct tiling {
+  int64_t rows, columns; /* of a tile */
+  int64_t across;        /* tiles side by side */
+  int64_t count;
+} tiling;
+
+static int64_t pieces(int64_t length, int64_t piece) { return (length + piece - 1) / piece; }
+
+static int64_t halved(int64_t length) { return (length / 2 + 15) / 16 * 16; }
+
+/* Depends on the shape of the product only: that is what makes results independent of the threads. */
+static tiling choose_tiling(const esp_gemm *p) {
+  int64_t rows = p->m < TILE_ROWS ? p->m : TILE_ROWS;
+  int64_t columns = p->n < TILE_COLUMNS ? p->n : TILE_COLUMNS;
+  const bool worth_cutting = (double)p->m * (double)p->n * (double)p->k > 1e6;
+  while (worth_cutting && pieces(p->m, rows) * pieces(p->n, columns) < ENOUGH_TILES) {
+    if (rows >= columns && rows > SMALLEST_TILE) rows = halved(rows);
+    else if (columns > SMALLEST_TILE) columns = halved(columns);
+    else break;
+  }
+  const int64_t across = pieces(p->n, columns);
+  return (tiling){rows, columns, across, pieces(p->m, rows) * across};
+}
+
+static void call_blas(const esp_gemm *p) {
+  const CBLAS_TRANSPOSE ta = p->transpose_a ? CblasTrans : CblasNoTrans;
+  const CBLAS_TRANSPOSE tb = p->transpose_b ? CblasTrans : CblasNoTrans;
+#ifdef ESP_DOUBLE
+  cblas_dgemm
+#else
+  cblas_sgemm
+#endif
+      (CblasRowMajor, ta, tb, (int)p->m, (int)p->n, (int)p->k, p->alpha, p->a, (int)p->lda, p->b, (int)p->ldb,
+       p->beta, p->c, (int)p->ldc);
+}
+
+static void scale_c(const esp_gemm *p) {
+  for (int64_t i = 0; i < p->m; i++)
+    for (int64_t j = 0; j < p->n; j++) {
+      esp_real *c = p->c + i * p->ldc + j;
+      *c = p->beta == 0 ? 0 : p->beta * *c;
+    }
+}
+
+void esp_gemm_here(const esp_gemm *product) {
+  if (product->m <= 0 || product->n <= 0) return;
+  if (product->k <= 0) scale_c(product);
+  else call_blas(product);
+}
+
+static void run_tile(const esp_gemm *p, int64_t index) {
+  const tiling t = choose_tiling(p);
+  const int64_t row = index / t.across * t.rows, column = index % t.across * t.columns;
+  esp_gemm tile = *p;
+  tile.m = p->m - row < t.rows ? p->m - row : t.rows;
+  tile.n = p->n - column < t.columns ? p->n - column : t.columns;
+  tile.a = p->a + (p->transpose_a ? row : row * p->lda);
+  tile.b = p->b + (p->transpose_b ? column * p->ldb : column);
+  tile.c = p->c + row * p->ldc + column;
+  esp_gemm_here(&tile);
+}
+
+typedef struct product_list {
+  const esp_gemm *products;
+  int64_t count;
+} product_list;
+
+/* The last product whose first tile is not after `tile`. */
+static const esp_gemm *find_product(const product_list *list, int64_t tile) {
+  int64_t low = 0, high = list->count;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    if (list->products[middle].first_tile <= tile) low = middle;
+    else high = middle;
+  }
+  return &list->products[low];
+}
+
+static void run_tiles(void *context, int64_t begin, int64_t end) {
+  const product_list *list = context;
+  for (int64_t i = begin; i < end; i++) {
+    const esp_gemm *product = find_product(list, i);
+    run_tile(product, i - product->first_tile);
+  }
+}
+
+void esp_gemm_run(esp_gemm *products, int64_t count) {
+  openblas_set_num_threads(1);
+  int64_t tiles = 0;
+  for (int64_t i = 0; i < count; i++) {
+    products[i].first_tile = tiles;
+    if (products[i].m > 0 && products[i].n > 0) tiles += choose_tiling(&products[i]).count;
+  }
+  product_list list = {products, count};
+  esp_parallel_for_uneven(tiles, 1, run_tiles, &list);
+}
+
+typedef struct column_sums {
+  const esp_real *matrix;
+  int64_t rows, columns;
+  esp_real *parts;
+} column_sums;
+
+ESP_HOT static void sum_part(void *context, int64_t begin, int64_t end) {
+  const column_sums *c = context;
+  for (int64_t part = begin; part < end; part++) {
+    esp_real *restrict sums = c->parts + part * c->columns;
+    memset(sums, 0, (size_t)c->columns * sizeof *sums);
+    for (int64_t r = esp_part_begin(c->rows, part); r < esp_part_begin(c->rows, part + 1); r++) {
+      const esp_real *restrict row = c->matrix + r * c->columns;
+      for (int64_t j = 0; j < c->columns; j++) sums[j] += row[j];
+    }
+  }
+}
+
+void esp_add_parts(const esp_real *parts, int64_t columns, esp_real *target, bool accumulate) {
+  if (!accumulate) memset(target, 0, (size_t)columns * sizeof *target);
+  for (int part = 0; part < ESP_PARTS; part++)
+    for (int64_t j = 0; j < columns; j++) target[j] += parts[part * columns + j];
+}
+
+void esp_column_sums(const esp_real *matrix, int64_t rows, int64_t columns, esp_real *sums, bool accumulate,
+                     esp_real *scratch) {
+  column_sums context = {matrix, rows, columns, scratch};
+  esp_parallel_for(ESP_PARTS, 1, sum_part, &context);
+  esp_add_parts(scratch, columns, sums, accumulate);
+}
+
+const char *esp_blas_kernel(void) { return openblas_get_corename(); }

@@ -1,0 +1,43 @@
+/* Matrix products. OpenBLAS computes, single-threaded, tiles whose size depends on the shapes only; OpenMP
+ * deals the tiles out. So the bits of a product are the same for any number of threads, with the pthread
+ * and with the OpenMP build of OpenBLAS. */
+#ifndef ESPALIER_BLAS_H
+#define ESPALIER_BLAS_H
+
+#include <espalier/tensor.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* C [m, n] = alpha op(A) [m, k] op(B) [k, n] + beta C; row-major with leading dimensions lda, ldb, ldc. */
+typedef struct esp_gemm {
+  bool transpose_a, transpose_b;
+  int64_t m, n, k;
+  const esp_real *a, *b;
+  esp_real *c;
+  int64_t lda, ldb, ldc;
+  esp_real alpha, beta;
+  int64_t first_tile; /* set by esp_gemm_run() */
+} esp_gemm;
+
+/* All `count` products, in parallel. Their C must not overlap. */
+ESP_API void esp_gemm_run(esp_gemm *products, int64_t count);
+
+/* One product on the calling thread: for use inside parallel loops. */
+ESP_API void esp_gemm_here(const esp_gemm *product);
+
+/* sums [columns] (+)= the column sums of matrix [rows, columns]. `scratch`: ESP_PARTS x columns. */
+ESP_API void esp_column_sums(const esp_real *matrix, int64_t rows, int64_t columns, esp_real *sums,
+                             bool accumulate, esp_real *scratch);
+
+/* target [columns] (+)= the sum of the ESP_PARTS rows of `parts`, in order. */
+ESP_API void esp_add_parts(const esp_real *parts, int64_t columns, esp_real *target, bool accumulate);
+
+/* The kernel OpenBLAS picked for this processor, "Zen" say. */
+ESP_API const char *esp_blas_kernel(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

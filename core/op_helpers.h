@@ -1,0 +1,36 @@
+/* What the sources of ops share, here and in layers/: shapes, costs, and the usual way to loop. */
+#ifndef ESPALIER_OP_HELPERS_H
+#define ESPALIER_OP_HELPERS_H
+
+#include <espalier/tape.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Elementwise loops hand out about this many elements at once: they fit the second-level cache. */
+enum { ESP_ELEMENTS_PER_RANGE = 16384 };
+
+/* Rows of `columns` elements that make about one range of elements. */
+static inline int64_t esp_row_grain(int64_t columns) {
+  return columns >= ESP_ELEMENTS_PER_RANGE ? 1 : ESP_ELEMENTS_PER_RANGE / (columns > 0 ? columns : 1);
+}
+
+/* Plans: give an output its shape. */
+ESP_API void esp_plan_output(esp_node *node, int index, int rank, const int64_t *shape);
+ESP_API void esp_plan_same(esp_node *node); /* one output, like input 0 */
+ESP_API void esp_plan_scalar(esp_node *node);
+
+/* Input 0's shape with another last dimension. */
+ESP_API void esp_plan_columns(esp_node *node, int index, int64_t columns);
+
+/* esp_panic_shape() unless `fits`. */
+ESP_API void esp_require(const esp_node *node, bool fits, const char *what);
+
+/* Cost of reading the inputs and writing the outputs once, with `flops` operations per element of output 0. */
+ESP_API esp_cost esp_cost_elementwise(const esp_node *node, double flops);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

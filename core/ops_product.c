@@ -1,0 +1,162 @@
+/* Products of matrices. */
+#include "ops_internal.h"
+#include <espalier/op_helpers.h>
+
+#include <string.h>
+
+/* --- matmul: C = op(A) op(B) ---------------------------------------------------------------------------
+ * dA = dC op(B)^T, transposed back if A was; dB = op(A)^T dC, transposed back if B was. */
+
+typedef struct matmul_attributes {
+  bool transpose_a, transpose_b;
+} matmul_attributes;
+
+typedef struct matmul_shape {
+  int64_t batch, m, n, k;
+} matmul_shape;
+
+static int64_t from_end(const esp_tensor *t, int position) { return t->shape[t->rank - position]; }
+
+static matmul_shape matmul_shape_of(const esp_node *node) {
+  const matmul_attributes *at = node->attributes;
+  const esp_tensor *a = node->inputs[0], *b = node->inputs[1];
+  matmul_shape s = {.batch = 1, .m = from_end(a, at->transpose_a ? 1 : 2), .k = from_end(a, at->transpose_a ? 2 : 1),
+                    .n = from_end(b, at->transpose_b ? 2 : 1)};
+  for (int i = 0; i + 2 < a->rank; i++) s.batch *= a->shape[i];
+  return s;
+}
+
+static void matmul_plan(esp_node *node) {
+  const matmul_attributes *at = node->attributes;
+  const esp_tensor *a = node->inputs[0], *b = node->inputs[1];
+  esp_require(node, a->rank >= 2 && a->rank == b->rank, "needs two matrices, or batches of the same rank");
+  esp_require(node, memcmp(a->shape, b->shape, (size_t)(a->rank - 2) * sizeof a->shape[0]) == 0,
+              "the batch dimensions differ");
+  const matmul_shape s = matmul_shape_of(node);
+  esp_require(node, s.k == from_end(b, at->transpose_b ? 1 : 2), "the inner dimensions differ");
+  int64_t shape[ESP_MAX_RANK];
+  memcpy(shape, a->shape, sizeof shape);
+  shape[a->rank - 2] = s.m;
+  shape[a->rank - 1] = s.n;
+  esp_plan_output(node, 0, a->rank, shape);
+  node->saved_bytes = (size_t)s.batch * sizeof(esp_gemm); /* room for the list of products */
+}
+
+static void run_batch(const esp_node *node, esp_gemm product, int64_t a_size, int64_t b_size, int64_t c_size) {
+  esp_gemm *products = node->saved;
+  const int64_t batch = matmul_shape_of(node).batch;
+  for (int64_t i = 0; i < batch; i++) {
+    products[i] = product;
+    products[i].a += i * a_size;
+    products[i].b += i * b_size;
+    products[i].c += i * c_size;
+  }
+  esp_gemm_run(products, batch);
+}
+
+static void matmul_forward(esp_node *node) {
+  const matmul_attributes *at = node->attributes;
+  const matmul_shape s = matmul_shape_of(node);
+  const esp_gemm product = {.transpose_a = at->transpose_a, .transpose_b = at->transpose_b, .m = s.m, .n = s.n, .k = s.k,
+                            .a = node->inputs[0]->data, .lda = at->transpose_a ? s.m : s.k,
+                            .b = node->inputs[1]->data, .ldb = at->transpose_b ? s.k : s.n,
+                            .c = node->outputs[0]->data, .ldc = s.n, .alpha = 1};
+  run_batch(node, product, s.m * s.k, s.k * s.n, s.m * s.n);
+}
+
+static void matmul_backward(esp_node *node) {
+  const matmul_attributes *at = node->attributes;
+  const matmul_shape s = matmul_shape_of(node);
+  const esp_real *a = node->inputs[0]->data, *b = node->inputs[1]->data, *dc = node->outputs[0]->grad;
+  bool accumulate;
+  esp_real *da = esp_grad(node->inputs[0], &accumulate);
+  if (da && !at->transpose_a) /* dA [m, k] = dC op(B)^T */
+    run_batch(node, (esp_gemm){.transpose_b = !at->transpose_b, .m = s.m, .n = s.k, .k = s.n, .a = dc, .lda = s.n, .b = b,
+                               .ldb = at->transpose_b ? s.k : s.n, .c = da, .ldc = s.k, .alpha = 1, .beta = accumulate},
+              s.m * s.n, s.k * s.n, s.m * s.k);
+  else if (da) /* dA [k, m] = op(B) dC^T */
+    run_batch(node, (esp_gemm){.transpose_a = at->transpose_b, .transpose_b = true, .m = s.k, .n = s.m, .k = s.n, .a = b,
+                               .lda = at->transpose_b ? s.k : s.n, .b = dc, .ldb = s.n, .c = da, .ldc = s.m, .alpha = 1,
+                               .beta = accumulate},
+              s.k * s.n, s.m * s.n, s.m * s.k);
+  esp_real *db = esp_grad(node->inputs[1], &accumulate);
+  if (db && !at->transpose_b) /* dB [k, n] = op(A)^T dC */
+    run_batch(node, (esp_gemm){.transpose_a = !at->transpose_a, .m = s.k, .n = s.n, .k = s.m, .a = a,
+                               .lda = at->transpose_a ? s.m : s.k, .b = dc, .ldb = s.n, .c = db, .ldc = s.n, .alpha = 1,
+                               .beta = accumulate},
+              s.m * s.k, s.m * s.n, s.k * s.n);
+  else if (db) /* dB [n, k] = dC^T op(A) */
+    run_batch(node, (esp_gemm){.transpose_a = true, .transpose_b = at->transpose_a, .m = s.n, .n = s.k, .k = s.m, .a = dc,
+                               .lda = s.n, .b = a, .ldb = at->transpose_a ? s.m : s.k, .c = db, .ldc = s.k, .alpha = 1,
+                               .beta = accumulate},
+              s.m * s.n, s.m * s.k, s.k * s.n);
+}
+
+static esp_cost matmul_cost(const esp_node *node) {
+  const matmul_shape s = matmul_shape_of(node);
+  return esp_cost_elementwise(node, 2.0 * (double)s.k);
+}
+
+const esp_op esp_op_matmul = {"matmul", matmul_plan, matmul_forward, matmul_backward, matmul_cost, {1e-4, 1e-7, NULL}};
+
+esp_tensor *esp_matmul(esp_tape *tape, esp_tensor *a, bool transpose_a, esp_tensor *b, bool transpose_b) {
+  return esp_tape_apply(tape, &esp_op_matmul, (esp_tensor *[]){a, b}, 2, &(matmul_attributes){transpose_a, transpose_b},
+                        sizeof(matmul_attributes));
+}
+
+/* --- linear map: Y = X W^T + b --------------------------------------------------------------------------
+ * dX = dY W;  dW = dY^T X;  db = the column sums of dY. */
+
+static void linear_map_plan(esp_node *node) {
+  const esp_tensor *x = node->inputs[0], *weight = node->inputs[1], *bias = node->inputs[2];
+  esp_require(node, weight->rank == 2 && esp_tensor_columns(x) == weight->shape[1], "needs x [.., in] and weight [out, in]");
+  esp_require(node, !bias || esp_tensor_count(bias) == weight->shape[0], "the bias needs one entry an output");
+  esp_plan_columns(node, 0, weight->shape[0]);
+  if (bias) node->scratch_bytes = (size_t)(ESP_PARTS * weight->shape[0]) * sizeof(esp_real);
+}
+
+static void fill_with_bias(void *context, int64_t begin, int64_t end) {
+  const esp_node *node = context;
+  const int64_t out = node->inputs[1]->shape[0];
+  for (int64_t r = begin; r < end; r++)
+    memcpy(node->outputs[0]->data + r * out, node->inputs[2]->data, (size_t)out * sizeof(esp_real));
+}
+
+static void linear_map_forward(esp_node *node) {
+  const esp_tensor *x = node->inputs[0], *weight = node->inputs[1];
+  const int64_t rows = esp_tensor_rows(x), out = weight->shape[0], in = weight->shape[1];
+  if (node->inputs[2]) esp_parallel_for(rows, esp_row_grain(out), fill_with_bias, node);
+  esp_gemm_run(&(esp_gemm){.transpose_b = true, .m = rows, .n = out, .k = in, .a = x->data, .lda = in, .b = weight->data,
+                           .ldb = in, .c = node->outputs[0]->data, .ldc = out, .alpha = 1, .beta = node->inputs[2] != NULL},
+               1);
+}
+
+static void linear_map_backward(esp_node *node) {
+  esp_tensor *x = node->inputs[0], *weight = node->inputs[1];
+  const int64_t rows = esp_tensor_rows(x), out = weight->shape[0], in = weight->shape[1];
+  const esp_real *dy = node->outputs[0]->grad;
+  bool accumulate;
+  esp_real *dx = esp_grad(x, &accumulate);
+  if (dx)
+    esp_gemm_run(&(esp_gemm){.m = rows, .n = in, .k = out, .a = dy, .lda = out, .b = weight->data, .ldb = in, .c = dx,
+                             .ldc = in, .alpha = 1, .beta = accumulate},
+                 1);
+  esp_real *dweight = esp_grad(weight, &accumulate);
+  if (dweight)
+    esp_gemm_run(&(esp_gemm){.transpose_a = true, .m = out, .n = in, .k = rows, .a = dy, .lda = out, .b = x->data,
+                             .ldb = in, .c = dweight, .ldc = in, .alpha = 1, .beta = accumulate},
+                 1);
+  esp_real *dbias = esp_grad(node->inputs[2], &accumulate);
+  if (dbias) esp_column_sums(dy, rows, out, dbias, accumulate, node->scratch);
+}
+
+static esp_cost linear_map_cost(const esp_node *node) {
+  return esp_cost_elementwise(node, 2.0 * (double)esp_tensor_columns(node->inputs[0]));
+}
+
+const esp_op esp_op_linear_map = {"linear map",        linear_map_plan, linear_map_forward,
+                                  linear_map_backward, linear_map_cost, {1e-4, 1e-7, NULL}};
+
+esp_tensor *esp_linear_map(esp_tape *tape, esp_tensor *x, esp_tensor *weight, esp_tensor *bias) {
+  return esp_tape_apply(tape, &esp_op_linear_map, (esp_tensor *[]){x, weight, bias}, 3, NULL, 0);
+}

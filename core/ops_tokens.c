@@ -1,0 +1,231 @@
+/* Ops on tokens [N, T, C] and on rows. */
+#include "ops_internal.h"
+#include <espalier/op_helpers.h>
+
+#include <string.h>
+
+/* --- attention (Vaswani et al., arXiv 1706.03762) -------------------------------------------------------------
+ * per image and head, with D columns a head:  P = softmax(Q K^T / sqrt(D)),  Y = P V.
+ * dV = P^T dY;  dP = dY V^T;  dS = P (dP - rowsum(dP P)) / sqrt(D);  dQ = dS K;  dK = dS^T Q.
+ * Q, K and V are read in place out of the rows of qkv. */
+
+typedef struct attention_attributes {
+  int64_t heads;
+} attention_attributes;
+
+typedef struct attention_shape {
+  int64_t images, tokens, width, heads, head_width;
+  esp_real scale;
+} attention_shape;
+
+static attention_shape attention_shape_of(const esp_node *node) {
+  const esp_tensor *qkv = node->inputs[0];
+  attention_shape s = {.images = qkv->shape[0], .tokens = qkv->shape[1], .width = qkv->shape[2] / 3,
+                       .heads = ((const attention_attributes *)node->attributes)->heads};
+  s.head_width = s.width / s.heads;
+  s.scale = 1 / esp_sqrt((esp_real)s.head_width);
+  return s;
+}
+
+static void attention_plan(esp_node *node) {
+  const esp_tensor *qkv = node->inputs[0];
+  const int64_t heads = ((const attention_attributes *)node->attributes)->heads;
+  esp_require(node, qkv->rank == 3 && heads > 0 && qkv->shape[2] % (3 * heads) == 0, "needs [N, T, 3 x heads x width]");
+  const attention_shape s = attention_shape_of(node);
+  esp_plan_output(node, 0, 3, (const int64_t[]){s.images, s.tokens, s.width});
+  const size_t square = (size_t)(s.tokens * s.tokens) * sizeof(esp_real);
+  node->saved_bytes = (size_t)(s.images * s.heads) * square;
+  node->scratch_bytes = (size_t)(s.images * s.heads) * square;
+}
+
+ESP_HOT static void scaled_softmax(esp_real *restrict scores, int64_t count, esp_real scale) {
+  esp_real most = scores[0], sum = 0;
+  for (int64_t j = 1; j < count; j++) most = scores[j] > most ? scores[j] : most;
+  for (int64_t j = 0; j < count; j++) scores[j] = esp_exp(scale * (scores[j] - most));
+  ESP_SUMS(sum)
+  for (int64_t j = 0; j < count; j++) sum += scores[j];
+  const esp_real inverse = 1 / sum;
+  for (int64_t j = 0; j < count; j++) scores[j] *= inverse;
+}
+
+/* dS from P and dP, in place of dP. */
+ESP_HOT static void scaled_softmax_gradient(const esp_real *restrict p, esp_real *restrict dp, int64_t count, esp_real scale) {
+  esp_real dot = 0;
+  ESP_SUMS(dot)
+  for (int64_t j = 0; j < count; j++) dot += dp[j] * p[j];
+  for (int64_t j = 0; j < count; j++) dp[j] = scale * p[j] * (dp[j] - dot);
+}
+
+static void attend(void *context, int64_t begin, int64_t end) {
+  const esp_node *node = context;
+  const attention_shape s = attention_shape_of(node);
+  const int64_t t = s.tokens, row = 3 * s.width;
+  for (int64_t i = begin; i < end; i++) {
+    const int64_t image = i / s.heads, head = i % s.heads * s.head_width;
+    const esp_real *q = node->inputs[0]->data + image * t * row + head, *k = q + s.width, *v = k + s.width;
+    esp_real *p = (esp_real *)node->saved + i * t * t;
+    esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = t, .n = t, .k = s.head_width, .a = q, .lda = row, .b = k, .ldb = row,
+                              .c = p, .ldc = t, .alpha = 1});
+    for (int64_t r = 0; r < t; r++) scaled_softmax(p + r * t, t, s.scale);
+    esp_gemm_here(&(esp_gemm){.m = t, .n = s.head_width, .k = t, .a = p, .lda = t, .b = v, .ldb = row,
+                              .c = node->outputs[0]->data + image * t * s.width + head, .ldc = s.width, .alpha = 1});
+  }
+}
+
+static void attention_forward(esp_node *node) {
+  const attention_shape s = attention_shape_of(node);
+  esp_parallel_for(s.images * s.heads, 4, attend, node);
+}
+
+typedef struct attention_gradient {
+  const esp_node *node;
+  esp_real *dqkv;
+  esp_real beta;
+} attention_gradient;
+
+static void attend_back(void *context, int64_t begin, int64_t end) {
+  const attention_gradient *g = context;
+  const esp_node *node = g->node;
+  const attention_shape s = attention_shape_of(node);
+  const int64_t t = s.tokens, row = 3 * s.width, d = s.head_width;
+  for (int64_t i = begin; i < end; i++) {
+    const int64_t image = i / s.heads, head = i % s.heads * d, offset = image * t * row + head;
+    const esp_real *q = node->inputs[0]->data + offset, *k = q + s.width, *v = k + s.width;
+    const esp_real *p = (const esp_real *)node->saved + i * t * t, *dy = node->outputs[0]->grad + image * t * s.width + head;
+    esp_real *dq = g->dqkv + offset, *dk = dq + s.width, *dv = dk + s.width, *ds = (esp_real *)node->scratch + i * t * t;
+    esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = t, .n = d, .k = t, .a = p, .lda = t, .b = dy, .ldb = s.width, .c = dv,
+                              .ldc = row, .alpha = 1, .beta = g->beta});
+    esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = t, .n = t, .k = d, .a = dy, .lda = s.width, .b = v, .ldb = row,
+                              .c = ds, .ldc = t, .alpha = 1});
+    for (int64_t r = 0; r < t; r++) scaled_softmax_gradient(p + r * t, ds + r * t, t, s.scale);
+    esp_gemm_here(&(esp_gemm){.m = t, .n = d, .k = t, .a = ds, .lda = t, .b = k, .ldb = row, .c = dq, .ldc = row, .alpha = 1,
+                              .beta = g->beta});
+    esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = t, .n = d, .k = t, .a = ds, .lda = t, .b = q, .ldb = row, .c = dk,
+                              .ldc = row, .alpha = 1, .beta = g->beta});
+  }
+}
+
+static void attention_backward(esp_node *node) {
+  const attention_shape s = attention_shape_of(node);
+  bool add;
+  attention_gradient g = {.node = node, .dqkv = esp_grad(node->inputs[0], &add)};
+  g.beta = add;
+  esp_parallel_for(s.images * s.heads, 4, attend_back, &g);
+}
+
+static esp_cost attention_cost(const esp_node *node) {
+  const attention_shape s = attention_shape_of(node);
+  return esp_cost_elementwise(node, 4.0 * (double)s.tokens + 5.0 * (double)s.tokens / (double)s.head_width);
+}
+
+const esp_op esp_op_attention = {"attention",        attention_plan, attention_forward,
+                                 attention_backward, attention_cost, {1e-5, 1e-7, NULL}};
+
+esp_tensor *esp_attention(esp_tape *tape, esp_tensor *qkv, int64_t heads) {
+  return esp_tape_apply(tape, &esp_op_attention, &qkv, 1, &(attention_attributes){heads}, sizeof(attention_attributes));
+}
+
+/* --- mean over tokens: y[n, c] = 1/T sum_t x[n, t, c] ------------------------------------------------------- */
+
+static void mean_tokens_plan(esp_node *node) {
+  const esp_tensor *x = node->inputs[0];
+  esp_require(node, x->rank == 3, "needs [N, T, C]");
+  esp_plan_output(node, 0, 2, (const int64_t[]){x->shape[0], x->shape[2]});
+}
+
+static void mean_tokens_forward(esp_node *node) {
+  const int64_t *shape = node->inputs[0]->shape, tokens = shape[1], columns = shape[2];
+  const esp_real *x = node->inputs[0]->data, share = 1 / (esp_real)tokens;
+  esp_real *y = node->outputs[0]->data;
+  memset(y, 0, (size_t)esp_tensor_count(node->outputs[0]) * sizeof *y);
+  for (int64_t n = 0; n < shape[0]; n++)
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t j = 0; j < columns; j++) y[n * columns + j] += share * x[(n * tokens + t) * columns + j];
+}
+
+static void mean_tokens_backward(esp_node *node) {
+  const int64_t *shape = node->inputs[0]->shape, tokens = shape[1], columns = shape[2];
+  const esp_real *dy = node->outputs[0]->grad, share = 1 / (esp_real)tokens;
+  bool add;
+  esp_real *dx = esp_grad(node->inputs[0], &add);
+  for (int64_t n = 0; n < shape[0]; n++)
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t j = 0; j < columns; j++) {
+        esp_real *d = dx + (n * tokens + t) * columns + j;
+        *d = (add ? *d : 0) + share * dy[n * columns + j];
+      }
+}
+
+static esp_cost one_flop(const esp_node *node) {
+  return (esp_cost){(double)esp_tensor_count(node->inputs[0]), 4.0 * (double)esp_tensor_count(node->inputs[0])};
+}
+
+const esp_op esp_op_mean_tokens = {"mean over tokens",   mean_tokens_plan, mean_tokens_forward,
+                                   mean_tokens_backward, one_flop,         {1e-4, 1e-8, NULL}};
+
+esp_tensor *esp_mean_tokens(esp_tape *tape, esp_tensor *x) {
+  return esp_tape_apply(tape, &esp_op_mean_tokens, &x, 1, NULL, 0);
+}
+
+/* --- mean of everything ---------------------------------------------------------------------------------------- */
+
+static double sum_range(void *context, int64_t begin, int64_t end) {
+  const esp_real *x = context;
+  double sum = 0;
+  for (int64_t i = begin; i < end; i++) sum += (double)x[i];
+  return sum;
+}
+
+static void mean_forward(esp_node *node) {
+  const esp_tensor *x = node->inputs[0];
+  const int64_t count = esp_tensor_count(x);
+  node->outputs[0]->data[0] = (esp_real)(esp_parallel_sum(count, sum_range, x->data) / (double)count);
+}
+
+static void mean_backward(esp_node *node) {
+  const int64_t count = esp_tensor_count(node->inputs[0]);
+  const esp_real share = node->outputs[0]->grad[0] / (esp_real)count;
+  bool add;
+  esp_real *dx = esp_grad(node->inputs[0], &add);
+  for (int64_t i = 0; i < count; i++) dx[i] = (add ? dx[i] : 0) + share;
+}
+
+const esp_op esp_op_mean = {"mean", esp_plan_scalar, mean_forward, mean_backward, one_flop, {1e-4, 1e-8, NULL}};
+
+esp_tensor *esp_mean(esp_tape *tape, esp_tensor *x) { return esp_tape_apply(tape, &esp_op_mean, &x, 1, NULL, 0); }
+
+/* --- reshape: the same memory under another shape ------------------------------------------------------------- */
+
+typedef struct reshape_attributes {
+  int rank;
+  int64_t shape[ESP_MAX_RANK];
+} reshape_attributes;
+
+static void reshape_plan(esp_node *node) {
+  const reshape_attributes *at = node->attributes;
+  esp_plan_output(node, 0, at->rank, at->shape);
+  esp_require(node, esp_tensor_count(node->outputs[0]) == esp_tensor_count(node->inputs[0]), "the sizes differ");
+  node->outputs[0]->data = node->inputs[0]->data;
+}
+
+static void reshape_forward(esp_node *node) { (void)node; }
+
+static void reshape_backward(esp_node *node) {
+  const int64_t count = esp_tensor_count(node->inputs[0]);
+  const esp_real *dy = node->outputs[0]->grad;
+  bool add;
+  esp_real *dx = esp_grad(node->inputs[0], &add);
+  if (add)
+    for (int64_t i = 0; i < count; i++) dx[i] += dy[i];
+  else memcpy(dx, dy, (size_t)count * sizeof *dx);
+}
+
+static esp_cost no_flops(const esp_node *node) { return esp_cost_elementwise(node, 0); }
+
+const esp_op esp_op_reshape = {"reshape", reshape_plan, reshape_forward, reshape_backward, no_flops, {1e-4, 1e-8, NULL}};
+
+esp_tensor *esp_reshape(esp_tape *tape, esp_tensor *x, int rank, const int64_t *shape) {
+  reshape_attributes at = {.rank = rank};
+  memcpy(at.shape, shape, (size_t)rank * sizeof *shape);
+  return esp_tape_apply(tape, &esp_op_reshape, &x, 1, &at, sizeof at);
+}
