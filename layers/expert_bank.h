@@ -1,0 +1,44 @@
+/* Feed-forward networks of one layer, side by side: the experts of a mixture, or the one of a dense layer. */
+#ifndef ESPALIER_EXPERT_BANK_H
+#define ESPALIER_EXPERT_BANK_H
+
+#include <espalier/norm.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Expert e computes  down_e^T act(up_e x)  with two matrices, or  down_e^T (SiLU(gate_e x) * (up_e x))  with three.
+ * A neuron is one row of each of its matrices, so a neuron's weights lie together:
+ *   up    [experts, f, width], with SwiGLU [experts, 2 f, width] (the rows of gate, then those of up)
+ *   down  [experts, f, width]
+ * A dense layer's have no first dimension. */
+typedef struct esp_expert_bank {
+  esp_activation_kind activation;
+  int experts, width, hidden;
+  esp_tensor *up, *up_bias, *down, *down_bias; /* the biases are NULL unless asked for */
+} esp_expert_bank;
+
+/* What happened inside, for observers; rows as the bank was given them. */
+typedef struct esp_bank_trace {
+  esp_tensor *pre;        /* [rows, f or 2 f] before the activation */
+  esp_tensor *activation; /* [rows, f] after it, before any neuron selection */
+  esp_tensor *selected;   /* [rows, f] after the selection; the same as `activation` without one */
+  esp_tensor *output;     /* [rows, width] */
+} esp_bank_trace;
+
+/* Declares "scope.gate_up" or "scope.up", "scope.down" and their biases. experts = 0: a dense layer's.
+ * `residual_scale` multiplies the initial deviation of `down`. identical: all experts start alike. */
+ESP_API esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
+                                           int experts, int width, int hidden, const esp_feed_forward_config *config,
+                                           double residual_scale, bool identical) ESP_MUST_CHECK;
+
+/* x [rows, width], sorted by expert: those of expert e are rows first_row[e] .. first_row[e + 1] - 1. Of each row's
+ * neurons `kept` stay (all: no selection). Returns [rows, width]; fills *trace if it is not NULL. */
+ESP_API esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
+                                            const int64_t *first_row, int64_t kept, esp_bank_trace *trace);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,131 @@
+#include <espalier/memory.h>
+#include <espalier/model.h>
+#include <espalier/ops.h>
+
+#include <math.h>
+#include <stdio.h>
+
+/* Each residual branch starts smaller the more of them there are (GPT-2's rule). */
+static double residual_scale(const esp_model_config *config) { return 1 / sqrt(2.0 * config->blocks); }
+
+static esp_status declare_norm(esp_norm *norm, esp_model *model, const char *scope) {
+  char norm_scope[48];
+  snprintf(norm_scope, sizeof norm_scope, "%s.norm", scope);
+  return esp_norm_declare(norm, model->parameters, norm_scope, model->config.norm, model->config.width);
+}
+
+static esp_status declare_block(esp_model *model, int index, const esp_expert_layout *layout) {
+  const esp_model_config *config = &model->config;
+  esp_block *block = &model->blocks[index];
+  const double scale = residual_scale(config);
+  block->kind = esp_layer_kind_of(config, index);
+  snprintf(block->mixing_scope, sizeof block->mixing_scope, "blocks.%d.mixing", index);
+  snprintf(block->layer_scope, sizeof block->layer_scope, "blocks.%d.%s", index,
+           block->kind == ESP_LAYER_DENSE ? "ffn" : esp_layer_kind_name(block->kind));
+  if (config->mixing != ESP_MIXING_NONE) {
+    ESP_TRY(declare_norm(&block->mixing_norm, model, block->mixing_scope));
+    ESP_TRY(esp_mixing_declare(&block->mixing, model->parameters, block->mixing_scope, config, scale));
+  }
+  ESP_TRY(declare_norm(&block->layer_norm, model, block->layer_scope));
+  if (block->kind != ESP_LAYER_DENSE)
+    return esp_moe_declare(&block->moe, model->parameters, block->layer_scope, index, config, layout, scale);
+  return esp_expert_bank_declare(&block->dense, model->parameters, block->layer_scope, 0, config->width,
+                                 config->feed_forward.hidden, &config->feed_forward, scale, false);
+}
+
+static esp_status declare_all(esp_model *model, const esp_expert_layout *layouts, uint64_t seed) {
+  const esp_model_config *config = &model->config;
+  model->parameters = esp_parameters_create();
+  model->blocks = esp_alloc((size_t)config->blocks, sizeof *model->blocks);
+  if (!model->parameters || !model->blocks) return ESP_ERR_MEMORY;
+  ESP_TRY(esp_stem_declare(&model->stem, model->parameters, config));
+  for (int i = 0; i < config->blocks; i++) ESP_TRY(declare_block(model, i, layouts ? &layouts[i] : NULL));
+  ESP_TRY(esp_norm_declare(&model->norm, model->parameters, "norm", config->norm, config->width));
+  /* A head of zeros: the first loss is log(classes), and a new head in finetuning disturbs nothing. */
+  ESP_TRY(esp_linear_declare(&model->head, model->parameters, "head", config->width, config->classes, 0));
+  return esp_parameters_allocate(model->parameters, seed);
+}
+
+esp_status esp_model_create(esp_model **model, const esp_model_config *config, const esp_expert_layout *layouts,
+                            uint64_t seed) {
+  *model = NULL;
+  ESP_TRY(esp_model_config_check(config));
+  esp_model *made = esp_alloc(1, sizeof *made);
+  if (!made) return ESP_ERR_MEMORY;
+  made->config = *config;
+  const esp_status status = declare_all(made, layouts, seed);
+  if (status != ESP_OK) {
+    esp_model_free(made);
+    return status;
+  }
+  *model = made;
+  return ESP_OK;
+}
+
+void esp_model_free(esp_model *model) {
+  if (!model) return;
+  esp_parameters_free(model->parameters);
+  esp_free(model->blocks);
+  esp_free(model);
+}
+
+static esp_tensor *drop(const esp_model *model, esp_tape *tape, esp_tensor *x, const esp_pass *pass, int place) {
+  if (!pass->training) return x;
+  return esp_dropout(tape, x, model->config.dropout, pass->seed, pass->step * 2 * ESP_MAX_BLOCKS + (uint64_t)place);
+}
+
+static esp_tensor *run_dense(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x) {
+  if (!x) return NULL;
+  int64_t *first_row = esp_tape_take(tape, 2 * sizeof *first_row);
+  if (!first_row) return NULL;
+  first_row[0] = 0;
+  first_row[1] = esp_tensor_rows(x);
+  return esp_expert_bank_forward(bank, tape, x, first_row, bank->hidden, NULL);
+}
+
+static esp_tensor *run_block(const esp_model *model, int index, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
+                             esp_auxiliary_losses *losses) {
+  const esp_block *block = &model->blocks[index];
+  if (model->config.mixing != ESP_MIXING_NONE) {
+    esp_tape_scope(tape, block->mixing_scope);
+    esp_tensor *mixed = esp_mixing_forward(&block->mixing, tape, esp_norm_forward(&block->mixing_norm, tape, x));
+    x = esp_add(tape, x, drop(model, tape, mixed, pass, 2 * index));
+  }
+  esp_tape_scope(tape, block->layer_scope);
+  esp_tensor *normal = esp_norm_forward(&block->layer_norm, tape, x);
+  esp_tensor *y = block->kind == ESP_LAYER_DENSE ? run_dense(&block->dense, tape, normal)
+                                                 : esp_moe_forward(&block->moe, tape, normal, pass, losses);
+  if (!x || !y) return NULL;
+  y = esp_reshape(tape, y, x->rank, x->shape);
+  return esp_add(tape, x, drop(model, tape, y, pass, 2 * index + 1));
+}
+
+esp_model_output esp_model_forward(const esp_model *model, esp_tape *tape, esp_tensor *images, const esp_pass *pass) {
+  esp_model_output output = {.logits = NULL};
+  esp_tensor *x = esp_stem_forward(&model->stem, tape, images);
+  for (int i = 0; i < model->config.blocks; i++) x = run_block(model, i, tape, x, pass, &output.auxiliary);
+  esp_tape_scope(tape, "head");
+  x = esp_norm_forward(&model->norm, tape, esp_mean_tokens(tape, x));
+  output.logits = esp_linear_forward(&model->head, tape, x);
+  return output;
+}
+
+esp_tensor *esp_total_loss(esp_tape *tape, esp_tensor *task, const esp_auxiliary_losses *auxiliary) {
+  esp_tape_scope(tape, "loss");
+  esp_tensor *total = task;
+  for (int i = 0; i < auxiliary->count; i++)
+    total = esp_add(tape, total, esp_scale(tape, auxiliary->loss[i].raw, auxiliary->loss[i].weight));
+  return total;
+}
+
+int esp_model_moe_count(const esp_model *model) {
+  int count = 0;
+  for (int i = 0; i < model->config.blocks; i++) count += model->blocks[i].kind != ESP_LAYER_DENSE;
+  return count;
+}
+
+esp_moe *esp_model_moe(const esp_model *model, int index) {
+  for (int i = 0; i < model->config.blocks; i++)
+    if (model->blocks[i].kind != ESP_LAYER_DENSE && index-- == 0) return &model->blocks[i].moe;
+  return NULL;
+}

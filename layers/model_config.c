@@ -1,0 +1,189 @@
+#include <espalier/model_schema.h>
+#include <espalier/yaml.h>
+
+#include <math.h>
+
+static const cyaml_strval_t stem_names[] = {
+    {"patch", ESP_STEM_PATCH}, {"convolution", ESP_STEM_CONVOLUTION}, {"flatten", ESP_STEM_FLATTEN}};
+static const cyaml_strval_t mixing_names[] = {
+    {"attention", ESP_MIXING_ATTENTION}, {"convolution", ESP_MIXING_CONVOLUTION}, {"none", ESP_MIXING_NONE}};
+static const cyaml_strval_t norm_names[] = {{"layer", ESP_NORM_LAYER}, {"rms", ESP_NORM_RMS}};
+static const cyaml_strval_t activation_names[] = {
+    {"relu", ESP_ACTIVATION_RELU}, {"gelu", ESP_ACTIVATION_GELU}, {"swiglu", ESP_ACTIVATION_SWIGLU}};
+static const cyaml_strval_t layer_names[] = {{"dense", ESP_LAYER_DENSE}, {"moe", ESP_LAYER_MOE}, {"mone", ESP_LAYER_MONE}};
+static const cyaml_strval_t score_names[] = {{"softmax", ESP_SCORE_SOFTMAX}, {"sigmoid", ESP_SCORE_SIGMOID}};
+
+static const cyaml_schema_value_t int_entry = {CYAML_VALUE_INT(CYAML_FLAG_DEFAULT, int)};
+static const cyaml_schema_value_t layer_entry = {CYAML_VALUE_ENUM(CYAML_FLAG_STRICT, esp_layer_kind, layer_names, CYAML_ARRAY_LEN(layer_names))};
+
+static const cyaml_schema_field_t router_fields[] = {
+    CYAML_FIELD_ENUM("score", CYAML_FLAG_STRICT, esp_router_config, score, score_names, CYAML_ARRAY_LEN(score_names)),
+    CYAML_FIELD_BOOL("score_selected_only", CYAML_FLAG_DEFAULT, esp_router_config, score_selected_only),
+    CYAML_FIELD_BOOL("renormalise", CYAML_FLAG_DEFAULT, esp_router_config, renormalise),
+    CYAML_FIELD_FLOAT("noise", CYAML_FLAG_DEFAULT, esp_router_config, noise),
+    CYAML_FIELD_FLOAT("balance_weight", CYAML_FLAG_DEFAULT, esp_router_config, balance_weight),
+    CYAML_FIELD_FLOAT("z_weight", CYAML_FLAG_DEFAULT, esp_router_config, z_weight), CYAML_FIELD_END};
+
+static const cyaml_schema_field_t moe_fields[] = {
+    CYAML_FIELD_INT("experts", CYAML_FLAG_DEFAULT, esp_moe_config, experts),
+    CYAML_FIELD_INT("top_k", CYAML_FLAG_DEFAULT, esp_moe_config, top_k),
+    CYAML_FIELD_INT("hidden", CYAML_FLAG_DEFAULT, esp_moe_config, hidden),
+    CYAML_FIELD_INT("shared_hidden", CYAML_FLAG_DEFAULT, esp_moe_config, shared_hidden),
+    CYAML_FIELD_FLOAT("neurons_kept", CYAML_FLAG_DEFAULT, esp_moe_config, neurons_kept),
+    CYAML_FIELD_BOOL("identical_experts", CYAML_FLAG_DEFAULT, esp_moe_config, identical_experts),
+    CYAML_FIELD_MAPPING("router", CYAML_FLAG_DEFAULT, esp_moe_config, router, router_fields), CYAML_FIELD_END};
+
+static const cyaml_schema_field_t stem_fields[] = {
+    CYAML_FIELD_ENUM("kind", CYAML_FLAG_STRICT, esp_stem_config, kind, stem_names, CYAML_ARRAY_LEN(stem_names)),
+    CYAML_FIELD_INT("patch", CYAML_FLAG_DEFAULT, esp_stem_config, patch),
+    CYAML_FIELD_SEQUENCE("channels", CYAML_FLAG_DEFAULT, esp_stem_config, channels, &int_entry, 0, ESP_MAX_STAGES),
+    CYAML_FIELD_SEQUENCE("pools", CYAML_FLAG_DEFAULT, esp_stem_config, pools, &int_entry, 0, ESP_MAX_STAGES),
+    CYAML_FIELD_END};
+
+static const cyaml_schema_field_t feed_forward_fields[] = {
+    CYAML_FIELD_ENUM("activation", CYAML_FLAG_STRICT, esp_feed_forward_config, activation, activation_names, CYAML_ARRAY_LEN(activation_names)),
+    CYAML_FIELD_BOOL("bias", CYAML_FLAG_DEFAULT, esp_feed_forward_config, bias),
+    CYAML_FIELD_INT("hidden", CYAML_FLAG_DEFAULT, esp_feed_forward_config, hidden), CYAML_FIELD_END};
+
+const cyaml_schema_field_t esp_model_fields[] = {
+    CYAML_FIELD_INT("image_height", CYAML_FLAG_DEFAULT, esp_model_config, image_height),
+    CYAML_FIELD_INT("image_width", CYAML_FLAG_DEFAULT, esp_model_config, image_width),
+    CYAML_FIELD_INT("image_channels", CYAML_FLAG_DEFAULT, esp_model_config, image_channels),
+    CYAML_FIELD_INT("classes", CYAML_FLAG_DEFAULT, esp_model_config, classes),
+    CYAML_FIELD_MAPPING("stem", CYAML_FLAG_DEFAULT, esp_model_config, stem, stem_fields),
+    CYAML_FIELD_INT("width", CYAML_FLAG_DEFAULT, esp_model_config, width),
+    CYAML_FIELD_INT("blocks", CYAML_FLAG_DEFAULT, esp_model_config, blocks),
+    CYAML_FIELD_ENUM("mixing", CYAML_FLAG_STRICT, esp_model_config, mixing, mixing_names, CYAML_ARRAY_LEN(mixing_names)),
+    CYAML_FIELD_INT("heads", CYAML_FLAG_DEFAULT, esp_model_config, heads),
+    CYAML_FIELD_INT("kernel", CYAML_FLAG_DEFAULT, esp_model_config, kernel),
+    CYAML_FIELD_BOOL("positions", CYAML_FLAG_DEFAULT, esp_model_config, positions),
+    CYAML_FIELD_ENUM("norm", CYAML_FLAG_STRICT, esp_model_config, norm, norm_names, CYAML_ARRAY_LEN(norm_names)),
+    CYAML_FIELD_FLOAT("dropout", CYAML_FLAG_DEFAULT, esp_model_config, dropout),
+    CYAML_FIELD_MAPPING("feed_forward", CYAML_FLAG_DEFAULT, esp_model_config, feed_forward, feed_forward_fields),
+    CYAML_FIELD_SEQUENCE("layers", CYAML_FLAG_DEFAULT, esp_model_config, layers, &layer_entry, 1, ESP_MAX_BLOCKS),
+    CYAML_FIELD_MAPPING("moe", CYAML_FLAG_DEFAULT, esp_model_config, moe, moe_fields),
+    CYAML_FIELD_END};
+
+static const cyaml_schema_value_t model_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, esp_model_config, esp_model_fields)};
+
+const esp_model_config esp_model_defaults = {
+    .stem = {.kind = ESP_STEM_PATCH, .patch = 4, .channels = {64}, .channels_count = 1, .pools = {2, 2}, .pools_count = 2},
+    .width = 192, .blocks = 6, .mixing = ESP_MIXING_ATTENTION, .heads = 3, .kernel = 5, .positions = true,
+    .norm = ESP_NORM_LAYER,
+    .feed_forward = {.activation = ESP_ACTIVATION_SWIGLU, .hidden = 512},
+    .layers = {ESP_LAYER_DENSE, ESP_LAYER_MOE}, .layers_count = 2,
+    .moe = {.experts = 8, .top_k = 2, .hidden = 384, .neurons_kept = 0.5,
+            .router = {.score = ESP_SCORE_SOFTMAX, .renormalise = true, .balance_weight = 0.01}},
+};
+
+esp_layer_kind esp_layer_kind_of(const esp_model_config *config, int index) {
+  return config->layers[(unsigned)index % config->layers_count];
+}
+
+const char *esp_layer_kind_name(esp_layer_kind kind) { return layer_names[kind].str; }
+
+int esp_neurons_kept(const esp_model_config *config, esp_layer_kind kind) {
+  const int hidden = config->moe.hidden;
+  if (kind != ESP_LAYER_MONE) return hidden;
+  const int kept = (int)ceil(config->moe.neurons_kept * hidden - 1e-9);
+  return kept < 1 ? 1 : kept;
+}
+
+static int reduction(const esp_stem_config *stem) {
+  int factor = 1;
+  if (stem->kind == ESP_STEM_PATCH) return stem->patch;
+  for (unsigned i = 0; i < stem->pools_count; i++) factor *= stem->pools[i];
+  return factor;
+}
+
+void esp_token_grid(const esp_model_config *config, int *rows, int *columns) {
+  const bool flat = config->stem.kind == ESP_STEM_FLATTEN;
+  *rows = flat ? 1 : config->image_height / reduction(&config->stem);
+  *columns = flat ? 1 : config->image_width / reduction(&config->stem);
+}
+
+static esp_status check_positive(const char *key, int value) {
+  if (value > 0 && value <= 1 << 20) return ESP_OK;
+  return esp_fail(ESP_ERR_CONFIG, "model.%s is %d; it must be a positive number (at most %d)", key, value, 1 << 20);
+}
+
+static esp_status check_share(const char *key, double value, bool zero_allowed) {
+  if (value <= 1 && (value > 0 || (zero_allowed && value == 0))) return ESP_OK;
+  return esp_fail(ESP_ERR_CONFIG, "model.%s is %g; it must lie in %s0, 1]", key, value, zero_allowed ? "[" : "(");
+}
+
+static esp_status check_stem(const esp_model_config *c) {
+  const esp_stem_config *stem = &c->stem;
+  if (stem->kind == ESP_STEM_FLATTEN) return ESP_OK;
+  if (stem->kind == ESP_STEM_PATCH) ESP_TRY(check_positive("stem.patch", stem->patch));
+  if (stem->kind == ESP_STEM_CONVOLUTION) {
+    for (unsigned i = 0; i < stem->channels_count; i++) ESP_TRY(check_positive("stem.channels", stem->channels[i]));
+    for (unsigned i = 0; i < stem->pools_count; i++) ESP_TRY(check_positive("stem.pools", stem->pools[i]));
+    if (stem->pools_count != stem->channels_count + 1)
+      return esp_fail(ESP_ERR_CONFIG,
+                      "model.stem.pools has %u entries and model.stem.channels %u; each stage needs a pool, the last one "
+                      "(which gives model.width) too: %u entries, 1 for no pooling",
+                      stem->pools_count, stem->channels_count, stem->channels_count + 1);
+  }
+  if (c->image_height % reduction(stem) || c->image_width % reduction(stem))
+    return esp_fail(ESP_ERR_CONFIG, "model.stem divides images by %d, which does not divide %d x %d pixels", reduction(stem),
+                    c->image_height, c->image_width);
+  return ESP_OK;
+}
+
+static esp_status check_mixing(const esp_model_config *c) {
+  if (c->mixing == ESP_MIXING_ATTENTION) {
+    ESP_TRY(check_positive("heads", c->heads));
+    if (c->width % c->heads)
+      return esp_fail(ESP_ERR_CONFIG, "model.heads is %d, which does not divide model.width, %d", c->heads, c->width);
+  }
+  if (c->mixing == ESP_MIXING_CONVOLUTION && (c->kernel < 1 || c->kernel % 2 == 0 || c->kernel > 31))
+    return esp_fail(ESP_ERR_CONFIG, "model.kernel is %d; convolution mixing needs an odd number up to 31", c->kernel);
+  return ESP_OK;
+}
+
+static esp_status check_moe(const esp_moe_config *moe) {
+  ESP_TRY(check_positive("moe.experts", moe->experts));
+  ESP_TRY(check_positive("moe.top_k", moe->top_k));
+  ESP_TRY(check_positive("moe.hidden", moe->hidden));
+  if (moe->experts > ESP_MAX_EXPERTS)
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.experts is %d; at most %d are possible", moe->experts, ESP_MAX_EXPERTS);
+  if (moe->top_k > moe->experts)
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.top_k is %d, but there are only %d experts (model.moe.experts)", moe->top_k,
+                    moe->experts);
+  if (moe->shared_hidden < 0)
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.shared_hidden is %d; it must be 0 or positive", moe->shared_hidden);
+  ESP_TRY(check_share("moe.neurons_kept", moe->neurons_kept, false));
+  const esp_router_config *r = &moe->router;
+  if (r->noise < 0 || r->balance_weight < 0 || r->z_weight < 0)
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.router: noise, balance_weight and z_weight must not be negative "
+                    "(they are %g, %g and %g)", r->noise, r->balance_weight, r->z_weight);
+  return ESP_OK;
+}
+
+esp_status esp_model_config_check(const esp_model_config *c) {
+  const struct {
+    const char *key;
+    int value;
+  } sizes[] = {{"image_height", c->image_height}, {"image_width", c->image_width}, {"image_channels", c->image_channels},
+               {"classes", c->classes}, {"width", c->width}, {"blocks", c->blocks}};
+  for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) ESP_TRY(check_positive(sizes[i].key, sizes[i].value));
+  if (c->blocks > ESP_MAX_BLOCKS)
+    return esp_fail(ESP_ERR_CONFIG, "model.blocks is %d; at most %d are possible", c->blocks, ESP_MAX_BLOCKS);
+  if (c->layers_count < 1 || c->layers_count > ESP_MAX_BLOCKS)
+    return esp_fail(ESP_ERR_CONFIG, "model.layers is empty; name the kind of each block: dense, moe or mone");
+  ESP_TRY(check_positive("feed_forward.hidden", c->feed_forward.hidden));
+  if (c->dropout < 0 || c->dropout >= 1)
+    return esp_fail(ESP_ERR_CONFIG, "model.dropout is %g; it must lie in [0, 1)", c->dropout);
+  ESP_TRY(check_stem(c));
+  ESP_TRY(check_mixing(c));
+  return check_moe(&c->moe);
+}
+
+esp_status esp_model_config_save(char **text, const esp_model_config *config) {
+  return esp_yaml_save(text, config, &model_schema);
+}
+
+esp_status esp_model_config_load(esp_model_config *config, const char *name, const char *text) {
+  return esp_yaml_load(config, sizeof *config, &model_schema, &esp_model_defaults, name, text, NULL, 0);
+}

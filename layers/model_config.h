@@ -1,0 +1,119 @@
+/* What a model is made of: plain settings, read from YAML, kept in every checkpoint. */
+#ifndef ESPALIER_MODEL_CONFIG_H
+#define ESPALIER_MODEL_CONFIG_H
+
+#include <espalier/status.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { ESP_MAX_BLOCKS = 64, ESP_MAX_STAGES = 4, ESP_MAX_EXPERTS = 1024 };
+
+/* How an image [H, W, C] becomes tokens [T, width]. */
+typedef enum esp_stem_kind {
+  ESP_STEM_PATCH,       /* squares of patch x patch pixels, mapped linearly */
+  ESP_STEM_CONVOLUTION, /* stages of 3 x 3 convolution, norm, GELU and pooling */
+  ESP_STEM_FLATTEN      /* the whole image as one token: for the small MLP */
+} esp_stem_kind;
+
+/* How tokens of an image exchange information. */
+typedef enum esp_mixing_kind {
+  ESP_MIXING_ATTENTION,   /* multi-head self-attention */
+  ESP_MIXING_CONVOLUTION, /* depthwise convolution over the grid of tokens, as in ConvMixer (arXiv 2201.09792) */
+  ESP_MIXING_NONE         /* each token by itself: an MLP */
+} esp_mixing_kind;
+
+typedef enum esp_norm_kind { ESP_NORM_LAYER, ESP_NORM_RMS } esp_norm_kind;
+
+typedef enum esp_activation_kind {
+  ESP_ACTIVATION_RELU,   /* two matrices */
+  ESP_ACTIVATION_GELU,   /* two matrices */
+  ESP_ACTIVATION_SWIGLU, /* three matrices: gate, up, down */
+} esp_activation_kind;
+
+typedef enum esp_layer_kind {
+  ESP_LAYER_DENSE,
+  ESP_LAYER_MOE, /* mixture of experts */
+  ESP_LAYER_MONE /* mixture of neuron experts (arXiv 2510.05781): an MoE that keeps the top neurons in each expert */
+} esp_layer_kind;
+
+typedef enum esp_score_kind { ESP_SCORE_SOFTMAX, ESP_SCORE_SIGMOID } esp_score_kind;
+
+/* The systems disagree on all of this (V-MoE: softmax, selection after, not renormalised; Mixtral: the same,
+ * renormalised), so that all of it is a setting. */
+typedef struct esp_router_config {
+  esp_score_kind score;
+  bool score_selected_only; /* false: scores over all experts, then top-k; true: top-k logits, then scores of these k */
+  bool renormalise;         /* divide the k gates by their sum */
+  double noise;             /* training only: normal noise of standard deviation noise / experts on the logits */
+  double balance_weight;    /* of the Switch load-balance loss */
+  double z_weight;          /* of the router z-loss */
+} esp_router_config;
+
+typedef struct esp_moe_config {
+  int experts;
+  int top_k;
+  int hidden;        /* neurons of one expert */
+  int shared_hidden; /* neurons of the always-on shared expert; 0: none */
+  double neurons_kept; /* MoNE: the share of an expert's neurons kept for a token, in (0, 1] */
+  bool identical_experts; /* all experts start from the same weights (V-MoE) */
+  esp_router_config router;
+} esp_moe_config;
+
+typedef struct esp_stem_config {
+  esp_stem_kind kind;
+  int patch;
+  int channels[ESP_MAX_STAGES]; /* convolution: outputs of the stages before the last, which gives `width` */
+  unsigned channels_count;
+  int pools[ESP_MAX_STAGES];    /* convolution: size of the max pooling after each stage, the last included */
+  unsigned pools_count;
+} esp_stem_config;
+
+typedef struct esp_feed_forward_config {
+  esp_activation_kind activation; /* of dense layers and of experts */
+  bool bias;                      /* of dense layers and of experts */
+  int hidden;                     /* neurons of a dense layer */
+} esp_feed_forward_config;
+
+typedef struct esp_model_config {
+  int image_height, image_width, image_channels, classes; /* 0: taken from the data */
+  esp_stem_config stem;
+  int width;  /* of a token */
+  int blocks;
+  esp_mixing_kind mixing;
+  int heads;  /* attention */
+  int kernel; /* convolution mixing */
+  bool positions; /* learned position embedding */
+  esp_norm_kind norm;
+  double dropout; /* on the outputs of mixing and feed-forward, in training */
+  esp_feed_forward_config feed_forward;
+  esp_layer_kind layers[ESP_MAX_BLOCKS]; /* the kind of each block's feed-forward part, repeated if shorter */
+  unsigned layers_count;
+  esp_moe_config moe;
+} esp_model_config;
+
+ESP_API extern const esp_model_config esp_model_defaults;
+
+/* Kind of block `index`. */
+ESP_API esp_layer_kind esp_layer_kind_of(const esp_model_config *config, int index);
+ESP_API const char *esp_layer_kind_name(esp_layer_kind kind);
+
+/* Neurons kept per token and expert: the share rounded up, at least 1; all of them unless the layer is a MoNE. */
+ESP_API int esp_neurons_kept(const esp_model_config *config, esp_layer_kind kind);
+
+/* Rows and columns of the grid of tokens that the stem makes. */
+ESP_API void esp_token_grid(const esp_model_config *config, int *rows, int *columns);
+
+/* ESP_ERR_CONFIG, naming the key, if the settings cannot be a model. */
+ESP_API esp_status esp_model_config_check(const esp_model_config *config) ESP_MUST_CHECK;
+
+/* As YAML text from esp_alloc(), and back. */
+ESP_API esp_status esp_model_config_save(char **text, const esp_model_config *config) ESP_MUST_CHECK;
+ESP_API esp_status esp_model_config_load(esp_model_config *config, const char *name, const char *text) ESP_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,254 @@
+/* Dispatch of tokens to experts, products with an expert bank, combination of what comes back. */
+#include "moe_ops_internal.h"
+
+#include <string.h>
+
+typedef struct routing_attributes {
+  const esp_routing *routing;
+} routing_attributes;
+
+static const esp_routing *routing_of(const esp_node *node) {
+  return ((const routing_attributes *)node->attributes)->routing;
+}
+
+static esp_cost no_flops(const esp_node *node) { return esp_cost_elementwise(node, 0); }
+
+/* --- dispatch: row r = x of the token of slot[r];  dx_t = sum of the rows of token t's slots, in order ------- */
+
+static void dispatch_plan(esp_node *node) {
+  const esp_routing *r = routing_of(node);
+  esp_require(node, esp_tensor_rows(node->inputs[0]) == r->tokens, "needs one row a token");
+  esp_plan_output(node, 0, 2, (const int64_t[]){r->rows, esp_tensor_columns(node->inputs[0])});
+}
+
+static void dispatch_rows(void *context, int64_t begin, int64_t end) {
+  const esp_node *node = context;
+  const esp_routing *r = routing_of(node);
+  const int64_t columns = esp_tensor_columns(node->inputs[0]);
+  for (int64_t row = begin; row < end; row++)
+    memcpy(node->outputs[0]->data + row * columns, node->inputs[0]->data + r->slot[row] / r->k * columns,
+           (size_t)columns * sizeof(esp_real));
+}
+
+static void dispatch_forward(esp_node *node) {
+  esp_parallel_for(routing_of(node)->rows, esp_row_grain(esp_tensor_columns(node->inputs[0])), dispatch_rows, node);
+}
+
+typedef struct token_gradient {
+  const esp_node *node;
+  esp_real *dx;
+  bool accumulate;
+} token_gradient;
+
+ESP_HOT static void dispatch_gradient_tokens(void *context, int64_t begin, int64_t end) {
+  const token_gradient *g = context;
+  const esp_routing *r = routing_of(g->node);
+  const int64_t columns = esp_tensor_columns(g->node->inputs[0]);
+  for (int64_t t = begin; t < end; t++) {
+    esp_real *restrict dx = g->dx + t * columns;
+    if (!g->accumulate) memset(dx, 0, (size_t)columns * sizeof *dx);
+    for (int64_t i = t * r->k; i < (t + 1) * r->k; i++) {
+      if (r->row[i] < 0) continue;
+      const esp_real *restrict dy = g->node->outputs[0]->grad + r->row[i] * columns;
+      for (int64_t j = 0; j < columns; j++) dx[j] += dy[j];
+    }
+  }
+}
+
+static void dispatch_backward(esp_node *node) {
+  token_gradient g = {.node = node};
+  g.dx = esp_grad(node->inputs[0], &g.accumulate);
+  esp_parallel_for(routing_of(node)->tokens, esp_row_grain(esp_tensor_columns(node->inputs[0])), dispatch_gradient_tokens, &g);
+}
+
+const esp_op esp_op_dispatch = {"dispatch", dispatch_plan, dispatch_forward, dispatch_backward, no_flops, {1e-4, 1e-8, NULL}};
+
+esp_tensor *esp_dispatch(esp_tape *tape, esp_tensor *x, const esp_routing *routing) {
+  return esp_tape_apply(tape, &esp_op_dispatch, &x, 1, &(routing_attributes){routing}, sizeof(routing_attributes));
+}
+
+/* --- grouped map: Y_e = X_e W_e^T + b_e (transpose) or X_e W_e + b_e for the rows of each group e ------------
+ * dX_e = dY_e W_e resp. dY_e W_e^T;  dW_e = dY_e^T X_e resp. X_e^T dY_e;  db_e = the column sums of dY_e. */
+
+typedef struct grouped_attributes {
+  const int64_t *first_row;
+  int64_t groups;
+  bool transpose;
+} grouped_attributes;
+
+typedef struct grouped_shape {
+  int64_t in, out, groups;
+} grouped_shape;
+
+static grouped_shape grouped_shape_of(const esp_node *node) {
+  const grouped_attributes *at = node->attributes;
+  const esp_tensor *bank = node->inputs[1];
+  const int64_t last = bank->shape[bank->rank - 1], before = bank->shape[bank->rank - 2];
+  return (grouped_shape){at->transpose ? last : before, at->transpose ? before : last, at->groups};
+}
+
+static void grouped_plan(esp_node *node) {
+  const esp_tensor *x = node->inputs[0], *bank = node->inputs[1], *bias = node->inputs[2];
+  const grouped_attributes *at = node->attributes;
+  esp_require(node, bank->rank >= 2 && (bank->rank == 2 ? 1 : bank->shape[0]) == at->groups, "needs one matrix a group");
+  const grouped_shape s = grouped_shape_of(node);
+  esp_require(node, esp_tensor_columns(x) == s.in, "the rows do not fit the matrices");
+  esp_require(node, at->first_row[at->groups] == esp_tensor_rows(x), "the groups do not cover the rows");
+  esp_require(node, !bias || esp_tensor_count(bias) == s.groups * s.out, "the bias needs one row a group");
+  esp_plan_columns(node, 0, s.out);
+  node->saved_bytes = (size_t)s.groups * sizeof(esp_gemm); /* room for the list of products */
+  if (bias) node->scratch_bytes = (size_t)(ESP_PARTS * s.out) * sizeof(esp_real);
+}
+
+static void fill_with_biases(const esp_node *node) {
+  const grouped_attributes *at = node->attributes;
+  const int64_t out = grouped_shape_of(node).out;
+  for (int64_t e = 0; e < at->groups; e++)
+    for (int64_t r = at->first_row[e]; r < at->first_row[e + 1]; r++)
+      memcpy(node->outputs[0]->data + r * out, node->inputs[2]->data + e * out, (size_t)out * sizeof(esp_real));
+}
+
+static void grouped_forward(esp_node *node) {
+  const grouped_attributes *at = node->attributes;
+  const grouped_shape s = grouped_shape_of(node);
+  esp_gemm *products = node->saved;
+  if (node->inputs[2]) fill_with_biases(node);
+  for (int64_t e = 0; e < s.groups; e++)
+    products[e] = (esp_gemm){.transpose_b = at->transpose, .m = at->first_row[e + 1] - at->first_row[e], .n = s.out,
+                             .k = s.in, .a = node->inputs[0]->data + at->first_row[e] * s.in, .lda = s.in,
+                             .b = node->inputs[1]->data + e * s.in * s.out, .ldb = at->transpose ? s.in : s.out,
+                             .c = node->outputs[0]->data + at->first_row[e] * s.out, .ldc = s.out, .alpha = 1,
+                             .beta = node->inputs[2] != NULL};
+  esp_gemm_run(products, s.groups);
+}
+
+static void grouped_input_gradient(const esp_node *node, esp_real *dx, bool accumulate) {
+  const grouped_attributes *at = node->attributes;
+  const grouped_shape s = grouped_shape_of(node);
+  esp_gemm *products = node->saved;
+  for (int64_t e = 0; e < s.groups; e++)
+    products[e] = (esp_gemm){.transpose_b = !at->transpose, .m = at->first_row[e + 1] - at->first_row[e], .n = s.in,
+                             .k = s.out, .a = node->outputs[0]->grad + at->first_row[e] * s.out, .lda = s.out,
+                             .b = node->inputs[1]->data + e * s.in * s.out, .ldb = at->transpose ? s.in : s.out,
+                             .c = dx + at->first_row[e] * s.in, .ldc = s.in, .alpha = 1, .beta = accumulate};
+  esp_gemm_run(products, s.groups);
+}
+
+static void grouped_weight_gradient(const esp_node *node, esp_real *dw, bool accumulate) {
+  const grouped_attributes *at = node->attributes;
+  const grouped_shape s = grouped_shape_of(node);
+  esp_gemm *products = node->saved;
+  for (int64_t e = 0; e < s.groups; e++) {
+    const esp_real *x = node->inputs[0]->data + at->first_row[e] * s.in;
+    const esp_real *dy = node->outputs[0]->grad + at->first_row[e] * s.out;
+    products[e] = (esp_gemm){.transpose_a = true, .m = at->transpose ? s.out : s.in, .n = at->transpose ? s.in : s.out,
+                             .k = at->first_row[e + 1] - at->first_row[e], .a = at->transpose ? dy : x,
+                             .lda = at->transpose ? s.out : s.in, .b = at->transpose ? x : dy,
+                             .ldb = at->transpose ? s.in : s.out, .c = dw + e * s.in * s.out,
+                             .ldc = at->transpose ? s.in : s.out, .alpha = 1, .beta = accumulate};
+  }
+  esp_gemm_run(products, s.groups);
+}
+
+static void grouped_backward(esp_node *node) {
+  const grouped_attributes *at = node->attributes;
+  const grouped_shape s = grouped_shape_of(node);
+  bool add;
+  esp_real *dx = esp_grad(node->inputs[0], &add);
+  if (dx) grouped_input_gradient(node, dx, add);
+  esp_real *dw = esp_grad(node->inputs[1], &add);
+  if (dw) grouped_weight_gradient(node, dw, add);
+  esp_real *dbias = esp_grad(node->inputs[2], &add);
+  for (int64_t e = 0; dbias && e < s.groups; e++)
+    esp_column_sums(node->outputs[0]->grad + at->first_row[e] * s.out, at->first_row[e + 1] - at->first_row[e], s.out,
+                    dbias + e * s.out, add, node->scratch);
+}
+
+static esp_cost grouped_cost(const esp_node *node) {
+  return esp_cost_elementwise(node, 2.0 * (double)grouped_shape_of(node).in);
+}
+
+const esp_op esp_op_grouped_map = {"grouped map",    grouped_plan, grouped_forward,
+                                   grouped_backward, grouped_cost, {1e-4, 1e-7, NULL}};
+
+esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
+                            const int64_t *first_row, int64_t groups) {
+  return esp_tape_apply(tape, &esp_op_grouped_map, (esp_tensor *[]){x, bank, bias}, 3,
+                        &(grouped_attributes){first_row, groups, transpose}, sizeof(grouped_attributes));
+}
+
+/* --- combine: y_t = sum_i g_ti x_row(t,i);  dx_row = g_ti dy_t;  dg_ti = <dy_t, x_row> ------------------------ */
+
+static void combine_plan(esp_node *node) {
+  const esp_routing *r = routing_of(node);
+  const esp_tensor *rows = node->inputs[0], *gates = node->inputs[1];
+  esp_require(node, esp_tensor_rows(rows) == r->rows && esp_tensor_count(gates) == r->tokens * r->k,
+              "needs the routing's rows and gates [tokens, k]");
+  esp_plan_output(node, 0, 2, (const int64_t[]){r->tokens, esp_tensor_columns(rows)});
+}
+
+/* The first slot sets and the others add: with k = 1 and a gate of 1 the rows come back bit for bit. */
+ESP_HOT static void combine_tokens(void *context, int64_t begin, int64_t end) {
+  const esp_node *node = context;
+  const esp_routing *r = routing_of(node);
+  const int64_t columns = esp_tensor_columns(node->inputs[0]);
+  for (int64_t t = begin; t < end; t++) {
+    esp_real *restrict y = node->outputs[0]->data + t * columns;
+    memset(y, 0, (size_t)columns * sizeof *y);
+    for (int64_t i = t * r->k; i < (t + 1) * r->k; i++) {
+      if (r->row[i] < 0) continue;
+      const esp_real *restrict x = node->inputs[0]->data + r->row[i] * columns, gate = node->inputs[1]->data[i];
+      for (int64_t j = 0; j < columns; j++) y[j] += gate * x[j];
+    }
+  }
+}
+
+static void combine_forward(esp_node *node) {
+  esp_parallel_for(routing_of(node)->tokens, esp_row_grain(esp_tensor_columns(node->inputs[0])), combine_tokens, node);
+}
+
+typedef struct combine_gradient {
+  const esp_node *node;
+  esp_real *dx, *dgates;
+  bool add_x, add_gates;
+} combine_gradient;
+
+ESP_HOT static void combine_gradient_slot(const combine_gradient *g, int64_t slot, int64_t columns) {
+  const esp_routing *r = routing_of(g->node);
+  const esp_real *restrict dy = g->node->outputs[0]->grad + slot / r->k * columns;
+  esp_real dot = 0;
+  if (r->row[slot] >= 0) {
+    const int64_t offset = r->row[slot] * columns;
+    const esp_real *restrict x = g->node->inputs[0]->data + offset, gate = g->node->inputs[1]->data[slot];
+    ESP_SUMS(dot)
+    for (int64_t j = 0; j < columns; j++) dot += dy[j] * x[j];
+    esp_real *restrict dx = g->dx ? g->dx + offset : NULL;
+    if (dx && g->add_x)
+      for (int64_t j = 0; j < columns; j++) dx[j] += gate * dy[j];
+    else if (dx)
+      for (int64_t j = 0; j < columns; j++) dx[j] = gate * dy[j];
+  }
+  if (g->dgates) g->dgates[slot] = (g->add_gates ? g->dgates[slot] : 0) + dot;
+}
+
+static void combine_gradient_tokens(void *context, int64_t begin, int64_t end) {
+  const combine_gradient *g = context;
+  const int64_t columns = esp_tensor_columns(g->node->inputs[0]), k = routing_of(g->node)->k;
+  for (int64_t slot = begin * k; slot < end * k; slot++) combine_gradient_slot(g, slot, columns);
+}
+
+static void combine_backward(esp_node *node) {
+  combine_gradient g = {.node = node};
+  g.dx = esp_grad(node->inputs[0], &g.add_x);
+  g.dgates = esp_grad(node->inputs[1], &g.add_gates);
+  esp_parallel_for(routing_of(node)->tokens, esp_row_grain(esp_tensor_columns(node->inputs[0])), combine_gradient_tokens, &g);
+}
+
+static esp_cost combine_cost(const esp_node *node) { return esp_cost_elementwise(node, 2.0 * routing_of(node)->k); }
+
+const esp_op esp_op_combine = {"combine", combine_plan, combine_forward, combine_backward, combine_cost, {1e-4, 1e-7, NULL}};
+
+esp_tensor *esp_combine(esp_tape *tape, esp_tensor *rows, esp_tensor *gates, const esp_routing *routing) {
+  return esp_tape_apply(tape, &esp_op_combine, (esp_tensor *[]){rows, gates}, 2, &(routing_attributes){routing},
+                        sizeof(routing_attributes));
+}

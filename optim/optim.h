@@ -1,0 +1,7 @@
+/* Everything of optim/. */
+#ifndef ESPALIER_OPTIM_H
+#define ESPALIER_OPTIM_H
+
+#include <espalier/optimizer.h>
+
+#endif
