@@ -1,0 +1,283 @@
+/* label: short */
+/* Data sets from HDF5 files that the test writes. */
+#include "test_data_files.h"
+
+#include <hdf5.h>
+#include <math.h>
+
+/* ---- HDF5 ---- */
+
+enum {
+  H5_COUNT = 30,
+  H5_CHANNELS = 2,
+  H5_HEIGHT = 3,
+  H5_WIDTH = 4,
+  H5_IMAGE = H5_CHANNELS * H5_HEIGHT * H5_WIDTH
+};
+
+static const hsize_t image_shape[4] = {H5_COUNT, H5_CHANNELS, H5_HEIGHT, H5_WIDTH};
+static const hsize_t label_shape[1] = {H5_COUNT};
+
+static hid_t new_file(void) {
+  const hid_t file = H5Fcreate(in_folder("x.h5"), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+  assert_true(file >= 0);
+  return file;
+}
+
+static void put(hid_t file, const char *name, int rank, const hsize_t *shape, hid_t stored, hid_t type,
+                const void *values) {
+  const hid_t space = H5Screate_simple(rank, shape, NULL);
+  const hid_t data = H5Dcreate2(file, name, stored, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  assert_true(data >= 0 && H5Dwrite(data, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0);
+  H5Dclose(data);
+  H5Sclose(space);
+}
+
+static uint8_t h5_bytes[H5_COUNT * H5_IMAGE];
+static float h5_floats[H5_COUNT * H5_IMAGE];
+static int h5_labels[H5_COUNT];
+
+static void fill_h5(void) {
+  for (int i = 0; i < H5_COUNT * H5_IMAGE; i++) {
+    h5_bytes[i] = (uint8_t)(i * 5);
+    h5_floats[i] = (float)i * 0.25f - 7.0f;
+  }
+  for (int i = 0; i < H5_COUNT; i++) h5_labels[i] = i % 4;
+}
+
+static void put_bytes(hid_t file, const char *name) {
+  put(file, name, 4, image_shape, H5T_STD_U8LE, H5T_NATIVE_UINT8, h5_bytes);
+}
+
+static void put_labels(hid_t file, const char *name) {
+  put(file, name, 1, label_shape, H5T_STD_I32BE, H5T_NATIVE_INT, h5_labels);
+}
+
+/* Channels-first in the file, channels-last from the data set. */
+static void check_h5_image(const esp_dataset *dataset, esp_split_name split, int64_t index, int64_t number,
+                           bool floats) {
+  float image[H5_IMAGE];
+  esp_dataset_image(dataset, split, index, image);
+  for (int c = 0; c < H5_CHANNELS; c++)
+    for (int p = 0; p < H5_HEIGHT * H5_WIDTH; p++) {
+      const int64_t at = number * H5_IMAGE + c * H5_HEIGHT * H5_WIDTH + p;
+      const float expected = floats ? h5_floats[at] : (float)h5_bytes[at] / 255.0f;
+      assert_true(image[p * H5_CHANNELS + c] == expected);
+    }
+  assert_int_equal(esp_dataset_label(dataset, split, index), h5_labels[number]);
+}
+
+static void test_hdf5_bytes(void **state) {
+  (void)state;
+  fill_h5();
+  hid_t file = new_file();
+  put_bytes(file, "images");
+  put_labels(file, "labels");
+  H5Fclose(file);
+  esp_dataset *const dataset = open_kind("hdf5", in_folder("x.h5"));
+  const esp_dataset_info *const info = esp_dataset_info_of(dataset);
+  assert_int_equal(info->channels, H5_CHANNELS);
+  assert_int_equal(info->height, H5_HEIGHT);
+  assert_int_equal(info->width, H5_WIDTH);
+  assert_int_equal(info->classes, 4);
+  assert_null(info->class_names);
+  assert_int_equal(info->count[ESP_TRAIN], 27);
+  assert_int_equal(info->count[ESP_TEST], 3);
+  assert_non_null(strstr(info->note, "last 10 %"));
+  for (int64_t i = 0; i < H5_COUNT; i++)
+    check_h5_image(dataset, i < 27 ? ESP_TRAIN : ESP_TEST, i < 27 ? i : i - 27, i, false);
+  esp_dataset_close(dataset);
+  torture("hdf5", in_folder("x.h5"));
+}
+
+static void test_hdf5_floats_with_test_split(void **state) {
+  (void)state;
+  fill_h5();
+  hid_t file = new_file();
+  put(file, "images", 4, image_shape, H5T_IEEE_F32LE, H5T_NATIVE_FLOAT, h5_floats);
+  put_labels(file, "labels");
+  put(file, "test_images", 4, image_shape, H5T_IEEE_F64LE, H5T_NATIVE_FLOAT, h5_floats);
+  put_labels(file, "test_labels");
+  char names[4][8] = {"red", "green", "blue", "longest"};
+  const hid_t text = H5Tcopy(H5T_C_S1);
+  H5Tset_size(text, 8);
+  const hsize_t four = 4;
+  put(file, "class_names", 1, &four, text, text, names);
+  H5Tclose(text);
+  H5Fclose(file);
+  esp_dataset *const dataset = open_kind("hdf5", in_folder("x.h5"));
+  const esp_dataset_info *const info = esp_dataset_info_of(dataset);
+  assert_int_equal(info->count[ESP_TRAIN], H5_COUNT);
+  assert_int_equal(info->count[ESP_TEST], H5_COUNT);
+  assert_string_equal(info->class_names[1], "green");
+  assert_string_equal(info->class_names[3], "longest");
+  assert_string_equal(info->note, "");
+  for (int64_t i = 0; i < H5_COUNT; i++) check_h5_image(dataset, ESP_TEST, i, i, true);
+  esp_dataset_close(dataset);
+  torture("hdf5", in_folder("x.h5"));
+}
+
+static void test_hdf5_variable_names(void **state) {
+  (void)state;
+  fill_h5();
+  hid_t file = new_file();
+  put_bytes(file, "images");
+  put_labels(file, "labels");
+  const char *const names[] = {"a", "bb", "ccc", "dddd", "eeeee"};
+  const hid_t text = H5Tcopy(H5T_C_S1);
+  H5Tset_size(text, H5T_VARIABLE);
+  const hsize_t five = 5;
+  put(file, "class_names", 1, &five, text, text, names);
+  H5Tclose(text);
+  H5Fclose(file);
+  esp_dataset *const dataset = open_kind("hdf5", in_folder("x.h5"));
+  assert_int_equal(esp_dataset_info_of(dataset)->classes, 5);
+  assert_string_equal(esp_dataset_info_of(dataset)->class_names[4], "eeeee");
+  esp_dataset_close(dataset);
+  torture("hdf5", in_folder("x.h5"));
+}
+
+static void expect_bad_h5(hid_t file, const char *words, const char *more_words) {
+  H5Fclose(file);
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, words, more_words);
+}
+
+static void test_hdf5_bad_contents(void **state) {
+  (void)state;
+  fill_h5();
+  expect_bad_h5(new_file(), "no dataset `images`", "x.h5");
+  hid_t file = new_file();
+  put_bytes(file, "images");
+  expect_bad_h5(file, "no dataset `labels`", "x.h5");
+  file = new_file();
+  put(file, "images", 1, label_shape, H5T_STD_U8LE, H5T_NATIVE_INT, h5_labels);
+  put_labels(file, "labels");
+  expect_bad_h5(file, "`images` has 1 dimensions", "expected 4");
+  file = new_file();
+  put(file, "images", 4, image_shape, H5T_STD_I16LE, H5T_NATIVE_UINT8, h5_bytes);
+  put_labels(file, "labels");
+  expect_bad_h5(file, "neither uint8 nor floating-point", "`images`");
+  file = new_file();
+  put_bytes(file, "images");
+  const hsize_t fewer = H5_COUNT - 1;
+  put(file, "labels", 1, &fewer, H5T_STD_I32LE, H5T_NATIVE_INT, h5_labels);
+  expect_bad_h5(file, "`labels` has 29 entries", "`images` 30");
+  file = new_file();
+  put_bytes(file, "images");
+  put(file, "labels", 1, label_shape, H5T_IEEE_F32LE, H5T_NATIVE_INT, h5_labels);
+  expect_bad_h5(file, "`labels` holds no integers", "class number");
+  file = new_file();
+  put_bytes(file, "images");
+  put_labels(file, "labels");
+  put_bytes(file, "test_images");
+  expect_bad_h5(file, "no dataset `test_labels`", "x.h5");
+}
+
+static void test_hdf5_bad_labels(void **state) {
+  (void)state;
+  const int bad[] = {-1, 70000};
+  for (int i = 0; i < 2; i++) {
+    fill_h5();
+    h5_labels[28] = bad[i]; /* in the part that becomes the test split */
+    hid_t file = new_file();
+    put_bytes(file, "images");
+    put_labels(file, "labels");
+    expect_bad_h5(file, "image 28", i ? "is 70000" : "is -1");
+  }
+  fill_h5();
+  hid_t file = new_file();
+  put_bytes(file, "images");
+  put_labels(file, "labels");
+  char names[3][2] = {"a", "b", "c"};
+  const hid_t text = H5Tcopy(H5T_C_S1);
+  H5Tset_size(text, 2);
+  const hsize_t three = 3;
+  put(file, "class_names", 1, &three, text, text, names);
+  H5Tclose(text);
+  expect_bad_h5(file, "image 3 is 3", "expected 0 to 2");
+}
+
+static void test_hdf5_not_finite(void **state) {
+  (void)state;
+  fill_h5();
+  h5_floats[5 * H5_IMAGE + 2] = NAN;
+  hid_t file = new_file();
+  put(file, "images", 4, image_shape, H5T_IEEE_F32LE, H5T_NATIVE_FLOAT, h5_floats);
+  put_labels(file, "labels");
+  H5Fclose(file);
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_NOT_FINITE, "image 5", "not finite");
+}
+
+/* An image set that is only promised: chunks that were never written. */
+static void test_hdf5_hollow(void **state) {
+  (void)state;
+  fill_h5();
+  hid_t file = new_file();
+  const hsize_t shape[4] = {1000000000, 3, 1024, 1024}, chunk[4] = {1, 1, 1024, 1024};
+  const hid_t space = H5Screate_simple(4, shape, NULL), how = H5Pcreate(H5P_DATASET_CREATE);
+  H5Pset_chunk(how, 4, chunk);
+  const hid_t data = H5Dcreate2(file, "images", H5T_STD_U8LE, space, H5P_DEFAULT, how, H5P_DEFAULT);
+  assert_true(data >= 0);
+  H5Dclose(data);
+  H5Pclose(how);
+  H5Sclose(space);
+  put_labels(file, "labels");
+  expect_bad_h5(file, "claims 3145728000000000 bytes", "stores 0");
+}
+
+static void test_hdf5_bad_file(void **state) {
+  (void)state;
+  static uint8_t bytes[1 << 16];
+  expect_failure("hdf5", ESP_ERR_USAGE, "needs a path", "hdf5:PATH");
+  expect_bad("hdf5", in_folder("none.h5"), ESP_ERR_NOT_FOUND, "none.h5", "does not exist");
+  write_plain("x.h5", "this is no HDF5 file", 20);
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "no HDF5 file", "x.h5");
+  fill_h5();
+  hid_t file = new_file();
+  put_bytes(file, "images");
+  put_labels(file, "labels");
+  H5Fclose(file);
+  const size_t size = read_whole("x.h5", bytes, sizeof bytes);
+  for (size_t cut = 0; cut < size; cut += size / 20) {
+    write_plain("x.h5", bytes, cut);
+    expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "x.h5", "");
+  }
+}
+
+static void test_normalisation(void **state) {
+  (void)state;
+  fill_h5();
+  for (int i = 0; i < H5_COUNT; i++) /* the second channel never varies */
+    for (int p = 0; p < H5_HEIGHT * H5_WIDTH; p++) h5_bytes[i * H5_IMAGE + H5_HEIGHT * H5_WIDTH + p] = 51;
+  hid_t file = new_file();
+  put_bytes(file, "images");
+  put_labels(file, "labels");
+  H5Fclose(file);
+  esp_dataset *const dataset = open_kind("hdf5", in_folder("x.h5"));
+  esp_normalisation got;
+  esp_dataset_normalisation(dataset, &got);
+  double sum = 0, squares = 0;
+  const int values = 27 * H5_HEIGHT * H5_WIDTH;
+  for (int i = 0; i < 27; i++)
+    for (int p = 0; p < H5_HEIGHT * H5_WIDTH; p++) {
+      const double value = h5_bytes[i * H5_IMAGE + p] / 255.0;
+      sum += value;
+      squares += value * value;
+    }
+  assert_true(fabs((double)got.mean[0] - sum / values) < 1e-6);
+  assert_true(fabs((double)got.deviation[0] - sqrt(squares / values - sum / values * sum / values)) < 1e-6);
+  assert_true(fabs((double)got.mean[1] - 0.2) < 1e-6);
+  assert_true(got.deviation[1] == 1.0f);
+  esp_dataset_close(dataset);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      IN_FOLDER(test_hdf5_bytes),          IN_FOLDER(test_hdf5_floats_with_test_split),
+      IN_FOLDER(test_hdf5_variable_names), IN_FOLDER(test_hdf5_bad_contents),
+      IN_FOLDER(test_hdf5_bad_labels),     IN_FOLDER(test_hdf5_not_finite),
+      IN_FOLDER(test_hdf5_hollow),         IN_FOLDER(test_hdf5_bad_file),
+      IN_FOLDER(test_normalisation),
+  };
+  return cmocka_run_group_tests_name("HDF5 data sets", tests, NULL, NULL);
+}
