@@ -74,7 +74,8 @@ function(espalier_libraries)
         install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/espalier)
       endif()
     endforeach()
-    target_link_libraries(espalier_${kind} PRIVATE espalier_flags ${uses} m)
+    # Not for those who use an installed library; what they must link is said in EspalierInstall.cmake.
+    target_link_libraries(espalier_${kind} PRIVATE "$<BUILD_INTERFACE:espalier_flags;${uses};m>")
   endforeach()
 endfunction()
 

@@ -1,0 +1,50 @@
+/* Settings from YAML: any plain struct, described by a libcyaml schema, is read as defaults, overlaid by a
+ * file, overlaid by "key=value" overrides, and written back so that it reads to the same bits.
+ *
+ * A schema must be free of pointers below its top level, so that the struct is copied by assignment and
+ * nothing in it is ever freed:
+ *   top       CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct settings, fields)
+ *   sections  CYAML_FIELD_MAPPING(key, CYAML_FLAG_DEFAULT, ...) on a struct member
+ *   scalars   CYAML_FIELD_INT, _UINT, _BOOL, _ENUM; CYAML_FIELD_FLOAT on a double or a float
+ *   texts     CYAML_FIELD_STRING(key, CYAML_FLAG_DEFAULT, struct, member, 0) on a char array
+ *   lists     CYAML_FIELD_SEQUENCE(key, CYAML_FLAG_DEFAULT, struct, member, entry, min, max) on an array of
+ *             `max` entries, with the count in `member_count`; or CYAML_FIELD_SEQUENCE_FIXED; the entries
+ *             are scalars or texts
+ * A schema that breaks these rules ends in esp_panic(). Members that it does not describe are loaded as zero. */
+#ifndef ESPALIER_YAML_H
+#define ESPALIER_YAML_H
+
+#include <espalier/status.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* libcyaml's cyaml_schema_value_t, declared here so that users of this header need not have <cyaml/cyaml.h>. */
+struct cyaml_schema_value;
+
+/* Sets *config (`config_size` bytes, described by `schema`) to `defaults`, overlaid by the YAML document
+ * `text` (NULL or empty: none), overlaid by the overrides "section.key=value" in their order. Sections are
+ * merged; scalars and lists are replaced whole. An override's value is YAML: "model.layers=[1, 3]".
+ * `name` is how messages call the text: the name of its file. *config may be *defaults, and is left alone on
+ * failure: ESP_ERR_CONFIG for what the text or an override holds (unknown or doubled key, wrong type, value
+ * out of range, bad YAML; the message gives line or override and what was expected), ESP_ERR_USAGE for an
+ * override without key or '=', ESP_ERR_MEMORY. */
+ESP_API esp_status esp_yaml_load(void *config, size_t config_size, const struct cyaml_schema_value *schema,
+                                 const void *defaults, const char *name, const char *text,
+                                 const char *const *overrides, size_t override_count);
+
+/* The same with the text of the file `path`, of at most 1 MiB; besides ESP_ERR_IO if it cannot be read. */
+ESP_API esp_status esp_yaml_load_file(void *config, size_t config_size,
+                                      const struct cyaml_schema_value *schema, const void *defaults,
+                                      const char *path, const char *const *overrides, size_t override_count);
+
+/* Sets *text to the whole struct as YAML, from esp_alloc(); the caller frees it. Loading it gives the same
+ * bits. Fails with ESP_ERR_CONFIG if a number is not finite, an enum has no name or a text is not UTF-8;
+ * *text is then NULL. */
+ESP_API esp_status esp_yaml_save(char **text, const void *config, const struct cyaml_schema_value *schema);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

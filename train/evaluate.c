@@ -1,0 +1,85 @@
+#include <espalier/evaluate.h>
+#include <espalier/ops.h>
+
+#include <time.h>
+
+double esp_seconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+esp_status esp_check_data_fits(const esp_model_config *config, const esp_dataset *dataset, bool classes) {
+  const esp_dataset_info *info = esp_dataset_info_of(dataset);
+  if (info->height != config->image_height || info->width != config->image_width || info->channels != config->image_channels)
+    return esp_fail(ESP_ERR_MISMATCH, "the model takes images of %d x %d x %d, but those of %s (%s) are %d x %d x %d",
+                    config->image_height, config->image_width, config->image_channels, info->name, info->source,
+                    info->height, info->width, info->channels);
+  if (classes && info->classes != config->classes)
+    return esp_fail(ESP_ERR_MISMATCH,
+                    "the model knows %d classes, but %s (%s) has %d; use the data it was trained on, or finetune it first",
+                    config->classes, info->name, info->source, info->classes);
+  return ESP_OK;
+}
+
+esp_tensor *esp_batch_images(esp_tape *tape, const esp_batch *batch, const esp_model_config *config) {
+  esp_tensor *images = esp_tape_take(tape, sizeof *images);
+  if (!images) return NULL;
+  *images = (esp_tensor){.data = batch->images, .rank = 4,
+                         .shape = {batch->count, config->image_height, config->image_width, config->image_channels}};
+  return images;
+}
+
+int64_t esp_count_correct(const esp_tensor *logits, const int32_t *labels) {
+  const int64_t classes = esp_tensor_columns(logits);
+  int64_t correct = 0;
+  for (int64_t i = 0; i < esp_tensor_rows(logits); i++) {
+    int32_t best;
+    esp_top_k_of(logits->data + i * classes, classes, 1, &best);
+    correct += best == labels[i];
+  }
+  return correct;
+}
+
+static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const esp_batch *batch, const esp_observer *observer,
+                                 esp_evaluation *sum) {
+  esp_tape_reset(tape, false);
+  const esp_pass pass = {.observer = observer};
+  esp_tensor *images = esp_batch_images(tape, batch, &model->config);
+  if (!images) return esp_tape_status(tape);
+  esp_tensor *logits = esp_model_forward(model, tape, images, &pass).logits;
+  esp_tensor *loss = logits ? esp_cross_entropy(tape, logits, &(esp_targets){.labels = batch->labels}) : NULL;
+  if (!loss) return esp_tape_status(tape);
+  sum->accuracy += (double)esp_count_correct(logits, batch->labels);
+  sum->loss += (double)loss->data[0] * (double)batch->count;
+  sum->examples += batch->count;
+  return ESP_OK;
+}
+
+static esp_status evaluate_all(const esp_model *model, esp_tape *tape, esp_loader *loader, const esp_observer *observer,
+                               esp_evaluation *sum) {
+  const double start = esp_seconds();
+  for (int64_t left = esp_loader_batches_per_epoch(loader); left > 0; left--) {
+    const esp_batch *batch;
+    ESP_TRY(esp_loader_next(loader, &batch));
+    ESP_TRY(evaluate_batch(model, tape, batch, observer, sum));
+  }
+  sum->seconds = esp_seconds() - start;
+  sum->accuracy /= (double)sum->examples;
+  sum->loss /= (double)sum->examples;
+  return ESP_OK;
+}
+
+esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset, const esp_normalisation *normalisation,
+                        const esp_evaluation_options *options, esp_evaluation *evaluation) {
+  *evaluation = (esp_evaluation){0};
+  ESP_TRY(esp_check_data_fits(&model->config, dataset, true));
+  const esp_loader_options loading = {.batch = options->batch, .normalisation = *normalisation, .example_limit = options->limit};
+  esp_loader *loader;
+  ESP_TRY(esp_loader_create(&loader, dataset, options->split, &loading, 0));
+  esp_tape *tape = esp_tape_create();
+  const esp_status status = tape ? evaluate_all(model, tape, loader, options->observer, evaluation) : ESP_ERR_MEMORY;
+  esp_tape_free(tape);
+  esp_loader_close(loader);
+  return status;
+}

@@ -1,0 +1,46 @@
+/* Accuracy and loss of a model on a split. */
+#ifndef ESPALIER_EVALUATE_H
+#define ESPALIER_EVALUATE_H
+
+#include <espalier/dataset.h>
+#include <espalier/loader.h>
+#include <espalier/model.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct esp_evaluation {
+  double accuracy, loss; /* share of images whose largest logit is their label's; mean cross-entropy */
+  int64_t examples;
+  double seconds;
+} esp_evaluation;
+
+/* What an evaluation looks at, and who watches it. */
+typedef struct esp_evaluation_options {
+  esp_split_name split;
+  int64_t batch, limit;       /* limit 0: all examples */
+  const esp_observer *observer; /* NULL: none */
+} esp_evaluation_options;
+
+/* Runs the model over the split in its own order, without augmentation. ESP_ERR_MISMATCH if images or classes are
+ * not the model's. */
+ESP_API esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset, const esp_normalisation *normalisation,
+                                const esp_evaluation_options *options, esp_evaluation *evaluation) ESP_MUST_CHECK;
+
+/* ESP_ERR_MISMATCH if the data's images (and, if `classes`, its number of classes) are not the model's. */
+ESP_API esp_status esp_check_data_fits(const esp_model_config *config, const esp_dataset *dataset, bool classes) ESP_MUST_CHECK;
+
+/* Images [count, H, W, C] of a batch as a leaf of the step; NULL if memory is short. */
+ESP_API esp_tensor *esp_batch_images(esp_tape *tape, const esp_batch *batch, const esp_model_config *config);
+
+/* How many rows of logits [N, classes] have their largest entry at the label; the first of equal ones counts. */
+ESP_API int64_t esp_count_correct(const esp_tensor *logits, const int32_t *labels);
+
+/* Seconds of a clock that never goes back. */
+ESP_API double esp_seconds(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,70 @@
+#include <espalier/model_schema.h>
+#include <espalier/optimizer_schema.h>
+#include <espalier/run_config.h>
+#include <espalier/yaml.h>
+
+static const cyaml_schema_field_t augmentation_fields[] = {
+    CYAML_FIELD_INT("crop_padding", CYAML_FLAG_DEFAULT, esp_augmentation, crop_padding),
+    CYAML_FIELD_BOOL("flip", CYAML_FLAG_DEFAULT, esp_augmentation, flip),
+    CYAML_FIELD_INT("cutout", CYAML_FLAG_DEFAULT, esp_augmentation, cutout),
+    CYAML_FIELD_FLOAT("mixup", CYAML_FLAG_DEFAULT, esp_augmentation, mixup), CYAML_FIELD_END};
+
+static const cyaml_schema_field_t training_fields[] = {
+    CYAML_FIELD_FLOAT("epochs", CYAML_FLAG_DEFAULT, esp_training_config, epochs),
+    CYAML_FIELD_INT("batch", CYAML_FLAG_DEFAULT, esp_training_config, batch),
+    CYAML_FIELD_UINT("seed", CYAML_FLAG_DEFAULT, esp_training_config, seed),
+    CYAML_FIELD_FLOAT("label_smoothing", CYAML_FLAG_DEFAULT, esp_training_config, label_smoothing),
+    CYAML_FIELD_STRING("freeze", CYAML_FLAG_DEFAULT, esp_training_config, freeze, 0),
+    CYAML_FIELD_INT("log_every", CYAML_FLAG_DEFAULT, esp_training_config, log_every),
+    CYAML_FIELD_FLOAT("evaluate_every", CYAML_FLAG_DEFAULT, esp_training_config, evaluate_every),
+    CYAML_FIELD_INT("evaluate_examples", CYAML_FLAG_DEFAULT, esp_training_config, evaluate_examples),
+    CYAML_FIELD_FLOAT("checkpoint_minutes", CYAML_FLAG_DEFAULT, esp_training_config, checkpoint_minutes),
+    CYAML_FIELD_INT("compression", CYAML_FLAG_DEFAULT, esp_training_config, compression), CYAML_FIELD_END};
+
+static const cyaml_schema_field_t run_fields[] = {
+    CYAML_FIELD_MAPPING("model", CYAML_FLAG_DEFAULT, esp_run_config, model, esp_model_fields),
+    CYAML_FIELD_MAPPING("optimizer", CYAML_FLAG_DEFAULT, esp_run_config, optimizer, esp_optimizer_fields),
+    CYAML_FIELD_MAPPING("augmentation", CYAML_FLAG_DEFAULT, esp_run_config, augmentation, augmentation_fields),
+    CYAML_FIELD_MAPPING("training", CYAML_FLAG_DEFAULT, esp_run_config, training, training_fields), CYAML_FIELD_END};
+
+static const cyaml_schema_value_t run_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, esp_run_config, run_fields)};
+
+static esp_run_config defaults(void) {
+  return (esp_run_config){.model = esp_model_defaults, .optimizer = esp_optimizer_defaults,
+                          .training = {.epochs = 10, .batch = 128, .seed = 1, .log_every = 50, .evaluate_every = 1,
+                                       .checkpoint_minutes = 5, .compression = 1}};
+}
+
+static esp_status check(const esp_run_config *config) {
+  const esp_training_config *t = &config->training;
+  ESP_TRY(esp_optimizer_config_check(&config->optimizer));
+  const struct {
+    const char *key;
+    double value, least, most;
+  } ranges[] = {{"epochs", t->epochs, 0, 1e6},          {"batch", t->batch, 1, 65536},
+                {"label_smoothing", t->label_smoothing, 0, 0.999}, {"log_every", t->log_every, 1, 1e9},
+                {"evaluate_every", t->evaluate_every, 1e-3, 1e6}, {"evaluate_examples", t->evaluate_examples, 0, 1e9},
+                {"checkpoint_minutes", t->checkpoint_minutes, 0, 1e6}, {"compression", t->compression, 0, 9}};
+  for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
+    if (!(ranges[i].value >= ranges[i].least && ranges[i].value <= ranges[i].most))
+      return esp_fail(ESP_ERR_CONFIG, "training.%s is %g; it must lie in [%g, %g]", ranges[i].key, ranges[i].value,
+                      ranges[i].least, ranges[i].most);
+  return ESP_OK;
+}
+
+esp_status esp_run_config_load(esp_run_config *config, const char *path, const char *const *overrides,
+                               size_t override_count) {
+  const esp_run_config base = defaults();
+  if (!path) return esp_run_config_parse(config, "the defaults", NULL, overrides, override_count);
+  ESP_TRY(esp_yaml_load_file(config, sizeof *config, &run_schema, &base, path, overrides, override_count));
+  return check(config);
+}
+
+esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text, const char *const *overrides,
+                                size_t override_count) {
+  const esp_run_config base = defaults();
+  ESP_TRY(esp_yaml_load(config, sizeof *config, &run_schema, &base, name, text, overrides, override_count));
+  return check(config);
+}
+
+esp_status esp_run_config_save(char **text, const esp_run_config *config) { return esp_yaml_save(text, config, &run_schema); }

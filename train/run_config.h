@@ -1,0 +1,48 @@
+/* The settings of a training run: one YAML file. */
+#ifndef ESPALIER_RUN_CONFIG_H
+#define ESPALIER_RUN_CONFIG_H
+
+#include <espalier/augment.h>
+#include <espalier/model_config.h>
+#include <espalier/optimizer.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct esp_training_config {
+  double epochs; /* may be a fraction */
+  int batch;
+  uint64_t seed;
+  double label_smoothing;
+  char freeze[256];         /* comma-separated patterns of parameter names that stay as they are */
+  int log_every;            /* steps between two rows of the metrics */
+  double evaluate_every;    /* epochs between two evaluations on the test split */
+  int evaluate_examples;    /* how many test images those look at; 0: all */
+  double checkpoint_minutes; /* at most so long between two checkpoints; 0: only after evaluations */
+  int compression;          /* deflate level of checkpoints, 0..9 */
+} esp_training_config;
+
+typedef struct esp_run_config {
+  esp_model_config model;
+  esp_optimizer_config optimizer;
+  esp_augmentation augmentation;
+  esp_training_config training;
+} esp_run_config;
+
+/* The defaults, overlaid by the YAML file `path` (NULL: none) and by overrides "section.key=value". Values are
+ * checked; the model's sizes that come from the data may still be 0. */
+ESP_API esp_status esp_run_config_load(esp_run_config *config, const char *path, const char *const *overrides,
+                                       size_t override_count) ESP_MUST_CHECK;
+
+/* The same from YAML text; `name` is how messages call it. */
+ESP_API esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text,
+                                        const char *const *overrides, size_t override_count) ESP_MUST_CHECK;
+
+/* As YAML text from esp_alloc(). */
+ESP_API esp_status esp_run_config_save(char **text, const esp_run_config *config) ESP_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

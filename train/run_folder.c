@@ -1,0 +1,72 @@
+#include <espalier/run_folder.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+bool esp_file_exists(const char *path) { return access(path, F_OK) == 0; }
+
+esp_status esp_folder_path(char path[ESP_PATH_SIZE], const char *folder, const char *name) {
+  const int length = snprintf(path, ESP_PATH_SIZE, "%s/%s", folder, name);
+  if (length >= 0 && length < ESP_PATH_SIZE) return ESP_OK;
+  return esp_fail(ESP_ERR_IO, "the path \"%.60s...\" is longer than %d letters; use a shorter one", folder, ESP_PATH_SIZE - 1);
+}
+
+static esp_status make_one(const char *folder) {
+  if (mkdir(folder, 0777) == 0) return ESP_OK;
+  struct stat found;
+  const int error = errno;
+  if (error == EEXIST && stat(folder, &found) == 0 && S_ISDIR(found.st_mode)) return ESP_OK;
+  if (error == EEXIST)
+    return esp_fail(ESP_ERR_IO, "the output folder %s cannot be made: a file of that name is in the way", folder);
+  return esp_fail(ESP_ERR_IO, "the output folder %s cannot be made: %s", folder, strerror(error));
+}
+
+esp_status esp_folder_make(const char *folder) {
+  char path[ESP_PATH_SIZE];
+  const size_t length = strlen(folder);
+  if (length == 0) return esp_fail(ESP_ERR_USAGE, "the output folder has an empty name");
+  ESP_TRY(esp_folder_path(path, folder, ""));
+  for (size_t i = 1; i < length; i++) {
+    if (path[i] != '/') continue;
+    path[i] = '\0';
+    ESP_TRY(make_one(path));
+    path[i] = '/';
+  }
+  ESP_TRY(make_one(folder));
+  ESP_TRY(esp_folder_path(path, folder, ".write-test"));
+  ESP_TRY(esp_file_write(path, ""));
+  unlink(path);
+  return ESP_OK;
+}
+
+static bool write_all(int file, const char *text, size_t size) {
+  while (size > 0) {
+    const ssize_t written = write(file, text, size);
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return false;
+    text += written;
+    size -= (size_t)written;
+  }
+  return fsync(file) == 0;
+}
+
+esp_status esp_file_write(const char *path, const char *text) {
+  char temporary[ESP_PATH_SIZE + 32];
+  snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid());
+  const int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (file < 0) return esp_fail(ESP_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
+  bool done = write_all(file, text, strlen(text));
+  int error = errno;
+  if (close(file) != 0 && done) {
+    done = false;
+    error = errno;
+  }
+  if (done && rename(temporary, path) == 0) return ESP_OK;
+  if (done) error = errno;
+  unlink(temporary);
+  return esp_fail(ESP_ERR_IO, "%s cannot be written: %s", path, strerror(error));
+}

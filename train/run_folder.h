@@ -1,0 +1,27 @@
+/* A run is a folder: resolved config, metrics, checkpoints, results. It is made and test-written before step 0. */
+#ifndef ESPALIER_RUN_FOLDER_H
+#define ESPALIER_RUN_FOLDER_H
+
+#include <espalier/status.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { ESP_PATH_SIZE = 1024 };
+
+/* Makes the folder with its parents, where they are missing, and proves that a file can be written in it. */
+ESP_API esp_status esp_folder_make(const char *folder) ESP_MUST_CHECK;
+
+/* path = folder/name. */
+ESP_API esp_status esp_folder_path(char path[ESP_PATH_SIZE], const char *folder, const char *name) ESP_MUST_CHECK;
+
+ESP_API bool esp_file_exists(const char *path);
+
+/* Replaces the file by `text` at once: under a temporary name in the same folder, synced, renamed. */
+ESP_API esp_status esp_file_write(const char *path, const char *text) ESP_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

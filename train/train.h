@@ -1,0 +1,12 @@
+/* Everything of train/: settings, the loop, evaluation, metrics, run folders. */
+#ifndef ESPALIER_TRAIN_H
+#define ESPALIER_TRAIN_H
+
+#include <espalier/evaluate.h>
+#include <espalier/metrics.h>
+#include <espalier/progress.h>
+#include <espalier/run_config.h>
+#include <espalier/run_folder.h>
+#include <espalier/trainer.h>
+
+#endif

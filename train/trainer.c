@@ -1,0 +1,226 @@
+#include <espalier/metrics.h>
+#include <espalier/ops.h>
+#include <espalier/progress.h>
+#include <espalier/run_folder.h>
+#include <espalier/trainer.h>
+
+#include <math.h>
+#include <string.h>
+
+int64_t esp_training_steps(const esp_training_config *config, int64_t batches_per_epoch) {
+  return (int64_t)ceil(config->epochs * (double)batches_per_epoch - 1e-9);
+}
+
+/* Names the first op whose result (or whose input's gradient) is not finite. */
+static esp_status not_finite(const esp_tape *tape, bool gradients, int64_t step) {
+  const esp_node *node = esp_tape_first_not_finite(tape, gradients);
+  return esp_fail(ESP_ERR_NOT_FINITE,
+                  "step %lld: the %s is not finite; the first op with such a %s is %s in %s. Try a lower "
+                  "optimizer.learning_rate, a longer optimizer.schedule.warmup or a smaller optimizer.clip_norm; the last "
+                  "checkpoint is from before",
+                  (long long)step + 1, gradients ? "gradient" : "loss", gradients ? "gradient" : "result",
+                  node ? node->op->name : "unknown", node && *node->scope ? node->scope : "the loss");
+}
+
+esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, esp_tape *tape, const esp_batch *batch,
+                             const esp_pass *pass, double smoothing, double rate_share, esp_step_result *result) {
+  esp_tape_reset(tape, true);
+  esp_tensor *images = esp_batch_images(tape, batch, &model->config);
+  if (!images) return esp_tape_status(tape);
+  const esp_model_output output = esp_model_forward(model, tape, images, pass);
+  if (!output.logits) return esp_tape_status(tape);
+  esp_tape_scope(tape, "loss");
+  const esp_targets targets = {batch->labels, batch->mixed_labels, batch->mix, smoothing};
+  esp_tensor *task = esp_cross_entropy(tape, output.logits, &targets);
+  esp_tensor *loss = esp_total_loss(tape, task, &output.auxiliary);
+  if (!loss) return esp_tape_status(tape);
+  if (!isfinite(loss->data[0])) return not_finite(tape, false, (int64_t)pass->step);
+  ESP_TRY(esp_tape_backward(tape, loss));
+  const double norm = esp_gradient_norm(model->parameters);
+  if (!isfinite(norm)) return not_finite(tape, true, (int64_t)pass->step);
+  esp_optimizer_step(optimizer, rate_share, norm);
+  *result = (esp_step_result){.loss = (double)loss->data[0], .task_loss = (double)task->data[0], .gradient_norm = norm,
+                              .correct = esp_count_correct(output.logits, batch->labels), .auxiliary = output.auxiliary};
+  return ESP_OK;
+}
+
+/* What a run holds while it goes on. */
+typedef struct run {
+  const esp_training_job *job;
+  esp_optimizer *optimizer;
+  esp_loader *loader;
+  esp_tape *tape;
+  esp_metrics *metrics;
+  esp_window window;
+  esp_progress_bar bar;
+  int64_t step, steps, batches_per_epoch;
+  double next_evaluation;      /* in epochs */
+  double last_checkpoint;      /* esp_seconds() */
+  double training_seconds;     /* of steps alone */
+  int64_t images;
+  esp_evaluation evaluation;
+} run;
+
+static double epoch_of(const run *r) { return (double)r->step / (double)r->batches_per_epoch; }
+
+static esp_history_entry *history_of(const run *r) {
+  return &r->job->info->history[r->job->info->history_count - 1];
+}
+
+static esp_status save(run *r, const char *name) {
+  esp_checkpoint_info *info = r->job->info;
+  info->progress.step = r->step;
+  info->progress.steps = r->steps;
+  info->progress.batches = r->step;
+  info->progress.seed = r->job->config->training.seed;
+  history_of(r)->steps = r->step;
+  char path[ESP_PATH_SIZE];
+  ESP_TRY(esp_folder_path(path, r->job->folder, name));
+  r->last_checkpoint = esp_seconds();
+  return esp_checkpoint_save(path, r->job->model, r->optimizer, info, r->job->config->training.compression);
+}
+
+static void restart_window(run *r) { r->window = (esp_window){.started = esp_seconds()}; }
+
+/* The window goes to the metrics and to the bar, and starts again. */
+static esp_status close_window(run *r) {
+  const esp_window *w = &r->window;
+  if (w->steps == 0) return ESP_OK;
+  const esp_run_config *config = r->job->config;
+  const double rate = config->optimizer.learning_rate * esp_schedule_share(&config->optimizer.schedule, r->step - 1, r->steps);
+  r->bar.loss = esp_window_mean(w, w->loss);
+  r->bar.accuracy = w->correct / (double)w->images;
+  r->bar.rate = (double)w->images / (esp_seconds() - w->started);
+  ESP_TRY(esp_metrics_write_training(r->metrics, r->step, epoch_of(r), rate, w));
+  restart_window(r);
+  return ESP_OK;
+}
+
+static esp_status evaluate(run *r, int64_t limit) {
+  const esp_training_job *job = r->job;
+  ESP_TRY(close_window(r));
+  const esp_evaluation_options options = {.split = ESP_TEST, .batch = job->config->training.batch, .limit = limit};
+  ESP_TRY(esp_evaluate(job->model, job->dataset, &job->info->normalisation, &options, &r->evaluation));
+  ESP_TRY(esp_metrics_write_evaluation(r->metrics, r->step, epoch_of(r), &r->evaluation));
+  esp_progress_evaluation(&r->bar, r->step, epoch_of(r), &r->evaluation);
+  const bool best = r->evaluation.accuracy > job->info->progress.best_accuracy;
+  if (best) {
+    job->info->progress.best_accuracy = r->evaluation.accuracy;
+    job->info->progress.best_step = r->step;
+  }
+  ESP_TRY(save(r, "last.h5"));
+  if (best) ESP_TRY(save(r, "best.h5"));
+  restart_window(r);
+  return ESP_OK;
+}
+
+static esp_status do_step(run *r) {
+  const esp_run_config *config = r->job->config;
+  const double start = esp_seconds();
+  const esp_batch *batch;
+  ESP_TRY(esp_loader_next(r->loader, &batch));
+  const esp_observer observer = esp_window_observer(&r->window);
+  const esp_pass pass = {.training = true, .seed = config->training.seed, .step = (uint64_t)r->step, .observer = &observer};
+  const double share = esp_schedule_share(&config->optimizer.schedule, r->step, r->steps);
+  esp_step_result result;
+  ESP_TRY(esp_training_step(r->job->model, r->optimizer, r->tape, batch, &pass, config->training.label_smoothing, share, &result));
+  r->step++;
+  esp_window *w = &r->window;
+  w->steps++;
+  w->images += batch->count;
+  w->loss += result.loss;
+  w->task_loss += result.task_loss;
+  w->correct += (double)result.correct;
+  w->gradient_norm += result.gradient_norm;
+  esp_window_add_losses(w, &result.auxiliary);
+  r->images += batch->count;
+  r->training_seconds += esp_seconds() - start;
+  return ESP_OK;
+}
+
+/* What is due between two steps. */
+static esp_status after_step(run *r) {
+  const esp_training_config *config = &r->job->config->training;
+  if (r->step % config->log_every == 0) ESP_TRY(close_window(r));
+  esp_progress_step(&r->bar, r->step);
+  if (epoch_of(r) + 1e-9 >= r->next_evaluation && r->step < r->steps) {
+    ESP_TRY(evaluate(r, config->evaluate_examples));
+    while (r->next_evaluation <= epoch_of(r) + 1e-9) r->next_evaluation += config->evaluate_every;
+  }
+  if (config->checkpoint_minutes > 0 && esp_seconds() - r->last_checkpoint > 60 * config->checkpoint_minutes)
+    ESP_TRY(save(r, "last.h5"));
+  if (!r->job->stop || !*r->job->stop) return ESP_OK;
+  ESP_TRY(close_window(r));
+  ESP_TRY(save(r, "last.h5"));
+  return esp_fail(ESP_ERR_INTERRUPTED, "stopped after step %lld of %lld; continue with the same command and --resume",
+                  (long long)r->step, (long long)r->steps);
+}
+
+static esp_status loop(run *r) {
+  r->bar = esp_progress_start(r->job->quiet, r->step, r->steps);
+  r->last_checkpoint = esp_seconds();
+  restart_window(r);
+  while (r->next_evaluation <= epoch_of(r) + 1e-9) r->next_evaluation += r->job->config->training.evaluate_every;
+  esp_status status = ESP_OK;
+  while (status == ESP_OK && r->step < r->steps) {
+    status = do_step(r);
+    if (status == ESP_OK) status = after_step(r);
+  }
+  if (status == ESP_OK) status = evaluate(r, 0);
+  esp_progress_end(&r->bar);
+  return status;
+}
+
+static esp_status check_resumed(const run *r) {
+  const esp_progress *p = &r->job->info->progress;
+  if (p->seed != r->job->config->training.seed)
+    return esp_fail(ESP_ERR_CONFIG, "the run was started with seed %llu, not %llu; a resumed run keeps its settings",
+                    (unsigned long long)p->seed, (unsigned long long)r->job->config->training.seed);
+  if (p->steps != r->steps)
+    return esp_fail(ESP_ERR_CONFIG, "the run was planned for %lld steps, not %lld; a resumed run keeps its settings",
+                    (long long)p->steps, (long long)r->steps);
+  return ESP_OK;
+}
+
+static esp_status prepare(run *r) {
+  const esp_training_job *job = r->job;
+  const esp_run_config *config = job->config;
+  const esp_dataset_info *data = esp_dataset_info_of(job->dataset);
+  ESP_TRY(esp_check_data_fits(&job->model->config, job->dataset, true));
+  ESP_TRY(esp_augmentation_check(&config->augmentation, data->height, data->width));
+  ESP_TRY(esp_parameters_freeze(job->model->parameters, config->training.freeze));
+  ESP_TRY(esp_optimizer_create(&r->optimizer, &config->optimizer, job->model->parameters));
+  if (job->resume_from) {
+    ESP_TRY(esp_checkpoint_load_optimizer(job->resume_from, r->optimizer));
+    r->step = job->info->progress.step;
+  } else {
+    job->info->progress = (esp_progress){.best_accuracy = -1};
+  }
+  const esp_loader_options options = {.batch = config->training.batch, .shuffle = true, .drop_last = data->count[ESP_TRAIN] >= config->training.batch,
+                                      .augmentation = config->augmentation, .normalisation = job->info->normalisation,
+                                      .seed = config->training.seed};
+  ESP_TRY(esp_loader_create(&r->loader, job->dataset, ESP_TRAIN, &options, r->step));
+  r->batches_per_epoch = esp_loader_batches_per_epoch(r->loader);
+  r->steps = esp_training_steps(&config->training, r->batches_per_epoch);
+  if (job->resume_from) ESP_TRY(check_resumed(r));
+  r->tape = esp_tape_create();
+  if (!r->tape) return ESP_ERR_MEMORY;
+  return esp_metrics_open(&r->metrics, job->folder, job->model, r->step);
+}
+
+esp_status esp_train(const esp_training_job *job, esp_training_result *result) {
+  run r = {.job = job};
+  const double start = esp_seconds();
+  esp_status status = prepare(&r);
+  if (status == ESP_OK) status = loop(&r);
+  *result = (esp_training_result){.final = r.evaluation, .best_accuracy = job->info->progress.best_accuracy,
+                                  .best_step = job->info->progress.best_step, .step = r.step, .steps = r.steps,
+                                  .seconds = esp_seconds() - start,
+                                  .images_per_second = r.training_seconds > 0 ? (double)r.images / r.training_seconds : 0,
+                                  .step_memory = r.tape ? esp_arena_capacity(esp_tape_arena(r.tape)) : 0};
+  const esp_status closed = esp_metrics_close(r.metrics);
+  esp_tape_free(r.tape);
+  esp_loader_close(r.loader);
+  esp_optimizer_free(r.optimizer);
+  return status != ESP_OK ? status : closed;
+}

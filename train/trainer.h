@@ -1,0 +1,58 @@
+/* The training loop: pretraining and finetuning are the same loop from another start. */
+#ifndef ESPALIER_TRAINER_H
+#define ESPALIER_TRAINER_H
+
+#include <espalier/checkpoint.h>
+#include <espalier/loader.h>
+#include <espalier/run_config.h>
+
+#include <signal.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct esp_training_job {
+  esp_model *model; /* trained in place; the caller's */
+  const esp_dataset *dataset;
+  const esp_run_config *config;
+  const char *folder;         /* of the run; it exists */
+  esp_checkpoint_info *info;  /* the last entry of its history is this training; kept up to date */
+  const char *resume_from;    /* checkpoint whose optimiser state and progress go on; NULL: from step 0 */
+  const volatile sig_atomic_t *stop; /* set by a signal handler: end at the next safe point; NULL: never */
+  bool quiet;
+} esp_training_job;
+
+typedef struct esp_training_result {
+  esp_evaluation final;     /* of the model as it is at the end */
+  double best_accuracy;
+  int64_t best_step, step, steps;
+  double seconds;           /* of this process's part of the run */
+  double images_per_second; /* of the training steps alone */
+  size_t step_memory;       /* bytes of the step arena */
+} esp_training_result;
+
+/* Trains for config->training.epochs. Leaves metrics.csv, last.h5 and best.h5 in the folder. ESP_ERR_INTERRUPTED if
+ * stopped (last.h5 then holds the state to resume from), ESP_ERR_NOT_FINITE if the loss or the gradient stops being
+ * finite (last.h5 is the last good state). */
+ESP_API esp_status esp_train(const esp_training_job *job, esp_training_result *result) ESP_MUST_CHECK;
+
+/* Steps of a run: epochs x batches per epoch, rounded up. */
+ESP_API int64_t esp_training_steps(const esp_training_config *config, int64_t batches_per_epoch);
+
+/* One training step, for those who write their own loop: forward, backward, clipping, update. On return the tape
+ * still holds the step. `smoothing` is label smoothing. */
+typedef struct esp_step_result {
+  double loss, task_loss, gradient_norm;
+  int64_t correct;
+  esp_auxiliary_losses auxiliary;
+} esp_step_result;
+
+ESP_API esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, esp_tape *tape, const esp_batch *batch,
+                                     const esp_pass *pass, double smoothing, double rate_share,
+                                     esp_step_result *result) ESP_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
