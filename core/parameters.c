@@ -102,6 +102,23 @@ esp_real *esp_parameters_values(const esp_parameters *parameters) { return param
 
 esp_real *esp_parameters_gradients(const esp_parameters *parameters) { return parameters->gradients; }
 
+/* The first of the comma-separated patterns into `pattern`; returns what follows it. Patterns that are longer than any
+ * name come out cut, and match nothing. */
+static const char *next_pattern(const char *patterns, char pattern[NAME_SIZE]) {
+  const size_t length = strcspn(patterns, ",");
+  snprintf(pattern, NAME_SIZE, "%.*s", (int)length, patterns);
+  return patterns + length + (patterns[length] == ',');
+}
+
+bool esp_name_matches(const char *patterns, const char *name) {
+  char pattern[NAME_SIZE];
+  while (*patterns) {
+    patterns = next_pattern(patterns, pattern);
+    if (fnmatch(pattern, name, 0) == 0) return true;
+  }
+  return false;
+}
+
 static int64_t freeze_matches(esp_parameters *parameters, const char *pattern) {
   int64_t matches = 0;
   for (int64_t i = 0; i < parameters->count; i++) {
@@ -119,18 +136,13 @@ esp_status esp_parameters_freeze(esp_parameters *parameters, const char *pattern
     parameters->entries[i]->parameter.frozen = false;
     parameters->entries[i]->parameter.tensor.requires_grad = true;
   }
+  char pattern[NAME_SIZE];
   while (*patterns) {
-    const size_t length = strcspn(patterns, ",");
-    char pattern[NAME_SIZE];
-    if (length >= sizeof pattern)
-      return esp_fail(ESP_ERR_CONFIG, "freeze: the pattern \"%.40s...\" is longer than any parameter's name", patterns);
-    memcpy(pattern, patterns, length);
-    pattern[length] = '\0';
-    if (length && freeze_matches(parameters, pattern) == 0)
+    patterns = next_pattern(patterns, pattern);
+    if (*pattern && freeze_matches(parameters, pattern) == 0)
       return esp_fail(ESP_ERR_CONFIG,
-                      "freeze: no parameter matches \"%s\"; names look like \"%s\" (espalier inspect lists them)", pattern,
-                      parameters->count ? parameters->entries[0]->name : "");
-    patterns += length + (patterns[length] == ',');
+                      "freeze: no parameter matches \"%s\"; names look like \"%s\" (espalier inspect --parameters lists them)",
+                      pattern, parameters->count ? parameters->entries[0]->name : "");
   }
   return ESP_OK;
 }

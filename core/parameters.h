@@ -56,6 +56,9 @@ ESP_API esp_real *esp_parameters_gradients(const esp_parameters *parameters);
  * A pattern that matches nothing is an error. "" freezes nothing. */
 ESP_API esp_status esp_parameters_freeze(esp_parameters *parameters, const char *patterns) ESP_MUST_CHECK;
 
+/* Whether one of the comma-separated shell patterns matches the name. */
+ESP_API bool esp_name_matches(const char *patterns, const char *name);
+
 #ifdef __cplusplus
 }
 #endif

@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 /* Each residual branch starts smaller the more of them there are (GPT-2's rule). */
 static double residual_scale(const esp_model_config *config) { return 1 / sqrt(2.0 * config->blocks); }
@@ -128,4 +129,37 @@ esp_moe *esp_model_moe(const esp_model *model, int index) {
   for (int i = 0; i < model->config.blocks; i++)
     if (model->blocks[i].kind != ESP_LAYER_DENSE && index-- == 0) return &model->blocks[i].moe;
   return NULL;
+}
+
+static esp_status check_copy(const esp_parameter *target, const esp_parameter *source, const char *name) {
+  if (!target || !source)
+    return esp_fail(ESP_ERR_MISMATCH, "the models differ: %s is only in the %s one", name, target ? "new" : "old");
+  if (esp_same_shape(&target->tensor, &source->tensor)) return ESP_OK;
+  char expected[64], found[64];
+  return esp_fail(ESP_ERR_MISMATCH, "the models differ: %s is %s in the new one and %s in the old one", name,
+                  esp_shape_text(&target->tensor, expected, sizeof expected),
+                  esp_shape_text(&source->tensor, found, sizeof found));
+}
+
+/* Checks that every parameter of `a` that is not excepted has its like in `b`. */
+static esp_status check_all(const esp_parameters *a, const esp_parameters *b, bool a_is_target, const char *except) {
+  for (int64_t i = 0; i < esp_parameters_count(a); i++) {
+    const esp_parameter *p = esp_parameters_at(a, i);
+    if (esp_name_matches(except, p->tensor.name)) continue;
+    const esp_parameter *other = esp_parameters_find(b, p->tensor.name);
+    ESP_TRY(check_copy(a_is_target ? p : other, a_is_target ? other : p, p->tensor.name));
+  }
+  return ESP_OK;
+}
+
+esp_status esp_model_copy_parameters(esp_model *target, const esp_model *source, const char *except) {
+  ESP_TRY(check_all(target->parameters, source->parameters, true, except));
+  ESP_TRY(check_all(source->parameters, target->parameters, false, except));
+  for (int64_t i = 0; i < esp_parameters_count(target->parameters); i++) {
+    const esp_parameter *p = esp_parameters_at(target->parameters, i);
+    if (esp_name_matches(except, p->tensor.name)) continue;
+    memcpy(p->tensor.data, esp_parameters_find(source->parameters, p->tensor.name)->tensor.data,
+           (size_t)p->count * sizeof *p->tensor.data);
+  }
+  return ESP_OK;
 }

@@ -49,6 +49,11 @@ ESP_API esp_tensor *esp_total_loss(esp_tape *tape, esp_tensor *task, const esp_a
 ESP_API int esp_model_moe_count(const esp_model *model);
 ESP_API esp_moe *esp_model_moe(const esp_model *model, int index);
 
+/* Copies the parameters of `source` into those of `target` by name; those that match one of the comma-separated
+ * shell patterns `except` are left as they are. ESP_ERR_MISMATCH, naming the tensor and both shapes, if one that is
+ * to be copied is missing on either side or has another shape; nothing is copied then. */
+ESP_API esp_status esp_model_copy_parameters(esp_model *target, const esp_model *source, const char *except) ESP_MUST_CHECK;
+
 #ifdef __cplusplus
 }
 #endif

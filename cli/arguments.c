@@ -1,0 +1,137 @@
+#include "arguments_internal.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct option {
+  const char *name, *value, *help; /* value NULL: a switch */
+  size_t offset;
+} option;
+
+#define TEXT(member) offsetof(arguments, member)
+
+static const option option_table[] = {
+    {"--data", "DATA", "synthetic, NAME or NAME:PATH; `espalier data list` shows the names", TEXT(data)},
+    {"--out", "RUN", "folder (or, where one model is written, .h5 file) for what is made", TEXT(out)},
+    {"--set", "KEY=VALUE", "overrides a setting, e.g. --set model.moe.experts=16; may be repeated", 0},
+    {"--resume", NULL, "continues an interrupted run with the same bits", TEXT(resume)},
+    {"--reference", "RUN|CKPT", "the model from before finetuning", TEXT(reference)},
+    {"--criterion", "NAME", "how experts are scored", TEXT(criterion)},
+    {"--drop", "N", "experts to drop in each mixture layer", TEXT(drop)},
+    {"--ratio", "R", "the same as a share of each layer's experts, e.g. 0.5", TEXT(ratio)},
+    {"--mode", "MODE", "zero (router kept), remove (router row gone too) or mask (kept, never chosen)", TEXT(mode)},
+    {"--split", "SPLIT", "test (default) or train", TEXT(split)},
+    {"--limit", "N", "looks at the first N images only", TEXT(limit)},
+    {"--new-head", "WHEN", "auto (default: if the number of classes differs), always or never", TEXT(new_head)},
+    {"--augment", NULL, "shows images as training sees them: shifted and mirrored", TEXT(augment)},
+    {"--parameters", NULL, "lists every parameter with its shape", TEXT(parameters)},
+    {"--overwrite", NULL, "replaces a run that is already in the output folder", TEXT(overwrite)},
+    {"--seed", "N", "overrides training.seed, or seeds what is random here", TEXT(seed)},
+    {"--threads", "N", "threads to compute with (default: all cores)", TEXT(threads)},
+    {"--json", NULL, "prints one JSON object on standard output and nothing else there", TEXT(json)},
+    {"--quiet", NULL, "no progress on standard error", TEXT(quiet)},
+    {"--help", NULL, "this text", TEXT(help)},
+};
+enum { OPTION_COUNT = sizeof option_table / sizeof option_table[0] };
+
+static const char common_options[] = " --seed --threads --json --quiet --help ";
+
+static bool is_among(const char *list, const char *name) {
+  const size_t length = strlen(name);
+  for (const char *at = strstr(list, name); at; at = strstr(at + 1, name))
+    if ((at == list || at[-1] == ' ') && (at[length] == ' ' || at[length] == '\0')) return true;
+  return false;
+}
+
+static bool takes(const command *c, const option *o) {
+  return is_among(common_options, o->name) || is_among(c->options, o->name);
+}
+
+static esp_status unknown(const command *c, const char *name) {
+  const char *names[OPTION_COUNT];
+  size_t count = 0;
+  for (int i = 0; i < OPTION_COUNT; i++)
+    if (takes(c, &option_table[i])) names[count++] = option_table[i].name;
+  const char *near = esp_nearest(name, names, count);
+  return esp_fail(ESP_ERR_USAGE, "`espalier %s` has no option %s%s%s; see `espalier %s --help`", c->name, name,
+                  near ? "; did you mean " : "", near ? near : "", c->name);
+}
+
+static const option *find_option(const command *c, const char *name, size_t length) {
+  for (int i = 0; i < OPTION_COUNT; i++)
+    if (strlen(option_table[i].name) == length && strncmp(option_table[i].name, name, length) == 0)
+      return takes(c, &option_table[i]) ? &option_table[i] : NULL;
+  return NULL;
+}
+
+static esp_status store(arguments *a, const option *o, const char *value) {
+  if (strcmp(o->name, "--set") != 0) {
+    memcpy((char *)a + o->offset, &value, sizeof value);
+    return ESP_OK;
+  }
+  if (a->override_count == MAX_OVERRIDES)
+    return esp_fail(ESP_ERR_USAGE, "more than %d --set; put the settings into a file", MAX_OVERRIDES);
+  a->overrides[a->override_count++] = value;
+  return ESP_OK;
+}
+
+/* One option, in the form --name value or --name=value. `*index` moves past what was used. */
+static esp_status parse_option(const command *c, int argc, char **argv, int *index, arguments *a) {
+  const char *word = argv[*index], *equals = strchr(word, '=');
+  const option *o = find_option(c, word, equals ? (size_t)(equals - word) : strlen(word));
+  if (!o) return unknown(c, word);
+  if (!o->value) {
+    if (equals) return esp_fail(ESP_ERR_USAGE, "%s is a switch and takes no value", o->name);
+    *((bool *)((char *)a + o->offset)) = true;
+    return ESP_OK;
+  }
+  if (equals) return store(a, o, equals + 1);
+  if (*index + 1 >= argc) return esp_fail(ESP_ERR_USAGE, "%s needs a value: %s %s", o->name, o->name, o->value);
+  return store(a, o, argv[++*index]);
+}
+
+esp_status parse_arguments(const command *c, int argc, char **argv, arguments *a) {
+  *a = (arguments){.operand_count = 0};
+  for (int i = 2; i < argc; i++) {
+    if (strncmp(argv[i], "--", 2) == 0) ESP_TRY(parse_option(c, argc, argv, &i, a));
+    else if (a->operand_count == c->most_operands)
+      return esp_fail(ESP_ERR_USAGE, "`espalier %s` does not know what to do with \"%s\"; usage: espalier %s", c->name, argv[i],
+                      c->usage);
+    else a->operands[a->operand_count++] = argv[i];
+  }
+  if (a->help || a->operand_count >= c->least_operands) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "usage: espalier %s", c->usage);
+}
+
+void print_help(const command *c) {
+  printf("usage: espalier %s\n\n%s.\n\n%s\nOptions:\n", c->usage, c->summary, c->details);
+  for (int i = 0; i < OPTION_COUNT; i++) {
+    const option *o = &option_table[i];
+    if (!takes(c, o)) continue;
+    char left[40];
+    snprintf(left, sizeof left, "%s%s%s", o->name, o->value ? " " : "", o->value ? o->value : "");
+    printf("  %-22s %s\n", left, o->help);
+  }
+}
+
+esp_status whole_number(const char *option_name, const char *text, long long least, long long most, long long fallback,
+                        long long *number) {
+  *number = fallback;
+  if (!text) return ESP_OK;
+  char *end;
+  errno = 0;
+  *number = strtoll(text, &end, 10);
+  if (*text && !*end && errno == 0 && *number >= least && *number <= most) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "%s is \"%s\"; it must be a whole number from %lld to %lld", option_name, text, least, most);
+}
+
+esp_status real_number(const char *option_name, const char *text, double least, double most, double *number) {
+  char *end;
+  *number = strtod(text, &end);
+  if (*text && !*end && isfinite(*number) && *number >= least && *number <= most) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "%s is \"%s\"; it must be a number from %g to %g", option_name, text, least, most);
+}

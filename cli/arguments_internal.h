@@ -1,0 +1,41 @@
+/* Command lines: one struct for all commands, one table that says which option belongs to which. */
+#ifndef ESPALIER_ARGUMENTS_INTERNAL_H
+#define ESPALIER_ARGUMENTS_INTERNAL_H
+
+#include <espalier/status.h>
+
+enum { MAX_OVERRIDES = 64, MAX_OPERANDS = 4 };
+
+typedef struct arguments {
+  const char *operands[MAX_OPERANDS];
+  int operand_count;
+  const char *data, *out, *reference, *criterion, *mode, *split, *new_head;
+  const char *overrides[MAX_OVERRIDES];
+  size_t override_count;
+  const char *drop, *ratio, *threads, *seed, *limit; /* numbers, checked by number_of() */
+  bool json, quiet, help, resume, augment, parameters, overwrite;
+} arguments;
+
+/* A command of the program. */
+typedef struct command {
+  const char *name, *usage, *summary;
+  const char *details; /* more help, and an example */
+  const char *options; /* space-separated names of the options it takes besides the common ones */
+  int least_operands, most_operands;
+  int (*run)(const arguments *a); /* returns the exit code */
+} command;
+
+/* Reads argv[2..]. Fails with ESP_ERR_USAGE for what the command does not take. */
+esp_status parse_arguments(const command *c, int argc, char **argv, arguments *a);
+
+/* Prints the help of a command. */
+void print_help(const command *c);
+
+/* A whole number within [least, most]; `fallback` if text is NULL. `option` is for the message. */
+esp_status whole_number(const char *option, const char *text, long long least, long long most, long long fallback,
+                        long long *number);
+
+/* A finite number within [least, most]. */
+esp_status real_number(const char *option, const char *text, double least, double most, double *number);
+
+#endif

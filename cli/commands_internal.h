@@ -1,0 +1,57 @@
+/* What the commands share. */
+#ifndef ESPALIER_COMMANDS_INTERNAL_H
+#define ESPALIER_COMMANDS_INTERNAL_H
+
+#include "arguments_internal.h"
+
+#include <espalier/checkpoint.h>
+#include <espalier/run_folder.h>
+
+#include <jansson.h>
+#include <signal.h>
+
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+int run_pretrain(const arguments *a);
+int run_finetune(const arguments *a);
+int run_evaluate(const arguments *a);
+int run_measure(const arguments *a);
+int run_prune(const arguments *a);
+int run_inspect(const arguments *a);
+int run_data(const arguments *a);
+
+/* Prints this thread's message to standard error and returns the exit code that fits the status. */
+int report_failure(esp_status status);
+
+/* Prints the object as the command's one JSON object; takes it over. Returns EXIT_DONE. */
+int print_json(json_t *object);
+
+/* A model with what its checkpoint says of it. */
+typedef struct loaded {
+  esp_model *model;
+  esp_checkpoint_info info;
+  char path[ESP_PATH_SIZE];
+} loaded;
+
+/* From RUN or CKPT. On success unload() frees it. */
+esp_status load(loaded *l, const char *run_or_checkpoint);
+void unload(loaded *l);
+
+/* Opens --data, which must be there. */
+esp_status open_data(esp_dataset **dataset, const arguments *a);
+
+/* A new entry at the end of a history that has room for it. */
+esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,
+                       const char *reference);
+
+/* The history as JSON and as lines on standard output. */
+json_t *history_json(const esp_checkpoint_info *info);
+void print_history(const esp_checkpoint_info *info);
+
+/* Bytes of a file; 0 if it cannot be read. */
+long long file_size(const char *path);
+
+/* Ctrl-C and SIGTERM set this; the training loop ends at the next safe point. */
+const volatile sig_atomic_t *watch_interrupts(void);
+
+#endif

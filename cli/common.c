@@ -1,0 +1,99 @@
+#include "commands_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+int report_failure(esp_status status) {
+  fprintf(stderr, "espalier: %s\n", esp_error_message());
+  return status == ESP_ERR_USAGE || status == ESP_ERR_CONFIG ? EXIT_USAGE : EXIT_FAILED;
+}
+
+int print_json(json_t *object) {
+  if (!object) {
+    (void)esp_fail(ESP_ERR_MEMORY, "out of memory: the results cannot be printed");
+    return report_failure(ESP_ERR_MEMORY);
+  }
+  const int failed = json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(10));
+  json_decref(object);
+  putchar('\n');
+  return failed ? EXIT_FAILED : EXIT_DONE;
+}
+
+esp_status load(loaded *l, const char *run_or_checkpoint) {
+  *l = (loaded){.model = NULL};
+  ESP_TRY(esp_checkpoint_resolve(l->path, sizeof l->path, run_or_checkpoint));
+  return esp_checkpoint_load(l->path, &l->model, &l->info);
+}
+
+void unload(loaded *l) {
+  if (!l->model) return;
+  esp_model_free(l->model);
+  esp_checkpoint_info_clear(&l->info);
+  l->model = NULL;
+}
+
+esp_status open_data(esp_dataset **dataset, const arguments *a) {
+  *dataset = NULL;
+  if (!a->data)
+    return esp_fail(ESP_ERR_USAGE, "--data is missing: which data? For example --data synthetic; `espalier data list` shows all");
+  return esp_dataset_open(dataset, a->data);
+}
+
+esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,
+                       const char *reference) {
+  if (info->history_count == ESP_MAX_HISTORY)
+    return esp_fail(ESP_ERR_MISMATCH, "the model has been through %d actions already, the most a checkpoint can tell of", ESP_MAX_HISTORY);
+  esp_history_entry *entry = &info->history[info->history_count++];
+  *entry = (esp_history_entry){.steps = 0};
+  snprintf(entry->action, sizeof entry->action, "%s", action);
+  snprintf(entry->detail, sizeof entry->detail, "%s", detail);
+  snprintf(entry->parent, sizeof entry->parent, "%s", parent);
+  snprintf(entry->reference, sizeof entry->reference, "%s", reference);
+  return ESP_OK;
+}
+
+json_t *history_json(const esp_checkpoint_info *info) {
+  json_t *list = json_array();
+  for (int i = 0; i < info->history_count; i++) {
+    const esp_history_entry *h = &info->history[i];
+    json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:s, s:s, s:I}", "action", h->action, "detail", h->detail, "parent",
+                                          h->parent, "reference", h->reference, "frozen", h->frozen, "steps",
+                                          (json_int_t)h->steps));
+  }
+  return list;
+}
+
+void print_history(const esp_checkpoint_info *info) {
+  for (int i = 0; i < info->history_count; i++) {
+    const esp_history_entry *h = &info->history[i];
+    printf("  %d. %s: %s", i + 1, h->action, h->detail);
+    if (h->steps) printf(", %lld steps", (long long)h->steps);
+    if (*h->frozen) printf(", frozen: %s", h->frozen);
+    if (*h->parent) printf(", from %s", h->parent);
+    if (*h->reference) printf(", reference %s", h->reference);
+    putchar('\n');
+  }
+}
+
+long long file_size(const char *path) {
+  struct stat found;
+  return stat(path, &found) == 0 ? (long long)found.st_size : 0;
+}
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number) {
+  (void)number;
+  interrupted = 1;
+}
+
+const volatile sig_atomic_t *watch_interrupts(void) {
+  struct sigaction action = {.sa_handler = on_signal};
+  sigemptyset(&action.sa_mask);
+  action.sa_flags = (int)SA_RESETHAND; /* a second Ctrl-C ends the program at once */
+  sigaction(SIGINT, &action, NULL);
+  sigaction(SIGTERM, &action, NULL);
+  return &interrupted;
+}

@@ -1,0 +1,95 @@
+/* The program: finds the command, sets threads, runs it. Only the files of this folder print and exit. */
+#include "commands_internal.h"
+
+#include <espalier/core.h>
+
+#include <stdio.h>
+#include <string.h>
+
+static const command commands[] = {
+    {"pretrain", "pretrain [CONFIG.yaml] --data DATA --out RUN [--set KEY=VALUE]... [--resume]",
+     "Trains a new model",
+     "Without CONFIG.yaml the default settings are used; the resolved ones are printed and kept in RUN/config.yaml.\n"
+     "RUN gets metrics.csv, last.h5, best.h5 and results.json. Ctrl-C ends at a safe point; --resume goes on.\n\n"
+     "Example:\n  espalier pretrain examples/configs/quickstart.yaml --data synthetic --out runs/pretrained\n",
+     "--data --out --set --resume --overwrite", 0, 1, run_pretrain},
+    {"finetune", "finetune RUN|CKPT --data DATA --out RUN [--set KEY=VALUE]... [--resume]",
+     "Trains a trained model further, on other data or after pruning",
+     "Settings start from those the model was trained with. With another number of classes the head is made anew;\n"
+     "--set training.freeze=\"blocks.*.router,stem.*\" leaves chosen parts as they are.\n\n"
+     "Example:\n  espalier finetune runs/pretrained --data synthetic:narrow --out runs/finetuned --set training.epochs=3\n",
+     "--data --out --set --resume --overwrite --new-head", 1, 1, run_finetune},
+    {"evaluate", "evaluate RUN|CKPT --data DATA", "Accuracy and loss on a split",
+     "Example:\n  espalier evaluate runs/finetuned --data synthetic:narrow --json\n", "--data --split --limit", 1, 1, run_evaluate},
+    {"measure", "measure RUN|CKPT [--data DATA] [--reference RUN|CKPT] [--out FOLDER]",
+     "What routers and neurons do",
+     "With --data: routing counts, shares, gates, entropy, and how sparse the neurons' activations are. With\n"
+     "--reference: how far each expert's router row moved since that model. --out keeps tables as CSV and JSON.\n\n"
+     "Example:\n  espalier measure runs/finetuned --data synthetic:narrow --reference runs/pretrained --out runs/measured\n",
+     "--data --reference --out --split --limit", 1, 1, run_measure},
+    {"prune", "prune RUN|CKPT --criterion NAME --drop N|--ratio R [--reference RUN|CKPT] [--mode MODE] --out RUN|CKPT",
+     "Drops experts for good",
+     "Criteria:\n"
+     "  router-norm-change           signed change of the router row's norm since --reference (arXiv 2405.16646);\n"
+     "                               for models finetuned to a task, with the routers trained\n"
+     "  router-norm-change-absolute  its absolute value (ablation)\n"
+     "  router-difference-norm       norm of the difference (ablation)\n"
+     "  random                       the baseline; give several --seed\n"
+     "The input is never changed. --out gets the smaller checkpoint and, if it is a folder, plan.json.\n\n"
+     "Example:\n  espalier prune runs/finetuned --criterion router-norm-change --reference runs/pretrained --ratio 0.5 \\\n"
+     "    --out runs/pruned\n",
+     "--criterion --drop --ratio --reference --mode --out --overwrite", 1, 1, run_prune},
+    {"inspect", "inspect RUN|CKPT", "What a model is, what it costs, and how it came to be",
+     "Example:\n  espalier inspect runs/pruned\n", "--parameters", 1, 1, run_inspect},
+    {"data", "data list | info DATA | preview DATA --out FILE.png", "Data sets: which there are, and what is in them",
+     "Example:\n  espalier data preview synthetic --out sheet.png\n", "--out --split --augment", 1, 2, run_data},
+};
+enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
+
+static void print_overview(FILE *file) {
+  fputs("Espalier trains sparse mixtures of experts and of neuron experts, measures them, and prunes them.\n\n"
+        "usage: espalier COMMAND ...\n\n", file);
+  for (int i = 0; i < COMMAND_COUNT; i++) fprintf(file, "  %-10s %s\n", commands[i].name, commands[i].summary);
+  fputs("\n`espalier COMMAND --help` explains each. Exit codes: 0 done, 1 failed, 2 wrong usage.\n", file);
+}
+
+static int unknown_command(const char *name) {
+  const char *names[COMMAND_COUNT];
+  for (int i = 0; i < COMMAND_COUNT; i++) names[i] = commands[i].name;
+  const char *near = esp_nearest(name, names, COMMAND_COUNT);
+  (void)esp_fail(ESP_ERR_USAGE, "there is no command %s%s%s; `espalier --help` lists them", name,
+                 near ? "; did you mean " : "", near ? near : "");
+  return report_failure(ESP_ERR_USAGE);
+}
+
+static int run(const command *c, int argc, char **argv) {
+  arguments a;
+  long long threads = 0;
+  esp_status status = parse_arguments(c, argc, argv, &a);
+  if (status == ESP_OK && a.help) {
+    print_help(c);
+    return EXIT_DONE;
+  }
+  if (status == ESP_OK) status = whole_number("--threads", a.threads, 1, 1024, 0, &threads);
+  if (status != ESP_OK) return report_failure(status);
+  esp_threads_set((int)threads);
+  return c->run(&a);
+}
+
+int main(int argc, char **argv) {
+  if (argc < 2) {
+    print_overview(stderr);
+    return EXIT_USAGE;
+  }
+  if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+    print_overview(stdout);
+    return EXIT_DONE;
+  }
+  if (strcmp(argv[1], "--version") == 0) {
+    printf("espalier %s\n", esp_version());
+    return EXIT_DONE;
+  }
+  for (int i = 0; i < COMMAND_COUNT; i++)
+    if (strcmp(argv[1], commands[i].name) == 0) return run(&commands[i], argc, argv);
+  return unknown_command(argv[1]);
+}

@@ -1,0 +1,171 @@
+/* evaluate, measure and inspect: what a model is and does. */
+#include "commands_internal.h"
+
+#include <espalier/core.h>
+#include <espalier/measure.h>
+#include <espalier/train.h>
+
+#include <stdio.h>
+#include <string.h>
+
+enum { EVALUATION_BATCH = 128 };
+
+static esp_status parse_split(const arguments *a, esp_split_name *split) {
+  *split = ESP_TEST;
+  if (!a->split || strcmp(a->split, "test") == 0) return ESP_OK;
+  *split = ESP_TRAIN;
+  if (strcmp(a->split, "train") == 0) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "--split is \"%s\"; it must be test or train", a->split);
+}
+
+/* One pass of the model over --data, watched by `observer` (NULL: by none). */
+static esp_status pass_over_data(const loaded *l, const arguments *a, const esp_dataset *dataset, const esp_observer *observer,
+                                 esp_evaluation *evaluation) {
+  esp_evaluation_options options = {.batch = EVALUATION_BATCH, .observer = observer};
+  long long limit;
+  ESP_TRY(parse_split(a, &options.split));
+  ESP_TRY(whole_number("--limit", a->limit, 1, INT64_MAX, 0, &limit));
+  const int64_t count = esp_dataset_info_of(dataset)->count[options.split];
+  options.limit = limit < count ? limit : 0;
+  return esp_evaluate(l->model, dataset, &l->info.normalisation, &options, evaluation);
+}
+
+static json_t *evaluation_json(const loaded *l, const esp_dataset *dataset, const esp_evaluation *e) {
+  return json_pack("{s:s, s:s, s:f, s:f, s:I, s:f, s:f, s:i, s:s}", "checkpoint", l->path, "data", esp_dataset_info_of(dataset)->name,
+                   "accuracy", e->accuracy, "loss", e->loss, "examples", (json_int_t)e->examples, "seconds", e->seconds,
+                   "images_per_second", (double)e->examples / e->seconds, "threads", esp_threads(), "blas_kernel",
+                   esp_blas_kernel());
+}
+
+static int show_evaluation(const arguments *a, const loaded *l, const esp_dataset *dataset, const esp_evaluation *e) {
+  if (a->json) return print_json(evaluation_json(l, dataset, e));
+  printf("%s on %s: accuracy %.2f %%, loss %.4f, %lld images, %.0f images/s\n", l->path, esp_dataset_info_of(dataset)->name,
+         100 * e->accuracy, e->loss, (long long)e->examples, (double)e->examples / e->seconds);
+  return EXIT_DONE;
+}
+
+int run_evaluate(const arguments *a) {
+  loaded l = {.model = NULL};
+  esp_dataset *dataset = NULL;
+  esp_evaluation evaluation;
+  esp_status status = open_data(&dataset, a);
+  if (status == ESP_OK) status = load(&l, a->operands[0]);
+  if (status == ESP_OK) status = pass_over_data(&l, a, dataset, NULL, &evaluation);
+  const int code = status == ESP_OK ? show_evaluation(a, &l, dataset, &evaluation) : report_failure(status);
+  esp_dataset_close(dataset);
+  unload(&l);
+  return code;
+}
+
+/* What `measure` holds. */
+typedef struct measuring {
+  loaded model, reference;
+  esp_dataset *dataset;
+  esp_statistics *statistics;
+  esp_router_changes *changes;
+  esp_evaluation evaluation;
+  esp_measurement measurement;
+} measuring;
+
+static esp_status measure_data(measuring *m, const arguments *a) {
+  ESP_TRY(open_data(&m->dataset, a));
+  ESP_TRY(esp_statistics_create(&m->statistics, m->model.model, ESP_STATISTICS_STRIDE));
+  const esp_observer observer = esp_statistics_observer(m->statistics);
+  ESP_TRY(pass_over_data(&m->model, a, m->dataset, &observer, &m->evaluation));
+  m->measurement.data = esp_dataset_info_of(m->dataset)->name;
+  m->measurement.statistics = m->statistics;
+  m->measurement.evaluation = &m->evaluation;
+  return ESP_OK;
+}
+
+static esp_status measure_change(measuring *m, const arguments *a) {
+  ESP_TRY(load(&m->reference, a->reference));
+  ESP_TRY(esp_router_changes_create(&m->changes, m->model.model, m->reference.model));
+  m->measurement.reference = m->reference.path;
+  m->measurement.changes = m->changes;
+  return ESP_OK;
+}
+
+static esp_status measure(measuring *m, const arguments *a) {
+  if (!a->data && !a->reference)
+    return esp_fail(ESP_ERR_USAGE, "nothing to measure: give --data (what routers and neurons do), --reference (how far routers "
+                                   "moved), or both");
+  if (a->out) ESP_TRY(esp_folder_make(a->out));
+  ESP_TRY(load(&m->model, a->operands[0]));
+  m->measurement.model = m->model.model;
+  m->measurement.checkpoint = m->model.path;
+  if (a->reference) ESP_TRY(measure_change(m, a));
+  if (a->data) ESP_TRY(measure_data(m, a));
+  return a->out ? esp_measurement_write(&m->measurement, a->out) : ESP_OK;
+}
+
+int run_measure(const arguments *a) {
+  measuring m = {.dataset = NULL};
+  const esp_status status = measure(&m, a);
+  int code = EXIT_DONE;
+  if (status != ESP_OK) code = report_failure(status);
+  else if (a->json) code = print_json(esp_measurement_json(&m.measurement));
+  else esp_measurement_print(&m.measurement, stdout);
+  esp_router_changes_free(m.changes);
+  esp_statistics_free(m.statistics);
+  esp_dataset_close(m.dataset);
+  unload(&m.reference);
+  unload(&m.model);
+  return code;
+}
+
+static json_t *parameters_json(const esp_parameters *parameters) {
+  json_t *list = json_array();
+  for (int64_t i = 0; i < esp_parameters_count(parameters); i++) {
+    const esp_parameter *p = esp_parameters_at(parameters, i);
+    json_t *shape = json_array();
+    for (int d = 0; d < p->tensor.rank; d++) json_array_append_new(shape, json_integer(p->tensor.shape[d]));
+    json_array_append_new(list, json_pack("{s:s, s:o}", "name", p->tensor.name, "shape", shape));
+  }
+  return list;
+}
+
+static json_t *inspection_json(const loaded *l, const esp_model_cost *cost, bool parameters) {
+  json_t *json = esp_model_cost_json(cost);
+  if (!json) return NULL;
+  json_object_set_new(json, "checkpoint", json_string(l->path));
+  json_object_set_new(json, "digest", json_string(l->info.digest));
+  json_object_set_new(json, "bytes", json_integer(file_size(l->path)));
+  json_object_set_new(json, "task_classes", json_integer(l->model->config.classes));
+  json_object_set_new(json, "data", json_string(l->info.data_name));
+  json_object_set_new(json, "history", history_json(&l->info));
+  if (parameters) json_object_set_new(json, "parameter_shapes", parameters_json(l->model->parameters));
+  return json;
+}
+
+static void print_parameters(const esp_parameters *parameters) {
+  puts("parameters:");
+  for (int64_t i = 0; i < esp_parameters_count(parameters); i++) {
+    const esp_parameter *p = esp_parameters_at(parameters, i);
+    char shape[64];
+    printf("  %-36s %s\n", p->tensor.name, esp_shape_text(&p->tensor, shape, sizeof shape));
+  }
+}
+
+static void print_inspection(const loaded *l, const esp_model_cost *cost, bool parameters) {
+  const esp_model_config *c = &l->model->config;
+  printf("%s: %.2f MB, digest %s\n%d classes (%s), images of %d x %d x %d\n", l->path, 1e-6 * (double)file_size(l->path),
+         l->info.digest, c->classes, l->info.data_name, c->image_height, c->image_width, c->image_channels);
+  esp_model_cost_print(cost, stdout);
+  puts("history:");
+  print_history(&l->info);
+  if (parameters) print_parameters(l->model->parameters);
+}
+
+int run_inspect(const arguments *a) {
+  loaded l;
+  const esp_status status = load(&l, a->operands[0]);
+  if (status != ESP_OK) return report_failure(status);
+  esp_model_cost cost;
+  esp_model_cost_of(l.model, &cost);
+  int code = EXIT_DONE;
+  if (a->json) code = print_json(inspection_json(&l, &cost, a->parameters));
+  else print_inspection(&l, &cost, a->parameters);
+  unload(&l);
+  return code;
+}

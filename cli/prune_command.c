@@ -1,0 +1,146 @@
+/* prune: criterion and budget make a plan, the surgeon carries it out. */
+#include "commands_internal.h"
+
+#include <espalier/core.h>
+#include <espalier/cost.h>
+#include <espalier/prune.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct pruning {
+  loaded model, reference;
+  const esp_criterion *criterion;
+  esp_prune_mode mode;
+  esp_prune_budget budget;
+  long long seed;
+  esp_plan *plan;
+  esp_model *pruned;
+  char target[ESP_PATH_SIZE]; /* the new checkpoint */
+} pruning;
+
+static esp_status read_budget(pruning *p, const arguments *a) {
+  if (!a->drop == !a->ratio)
+    return esp_fail(ESP_ERR_USAGE, "give either --drop N (experts a layer) or --ratio R (their share)");
+  p->budget = (esp_prune_budget){.drop = -1};
+  if (a->ratio) return real_number("--ratio", a->ratio, 0, 1, &p->budget.ratio);
+  long long drop;
+  ESP_TRY(whole_number("--drop", a->drop, 0, ESP_MAX_EXPERTS, 0, &drop));
+  p->budget.drop = (int)drop;
+  return ESP_OK;
+}
+
+static esp_status read_arguments(pruning *p, const arguments *a) {
+  if (!a->criterion) return esp_fail(ESP_ERR_USAGE, "--criterion is missing; `espalier prune --help` lists them");
+  ESP_TRY(esp_criterion_find(&p->criterion, a->criterion));
+  if (p->criterion->needs_reference && !a->reference)
+    return esp_fail(ESP_ERR_USAGE, "--criterion %s compares with the model from before finetuning: give it as --reference", a->criterion);
+  p->mode = p->criterion->mode;
+  if (a->mode) ESP_TRY(esp_prune_mode_parse(&p->mode, a->mode));
+  ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &p->seed));
+  return read_budget(p, a);
+}
+
+/* RUN gets last.h5; a name that ends in .h5 is the file itself. */
+static esp_status choose_target(pruning *p, const arguments *a) {
+  if (!a->out) return esp_fail(ESP_ERR_USAGE, "--out is missing: a folder, or a file ending in .h5, for the pruned model");
+  const size_t length = strlen(a->out);
+  const bool is_file = length > 3 && strcmp(a->out + length - 3, ".h5") == 0;
+  if (is_file && length >= sizeof p->target) return esp_fail(ESP_ERR_USAGE, "--out is longer than %d letters", ESP_PATH_SIZE - 1);
+  if (is_file) memcpy(p->target, a->out, length + 1);
+  else {
+    ESP_TRY(esp_folder_make(a->out));
+    ESP_TRY(esp_folder_path(p->target, a->out, "last.h5"));
+  }
+  if (esp_file_exists(p->target) && !a->overwrite)
+    return esp_fail(ESP_ERR_USAGE, "%s exists already; --overwrite replaces it, or choose another --out", p->target);
+  return ESP_OK;
+}
+
+static esp_status make_plan(pruning *p) {
+  const esp_criterion_inputs inputs = {.model = p->model.model, .info = &p->model.info, .reference = p->reference.model,
+                                       .reference_info = p->reference.model ? &p->reference.info : NULL, .seed = (uint64_t)p->seed};
+  ESP_TRY(esp_plan_create(&p->plan, p->model.model, p->criterion->name, p->mode));
+  ESP_TRY(p->criterion->score(&inputs, p->plan));
+  return esp_plan_drop_lowest(p->plan, p->model.model, &p->budget);
+}
+
+static esp_status save_plan(const pruning *p, const arguments *a) {
+  char path[ESP_PATH_SIZE], *text;
+  if (strcmp(p->target, a->out) == 0) return ESP_OK; /* a single file was asked for */
+  ESP_TRY(esp_folder_path(path, a->out, "plan.json"));
+  ESP_TRY(esp_plan_json(&text, p->plan));
+  const esp_status status = esp_file_write(path, text);
+  esp_free(text);
+  return status;
+}
+
+static esp_status save_model(pruning *p) {
+  char detail[200], parent[ESP_DIGEST_SIZE];
+  memcpy(parent, p->model.info.digest, sizeof parent);
+  if (p->budget.drop >= 0) snprintf(detail, sizeof detail, "%s, mode %s, %d experts a layer", p->criterion->name,
+                                    esp_prune_mode_name(p->mode), p->budget.drop);
+  else snprintf(detail, sizeof detail, "%s, mode %s, ratio %g", p->criterion->name, esp_prune_mode_name(p->mode), p->budget.ratio);
+  ESP_TRY(add_history(&p->model.info, "prune", detail, parent, p->reference.model ? p->reference.info.digest : ""));
+  return esp_checkpoint_save(p->target, p->pruned, NULL, &p->model.info, ESP_DEFAULT_COMPRESSION);
+}
+
+static esp_status prune(pruning *p, const arguments *a) {
+  ESP_TRY(read_arguments(p, a));
+  ESP_TRY(choose_target(p, a));
+  ESP_TRY(load(&p->model, a->operands[0]));
+  if (a->reference) ESP_TRY(load(&p->reference, a->reference));
+  ESP_TRY(make_plan(p));
+  ESP_TRY(esp_apply_plan(&p->pruned, p->model.model, p->plan));
+  ESP_TRY(save_plan(p, a));
+  return save_model(p);
+}
+
+static json_t *dropped_json(const esp_layer_plan *layer) {
+  json_t *dropped = json_array();
+  for (int e = 0; e < layer->experts; e++)
+    if (layer->target[e] < 0) json_array_append_new(dropped, json_integer(e));
+  return json_pack("{s:s, s:i, s:o}", "name", layer->scope, "experts", layer->experts, "dropped", dropped);
+}
+
+static json_t *result_json(const pruning *p, const esp_model_cost *before, const esp_model_cost *after) {
+  json_t *layers = json_array();
+  for (int i = 0; i < p->plan->layer_count; i++) json_array_append_new(layers, dropped_json(&p->plan->layers[i]));
+  return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:o}", "checkpoint", p->target, "criterion", p->criterion->name, "mode",
+                   esp_prune_mode_name(p->mode), "digest", p->model.info.digest, "parameters_before", (json_int_t)before->parameters,
+                   "parameters", (json_int_t)after->parameters, "bytes", (json_int_t)file_size(p->target), "flops_per_image",
+                   after->flops, "layers", layers);
+}
+
+static void print_result(const pruning *p, const esp_model_cost *before, const esp_model_cost *after) {
+  for (int i = 0; i < p->plan->layer_count; i++) {
+    const esp_layer_plan *layer = &p->plan->layers[i];
+    printf("%s: drops", layer->scope);
+    for (int e = 0; e < layer->experts; e++)
+      if (layer->target[e] < 0) printf(" %d", e);
+    printf("%s of %d experts\n", esp_plan_dropped(layer) ? "" : " none", layer->experts);
+  }
+  printf("%s: %.3f M of %.3f M parameters left, %.2f MB\n", p->target, 1e-6 * (double)after->parameters,
+         1e-6 * (double)before->parameters, 1e-6 * (double)file_size(p->target));
+}
+
+int run_prune(const arguments *a) {
+  pruning p = {.plan = NULL};
+  const esp_status status = prune(&p, a);
+  int code = EXIT_DONE;
+  if (status != ESP_OK) {
+    code = report_failure(status);
+  } else {
+    esp_model_cost before, after;
+    esp_model_cost_of(p.model.model, &before);
+    esp_model_cost_of(p.pruned, &after);
+    if (a->json) code = print_json(result_json(&p, &before, &after));
+    else print_result(&p, &before, &after);
+  }
+  esp_model_free(p.pruned);
+  esp_plan_free(p.plan);
+  unload(&p.reference);
+  unload(&p.model);
+  return code;
+}

@@ -1,0 +1,221 @@
+/* pretrain and finetune. */
+#include "commands_internal.h"
+
+#include <espalier/core.h>
+#include <espalier/cost.h>
+#include <espalier/train.h>
+
+#include <stdio.h>
+#include <string.h>
+#include <stdlib.h>
+
+/* What both commands hold. */
+typedef struct training {
+  const arguments *a;
+  const char *action;
+  esp_dataset *dataset;
+  esp_run_config config;
+  esp_model *model;
+  esp_checkpoint_info info;
+  char resume_from[ESP_PATH_SIZE];
+  bool resumes;
+} training;
+
+static void release(training *t) {
+  esp_model_free(t->model);
+  esp_dataset_close(t->dataset);
+  esp_checkpoint_info_clear(&t->info);
+}
+
+/* --out, with --resume or without. A run that is there is not overwritten by accident. */
+static esp_status open_folder(training *t) {
+  const arguments *a = t->a;
+  if (!a->out) return esp_fail(ESP_ERR_USAGE, "--out is missing: the folder for the run, e.g. --out runs/first");
+  ESP_TRY(esp_folder_make(a->out));
+  ESP_TRY(esp_folder_path(t->resume_from, a->out, "last.h5"));
+  const bool exists = esp_file_exists(t->resume_from);
+  if (exists && !a->resume && !a->overwrite)
+    return esp_fail(ESP_ERR_USAGE, "%s already holds a run; --resume continues it, --overwrite starts it anew, or choose another --out",
+                    a->out);
+  t->resumes = a->resume && exists;
+  return ESP_OK;
+}
+
+static esp_status apply_seed(training *t) {
+  long long seed;
+  ESP_TRY(whole_number("--seed", t->a->seed, 0, 0x7fffffffffffffff, (long long)t->config.training.seed, &seed));
+  t->config.training.seed = (uint64_t)seed;
+  return ESP_OK;
+}
+
+/* The model's sizes that the data decide. */
+static void take_sizes(esp_model_config *config, const esp_dataset_info *data) {
+  if (!config->image_height) config->image_height = data->height;
+  if (!config->image_width) config->image_width = data->width;
+  if (!config->image_channels) config->image_channels = data->channels;
+  if (!config->classes) config->classes = data->classes;
+}
+
+static void note_data(training *t) {
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  snprintf(t->info.data_name, sizeof t->info.data_name, "%s", data->name);
+  snprintf(t->info.data_digest, sizeof t->info.data_digest, "%s", data->digest);
+  esp_dataset_normalisation(t->dataset, &t->info.normalisation);
+}
+
+static esp_status start_history(training *t, const char *parent) {
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  ESP_TRY(add_history(&t->info, t->action, data->name, parent, ""));
+  esp_history_entry *entry = &t->info.history[t->info.history_count - 1];
+  snprintf(entry->frozen, sizeof entry->frozen, "%s", t->config.training.freeze);
+  return ESP_OK;
+}
+
+/* Model and info as the interrupted run left them. Its settings are those it was started with. */
+static esp_status resume(training *t) {
+  ESP_TRY(esp_checkpoint_load(t->resume_from, &t->model, &t->info));
+  if (!t->info.run_config)
+    return esp_fail(ESP_ERR_MISMATCH, "%s does not say how its run was set up, so it cannot be resumed", t->resume_from);
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  if (strcmp(t->info.data_digest, data->digest) != 0)
+    return esp_fail(ESP_ERR_MISMATCH, "the run was started on %s (%s), but --data is %s (%s)", t->info.data_name,
+                    t->info.data_digest, data->name, data->digest);
+  ESP_TRY(esp_run_config_parse(&t->config, t->resume_from, t->info.run_config, t->a->overrides, t->a->override_count));
+  return apply_seed(t);
+}
+
+static esp_status write_config(training *t) {
+  char path[ESP_PATH_SIZE];
+  t->config.model = t->model->config;
+  esp_free(t->info.run_config);
+  ESP_TRY(esp_run_config_save(&t->info.run_config, &t->config));
+  ESP_TRY(esp_folder_path(path, t->a->out, "config.yaml"));
+  return esp_file_write(path, t->info.run_config);
+}
+
+static void print_start(const training *t) {
+  if (t->a->quiet) return;
+  esp_model_cost cost;
+  esp_model_cost_of(t->model, &cost);
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  fprintf(stderr, "%s on %s: %lld training images, %lld test images, %d classes%s%s\n", t->action, data->name,
+          (long long)data->count[ESP_TRAIN], (long long)data->count[ESP_TEST], data->classes, *data->note ? "; " : "", data->note);
+  fprintf(stderr, "model: %.3f M parameters, %.3f M activated, %.1f MFLOP an image; %d threads, OpenBLAS kernel %s\n",
+          1e-6 * (double)cost.parameters, 1e-6 * (double)cost.activated, 1e-6 * cost.flops, esp_threads(), esp_blas_kernel());
+  fprintf(stderr, "%s%s\n", t->resumes ? "resumed; settings: " : "settings: ", "config.yaml in the run");
+  if (!t->resumes) fprintf(stderr, "---\n%s---\n", t->info.run_config);
+}
+
+static json_t *results_json(const training *t, const esp_training_result *r) {
+  return json_pack("{s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s}", "run", t->a->out, "action", t->action,
+                   "accuracy", r->final.accuracy, "loss", r->final.loss, "best_accuracy", r->best_accuracy, "best_step",
+                   (json_int_t)r->best_step, "step", (json_int_t)r->step, "steps", (json_int_t)r->steps, "seconds", r->seconds,
+                   "images_per_second", r->images_per_second, "step_memory_bytes", (json_int_t)r->step_memory, "threads",
+                   esp_threads(), "blas_kernel", esp_blas_kernel(), "data", t->info.data_name, "digest", t->info.digest);
+}
+
+static esp_status write_results(const training *t, const esp_training_result *result) {
+  char path[ESP_PATH_SIZE];
+  ESP_TRY(esp_folder_path(path, t->a->out, "results.json"));
+  json_t *json = results_json(t, result);
+  char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
+  const esp_status status = text ? esp_file_write(path, text) : ESP_ERR_MEMORY;
+  free(text);
+  json_decref(json);
+  return status;
+}
+
+static esp_status train(training *t, esp_training_result *result) {
+  ESP_TRY(write_config(t));
+  print_start(t);
+  const esp_training_job job = {.model = t->model, .dataset = t->dataset, .config = &t->config, .folder = t->a->out,
+                                .info = &t->info, .resume_from = t->resumes ? t->resume_from : NULL,
+                                .stop = watch_interrupts(), .quiet = t->a->quiet};
+  ESP_TRY(esp_train(&job, result));
+  return write_results(t, result);
+}
+
+static int finish(training *t, esp_status status, const esp_training_result *result) {
+  int code = EXIT_DONE;
+  if (status != ESP_OK) code = report_failure(status);
+  else if (t->a->json) code = print_json(results_json(t, result));
+  else
+    printf("%s: test accuracy %.2f %% (best %.2f %% at step %lld), loss %.4f, %.0f s, %.0f images/s; checkpoint %s/last.h5\n",
+           t->action, 100 * result->final.accuracy, 100 * result->best_accuracy, (long long)result->best_step,
+           result->final.loss, result->seconds, result->images_per_second, t->a->out);
+  release(t);
+  return code;
+}
+
+static esp_status start_pretraining(training *t) {
+  const char *path = t->a->operand_count ? t->a->operands[0] : NULL;
+  ESP_TRY(esp_run_config_load(&t->config, path, t->a->overrides, t->a->override_count));
+  ESP_TRY(apply_seed(t));
+  take_sizes(&t->config.model, esp_dataset_info_of(t->dataset));
+  ESP_TRY(esp_model_create(&t->model, &t->config.model, NULL, t->config.training.seed));
+  note_data(t);
+  return start_history(t, "");
+}
+
+int run_pretrain(const arguments *a) {
+  training t = {.a = a, .action = "pretrain"};
+  esp_training_result result = {.step = 0};
+  esp_status status = open_data(&t.dataset, a);
+  if (status == ESP_OK) status = open_folder(&t);
+  if (status == ESP_OK) status = t.resumes ? resume(&t) : start_pretraining(&t);
+  if (status == ESP_OK) status = train(&t, &result);
+  return finish(&t, status, &result);
+}
+
+static esp_status wants_new_head(const training *t, const esp_model *source, bool *anew) {
+  const char *when = t->a->new_head ? t->a->new_head : "auto";
+  const bool differs = source->config.classes != esp_dataset_info_of(t->dataset)->classes;
+  if (strcmp(when, "auto") == 0) *anew = differs;
+  else if (strcmp(when, "always") == 0) *anew = true;
+  else if (strcmp(when, "never") == 0) *anew = false;
+  else return esp_fail(ESP_ERR_USAGE, "--new-head is \"%s\"; it must be auto, always or never", when);
+  return ESP_OK;
+}
+
+/* A model of the new settings with the old one's parameters, but for a head of other classes. */
+static esp_status build_from(training *t, const loaded *source) {
+  bool new_head = false;
+  ESP_TRY(wants_new_head(t, source->model, &new_head));
+  ESP_TRY(esp_check_data_fits(&source->model->config, t->dataset, false));
+  if (new_head) t->config.model.classes = esp_dataset_info_of(t->dataset)->classes;
+  esp_expert_layout *layouts = esp_alloc((size_t)source->model->config.blocks, sizeof *layouts);
+  if (!layouts) return ESP_ERR_MEMORY;
+  for (int i = 0; i < source->model->config.blocks; i++) layouts[i] = source->model->blocks[i].moe.layout;
+  const bool same_blocks = t->config.model.blocks == source->model->config.blocks;
+  esp_status status = same_blocks ? esp_model_create(&t->model, &t->config.model, layouts, t->config.training.seed)
+                                  : esp_fail(ESP_ERR_MISMATCH, "finetuning cannot change model.blocks");
+  esp_free(layouts);
+  if (status == ESP_OK) status = esp_model_copy_parameters(t->model, source->model, new_head ? "head.*" : "");
+  return status;
+}
+
+static esp_status start_finetuning(training *t) {
+  loaded source;
+  ESP_TRY(load(&source, t->a->operands[0]));
+  esp_status status = esp_run_config_parse(&t->config, source.path, source.info.run_config, t->a->overrides, t->a->override_count);
+  if (status == ESP_OK) status = apply_seed(t);
+  if (status == ESP_OK) status = build_from(t, &source);
+  if (status == ESP_OK) {
+    t->info = source.info;
+    t->info.run_config = NULL;
+    note_data(t);
+    status = start_history(t, source.info.digest);
+  }
+  unload(&source);
+  return status;
+}
+
+int run_finetune(const arguments *a) {
+  training t = {.a = a, .action = "finetune"};
+  esp_training_result result = {.step = 0};
+  esp_status status = open_data(&t.dataset, a);
+  if (status == ESP_OK) status = open_folder(&t);
+  if (status == ESP_OK) status = t.resumes ? resume(&t) : start_finetuning(&t);
+  if (status == ESP_OK) status = train(&t, &result);
+  return finish(&t, status, &result);
+}

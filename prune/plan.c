@@ -1,0 +1,110 @@
+#include <espalier/memory.h>
+#include <espalier/plan.h>
+
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const mode_names[] = {"zero", "remove", "mask"};
+
+const char *esp_prune_mode_name(esp_prune_mode mode) { return mode_names[mode]; }
+
+esp_status esp_prune_mode_parse(esp_prune_mode *mode, const char *name) {
+  for (int i = 0; i < 3; i++)
+    if (strcmp(name, mode_names[i]) == 0) {
+      *mode = (esp_prune_mode)i;
+      return ESP_OK;
+    }
+  return esp_fail(ESP_ERR_USAGE, "--mode %s is unknown; it is zero (expert gone, router kept), remove (router row gone too) or "
+                  "mask (router row kept, never chosen)", name);
+}
+
+esp_status esp_plan_create(esp_plan **plan, const esp_model *model, const char *criterion, esp_prune_mode mode) {
+  *plan = NULL;
+  const int count = esp_model_moe_count(model);
+  if (count == 0) return esp_fail(ESP_ERR_MISMATCH, "the model has no mixture layers, so there are no experts to prune");
+  esp_plan *made = esp_alloc(1, sizeof *made);
+  if (!made) return ESP_ERR_MEMORY;
+  made->layers = esp_alloc((size_t)count, sizeof *made->layers);
+  const esp_status status = made->layers ? esp_model_digest(model, made->model_digest) : ESP_ERR_MEMORY;
+  if (status != ESP_OK) {
+    esp_plan_free(made);
+    return status;
+  }
+  snprintf(made->criterion, sizeof made->criterion, "%s", criterion);
+  made->mode = mode;
+  made->layer_count = count;
+  for (int i = 0; i < count; i++) {
+    const esp_moe *moe = esp_model_moe(model, i);
+    esp_layer_plan *layer = &made->layers[i];
+    snprintf(layer->scope, sizeof layer->scope, "%s", moe->scope);
+    layer->experts = moe->layout.experts;
+    for (int e = 0; e < layer->experts; e++) layer->target[e] = moe->layout.index[e] < 0 ? moe->layout.index[e] : e;
+  }
+  *plan = made;
+  return ESP_OK;
+}
+
+void esp_plan_free(esp_plan *plan) {
+  if (!plan) return;
+  esp_free(plan->layers);
+  esp_free(plan);
+}
+
+int esp_plan_dropped(const esp_layer_plan *layer) {
+  int dropped = 0;
+  for (int e = 0; e < layer->experts; e++) dropped += layer->target[e] < 0;
+  return dropped;
+}
+
+static int drop_count(const esp_prune_budget *budget, int alive) {
+  return budget->drop >= 0 ? budget->drop : (int)lround(budget->ratio * alive);
+}
+
+static esp_status check_budget(const esp_layer_plan *layer, esp_prune_mode mode, int alive, int drop, int top_k) {
+  const int least = mode == ESP_PRUNE_ZERO ? 1 : top_k;
+  if (alive - drop >= least) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "%s has %d experts; dropping %d would leave %d, but mode %s needs at least %d%s", layer->scope,
+                  alive, drop, alive - drop, mode_names[mode], least, mode == ESP_PRUNE_ZERO ? "" : " (the router's top_k)");
+}
+
+static int lowest(const esp_layer_plan *layer) {
+  int found = -1;
+  for (int e = 0; e < layer->experts; e++)
+    if (layer->target[e] >= 0 && (found < 0 || layer->score[e] <= layer->score[found])) found = e;
+  return found;
+}
+
+esp_status esp_plan_drop_lowest(esp_plan *plan, const esp_model *model, const esp_prune_budget *budget) {
+  static const int32_t targets[] = {ESP_TARGET_ZERO, ESP_TARGET_REMOVED, ESP_TARGET_MASKED};
+  if (budget->drop < 0 && !(budget->ratio >= 0 && budget->ratio < 1))
+    return esp_fail(ESP_ERR_USAGE, "the ratio of experts to drop is %g; it must lie in [0, 1)", budget->ratio);
+  for (int i = 0; i < plan->layer_count; i++) {
+    esp_layer_plan *layer = &plan->layers[i];
+    const int alive = layer->experts - esp_plan_dropped(layer), drop = drop_count(budget, alive);
+    ESP_TRY(check_budget(layer, plan->mode, alive, drop, esp_model_moe(model, i)->config.top_k));
+    for (int n = 0; n < drop; n++) layer->target[lowest(layer)] = targets[plan->mode];
+  }
+  return ESP_OK;
+}
+
+static json_t *layer_json(const esp_layer_plan *layer) {
+  json_t *experts = json_array();
+  for (int e = 0; e < layer->experts; e++)
+    json_array_append_new(experts, json_pack("{s:i, s:i, s:f}", "expert", e, "target", (int)layer->target[e], "score", layer->score[e]));
+  return json_pack("{s:s, s:i, s:o}", "name", layer->scope, "dropped", esp_plan_dropped(layer), "experts", experts);
+}
+
+esp_status esp_plan_json(char **text, const esp_plan *plan) {
+  json_t *layers = json_array();
+  for (int i = 0; i < plan->layer_count; i++) json_array_append_new(layers, layer_json(&plan->layers[i]));
+  json_t *root = json_pack("{s:s, s:s, s:s, s:o}", "model_digest", plan->model_digest, "criterion", plan->criterion, "mode",
+                           esp_prune_mode_name(plan->mode), "layers", layers);
+  char *dumped = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
+  json_decref(root);
+  *text = dumped ? esp_copy_text(dumped) : NULL;
+  free(dumped);
+  return *text ? ESP_OK : ESP_ERR_MEMORY;
+}

@@ -1,0 +1,65 @@
+/* A pruning plan says what becomes of every expert; it is made by a criterion and a budget and carried out by the
+ * surgeon. Plans are plain data: one can be read before it is applied, and kept beside the model it made. */
+#ifndef ESPALIER_PLAN_H
+#define ESPALIER_PLAN_H
+
+#include <espalier/checkpoint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What happens to the router's row of a dropped expert. */
+typedef enum esp_prune_mode {
+  ESP_PRUNE_ZERO,   /* kept: tokens are still routed to it and get nothing (arXiv 2405.16646) */
+  ESP_PRUNE_REMOVE, /* removed: the next best expert takes its tokens */
+  ESP_PRUNE_MASK    /* kept but never chosen: the same function as removal */
+} esp_prune_mode;
+
+ESP_API const char *esp_prune_mode_name(esp_prune_mode mode);
+ESP_API esp_status esp_prune_mode_parse(esp_prune_mode *mode, const char *name) ESP_MUST_CHECK;
+
+/* A logical expert's target besides another expert's number. */
+enum { ESP_TARGET_ZERO = ESP_EXPERT_ZERO, ESP_TARGET_MASKED = ESP_EXPERT_MASKED, ESP_TARGET_REMOVED = -3 };
+
+typedef struct esp_layer_plan {
+  char scope[64]; /* "blocks.1.moe" */
+  int experts;    /* logical experts of the layer before */
+  int32_t target[ESP_MAX_EXPERTS]; /* whose weights expert e uses afterwards: e itself where it is kept, another
+                                      expert where it is merged into that, or an ESP_TARGET_ */
+  double score[ESP_MAX_EXPERTS];   /* what the criterion said: the higher, the more worth keeping */
+} esp_layer_plan;
+
+typedef struct esp_plan {
+  char model_digest[ESP_DIGEST_SIZE]; /* the model it was made for */
+  char criterion[64];
+  esp_prune_mode mode;
+  int layer_count;
+  esp_layer_plan *layers; /* one per mixture layer */
+} esp_plan;
+
+/* How many experts go. Exactly one of the two is set. */
+typedef struct esp_prune_budget {
+  int drop;     /* experts per layer; -1: by ratio */
+  double ratio; /* of the experts a layer has now, rounded to the nearest number */
+} esp_prune_budget;
+
+/* A plan for the model in which every expert stays. On failure *plan is NULL. Freed by esp_plan_free(). */
+ESP_API esp_status esp_plan_create(esp_plan **plan, const esp_model *model, const char *criterion, esp_prune_mode mode) ESP_MUST_CHECK;
+ESP_API void esp_plan_free(esp_plan *plan);
+
+/* Drops in each layer the experts with the lowest scores among those that still have weights; of equal ones the
+ * higher index goes first, so that ties favour the lower. ESP_ERR_USAGE if that would leave none, or (modes remove
+ * and mask) fewer than top_k. */
+ESP_API esp_status esp_plan_drop_lowest(esp_plan *plan, const esp_model *model, const esp_prune_budget *budget) ESP_MUST_CHECK;
+
+/* Experts of a layer that the plan drops. */
+ESP_API int esp_plan_dropped(const esp_layer_plan *layer);
+
+/* The plan as JSON text from esp_alloc(). */
+ESP_API esp_status esp_plan_json(char **text, const esp_plan *plan) ESP_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

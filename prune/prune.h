@@ -1,0 +1,9 @@
+/* Everything of prune/: criteria, plans, the surgeon. */
+#ifndef ESPALIER_PRUNE_H
+#define ESPALIER_PRUNE_H
+
+#include <espalier/criteria.h>
+#include <espalier/plan.h>
+#include <espalier/surgeon.h>
+
+#endif

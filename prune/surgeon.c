@@ -1,0 +1,95 @@
+#include <espalier/memory.h>
+#include <espalier/surgeon.h>
+
+#include <string.h>
+
+/* Which of the old bank's experts a layer keeps, and its new layout. */
+typedef struct operation {
+  esp_expert_layout layout;
+  int32_t old_stored[ESP_MAX_EXPERTS]; /* [layout.stored] */
+  int32_t old_logical[ESP_MAX_EXPERTS]; /* [layout.experts] */
+} operation;
+
+static esp_status check_layer(const esp_layer_plan *plan, const esp_moe *moe) {
+  if (strcmp(plan->scope, moe->scope) != 0 || plan->experts != moe->layout.experts)
+    return esp_fail(ESP_ERR_MISMATCH, "the plan speaks of %s with %d experts, the model has %s with %d: it was made for another model",
+                    plan->scope, plan->experts, moe->scope, moe->layout.experts);
+  for (int e = 0; e < plan->experts; e++) {
+    const int32_t target = plan->target[e];
+    const bool lives = target >= 0 && target < plan->experts && moe->layout.index[target] >= 0;
+    if (!lives && (target < ESP_TARGET_REMOVED || target >= 0))
+      return esp_fail(ESP_ERR_MISMATCH, "the plan sends expert %d of %s to expert %d, which has no weights", e, plan->scope,
+                      (int)target);
+  }
+  return ESP_OK;
+}
+
+/* Stored experts keep their order. */
+static void plan_operation(operation *o, const esp_layer_plan *plan, const esp_expert_layout *old) {
+  int32_t place[ESP_MAX_EXPERTS]; /* old stored -> new stored */
+  for (int s = 0; s < old->stored; s++) place[s] = -1;
+  for (int e = 0; e < plan->experts; e++)
+    if (plan->target[e] >= 0) place[old->index[plan->target[e]]] = 0;
+  memset(o, 0, sizeof *o);
+  for (int s = 0; s < old->stored; s++) {
+    if (place[s] < 0) continue;
+    place[s] = (int32_t)o->layout.stored;
+    o->old_stored[o->layout.stored++] = (int32_t)s;
+  }
+  for (int e = 0; e < plan->experts; e++) {
+    if (plan->target[e] == ESP_TARGET_REMOVED) continue;
+    const int i = o->layout.experts++;
+    o->old_logical[i] = (int32_t)e;
+    o->layout.original_ids[i] = old->original_ids[e];
+    o->layout.index[i] = plan->target[e] >= 0 ? place[old->index[plan->target[e]]] : plan->target[e];
+  }
+}
+
+/* Rows of `source`, one a slice of the first dimension, to `target`. */
+static void copy_slices(const esp_tensor *target, const esp_tensor *source, const int32_t *rows) {
+  if (!target) return;
+  const int64_t size = esp_tensor_count(target) / target->shape[0];
+  for (int64_t i = 0; i < target->shape[0]; i++)
+    memcpy(target->data + i * size, source->data + rows[i] * size, (size_t)size * sizeof *target->data);
+}
+
+static void copy_layer(const esp_moe *target, const esp_moe *source, const operation *o) {
+  copy_slices(target->router, source->router, o->old_logical);
+  copy_slices(target->bank.up, source->bank.up, o->old_stored);
+  copy_slices(target->bank.up_bias, source->bank.up_bias, o->old_stored);
+  copy_slices(target->bank.down, source->bank.down, o->old_stored);
+  copy_slices(target->bank.down_bias, source->bank.down_bias, o->old_stored);
+}
+
+static esp_status operate(esp_model **pruned, const esp_model *model, const esp_plan *plan, operation *operations,
+                          esp_expert_layout *layouts) {
+  for (int i = 0; i < plan->layer_count; i++) {
+    const esp_moe *moe = esp_model_moe(model, i);
+    ESP_TRY(check_layer(&plan->layers[i], moe));
+    plan_operation(&operations[i], &plan->layers[i], &moe->layout);
+    layouts[moe->block] = operations[i].layout;
+  }
+  ESP_TRY(esp_model_create(pruned, &model->config, layouts, 0));
+  ESP_TRY(esp_model_copy_parameters(*pruned, model, "*.router,*.experts.*"));
+  for (int i = 0; i < plan->layer_count; i++)
+    copy_layer(esp_model_moe(*pruned, i), esp_model_moe(model, i), &operations[i]);
+  return ESP_OK;
+}
+
+esp_status esp_apply_plan(esp_model **pruned, const esp_model *model, const esp_plan *plan) {
+  *pruned = NULL;
+  char digest[ESP_DIGEST_SIZE];
+  ESP_TRY(esp_model_digest(model, digest));
+  if (strcmp(digest, plan->model_digest) != 0 || plan->layer_count != esp_model_moe_count(model))
+    return esp_fail(ESP_ERR_MISMATCH, "the plan was made for the model %s, but this one is %s", plan->model_digest, digest);
+  operation *operations = esp_alloc((size_t)plan->layer_count, sizeof *operations);
+  esp_expert_layout *layouts = esp_alloc((size_t)model->config.blocks, sizeof *layouts);
+  esp_status status = operations && layouts ? operate(pruned, model, plan, operations, layouts) : ESP_ERR_MEMORY;
+  if (status != ESP_OK) {
+    esp_model_free(*pruned);
+    *pruned = NULL;
+  }
+  esp_free(operations);
+  esp_free(layouts);
+  return status;
+}
