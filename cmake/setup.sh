@@ -8,6 +8,7 @@ build_packages=(gcc libc6-dev cmake ninja-build pkgconf libopenblas-dev libhdf5-
 # shellcheck disable=SC2034
 test_packages=(libcmocka-dev python3 python3-h5py python3-numpy dataset-fashion-mnist)
 # shellcheck disable=SC2034
+example_packages=(jq)
 clang_packages=(clang libclang-rt-dev libomp-dev)
 
 is_installed() {

@@ -98,6 +98,10 @@ static chunk *append_chunk(esp_arena *arena, size_t bytes) {
 }
 
 void *esp_arena_take(esp_arena *arena, size_t bytes) {
+  if (bytes > SIZE_MAX - ALIGNMENT) {
+    (void)esp_fail(ESP_ERR_MEMORY, "out of memory: %zu bytes overflow the address space", bytes);
+    return NULL;
+  }
   bytes = round_up(bytes);
   chunk *c = arena->current ? arena->current : arena->first;
   while (c && c->size - c->used < bytes) c = c->next;

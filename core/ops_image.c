@@ -36,8 +36,11 @@ static void convolution_plan(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *w = node->inputs[1];
   esp_require(node, x->rank == 4 && w->rank == 4 && w->shape[1] == w->shape[2] && w->shape[3] == x->shape[3],
               "needs x [N, H, W, C] and weight [out, kernel, kernel, C]");
+  esp_require(node, !node->inputs[2] || esp_tensor_count(node->inputs[2]) == w->shape[0],
+              "the bias needs one entry an output");
   const convolution_shape s = convolution_shape_of(node);
-  esp_require(node, s.out_height > 0 && s.out_width > 0, "the kernel is larger than the padded image");
+  esp_require(node, s.height + 2 * s.padding >= s.kernel && s.width + 2 * s.padding >= s.kernel,
+              "the kernel is larger than the padded image");
   esp_plan_output(node, 0, 4, (const int64_t[]){s.images, s.out_height, s.out_width, s.out});
   const size_t patches = (size_t)(ESP_PARTS * s.pixels * s.patch) * sizeof(esp_real);
   node->saved_bytes = patches;
@@ -181,6 +184,8 @@ static void depthwise_plan(esp_node *node) {
   esp_require(node, x->rank == 4 && w->rank == 3 && w->shape[0] == w->shape[1] && w->shape[0] % 2 == 1 &&
                         w->shape[2] == x->shape[3],
               "needs x [N, H, W, C] and weight [kernel, kernel, C] with an odd kernel");
+  esp_require(node, !node->inputs[2] || esp_tensor_count(node->inputs[2]) == x->shape[3],
+              "the bias needs one entry a channel");
   esp_plan_same(node);
   const depthwise_shape s = depthwise_shape_of(node);
   node->scratch_bytes = (size_t)(ESP_PARTS * s.channels * (s.kernel * s.kernel + 1)) * sizeof(esp_real);

@@ -121,8 +121,11 @@ static void cross_entropy_plan(esp_node *node) {
   const esp_tensor *logits = node->inputs[0];
   esp_require(node, logits->rank == 2, "needs logits [rows, classes]");
   const esp_targets *targets = node->attributes;
-  for (int64_t r = 0; r < logits->shape[0]; r++)
+  for (int64_t r = 0; r < logits->shape[0]; r++) {
     esp_require(node, targets->labels[r] >= 0 && targets->labels[r] < logits->shape[1], "a label is out of range");
+    esp_require(node, !targets->mix || (targets->mixed_labels[r] >= 0 && targets->mixed_labels[r] < logits->shape[1]),
+                "a mixed label is out of range");
+  }
   esp_plan_scalar(node);
   node->saved_bytes = (size_t)esp_tensor_count(logits) * sizeof(esp_real); /* log-probabilities */
 }

@@ -112,13 +112,31 @@ static esp_status check_share(const char *key, double value, bool zero_allowed) 
   return esp_fail(ESP_ERR_CONFIG, "model.%s is %g; it must lie in %s0, 1]", key, value, zero_allowed ? "[" : "(");
 }
 
+static esp_status check_not_negative(const char *key, double value) {
+  if (value >= 0 && isfinite(value)) return ESP_OK;
+  return esp_fail(ESP_ERR_CONFIG, "model.%s is %g; it must be a number that is not negative", key, value);
+}
+
+/* The pools' product is checked as it grows: reduction() may then multiply them as int. */
+static esp_status check_pools(const esp_model_config *c) {
+  int64_t factor = 1;
+  for (unsigned i = 0; i < c->stem.pools_count; i++) {
+    ESP_TRY(check_positive("stem.pools", c->stem.pools[i]));
+    factor *= c->stem.pools[i];
+    if (factor > c->image_height)
+      return esp_fail(ESP_ERR_CONFIG, "model.stem.pools divide images by %lld in all, but these have %d rows",
+                      (long long)factor, c->image_height);
+  }
+  return ESP_OK;
+}
+
 static esp_status check_stem(const esp_model_config *c) {
   const esp_stem_config *stem = &c->stem;
   if (stem->kind == ESP_STEM_FLATTEN) return ESP_OK;
   if (stem->kind == ESP_STEM_PATCH) ESP_TRY(check_positive("stem.patch", stem->patch));
   if (stem->kind == ESP_STEM_CONVOLUTION) {
     for (unsigned i = 0; i < stem->channels_count; i++) ESP_TRY(check_positive("stem.channels", stem->channels[i]));
-    for (unsigned i = 0; i < stem->pools_count; i++) ESP_TRY(check_positive("stem.pools", stem->pools[i]));
+    ESP_TRY(check_pools(c));
     if (stem->pools_count != stem->channels_count + 1)
       return esp_fail(ESP_ERR_CONFIG,
                       "model.stem.pools has %u entries and model.stem.channels %u; each stage needs a pool, the last one "
@@ -155,10 +173,9 @@ static esp_status check_moe(const esp_moe_config *moe) {
     return esp_fail(ESP_ERR_CONFIG, "model.moe.shared_hidden is %d; it must be 0 or positive", moe->shared_hidden);
   ESP_TRY(check_share("moe.neurons_kept", moe->neurons_kept, false));
   const esp_router_config *r = &moe->router;
-  if (r->noise < 0 || r->balance_weight < 0 || r->z_weight < 0)
-    return esp_fail(ESP_ERR_CONFIG, "model.moe.router: noise, balance_weight and z_weight must not be negative "
-                    "(they are %g, %g and %g)", r->noise, r->balance_weight, r->z_weight);
-  return ESP_OK;
+  ESP_TRY(check_not_negative("moe.router.noise", r->noise));
+  ESP_TRY(check_not_negative("moe.router.balance_weight", r->balance_weight));
+  return check_not_negative("moe.router.z_weight", r->z_weight);
 }
 
 esp_status esp_model_config_check(const esp_model_config *c) {
@@ -173,7 +190,7 @@ esp_status esp_model_config_check(const esp_model_config *c) {
   if (c->layers_count < 1 || c->layers_count > ESP_MAX_BLOCKS)
     return esp_fail(ESP_ERR_CONFIG, "model.layers is empty; name the kind of each block: dense, moe or mone");
   ESP_TRY(check_positive("feed_forward.hidden", c->feed_forward.hidden));
-  if (c->dropout < 0 || c->dropout >= 1)
+  if (!(c->dropout >= 0 && c->dropout < 1))
     return esp_fail(ESP_ERR_CONFIG, "model.dropout is %g; it must lie in [0, 1)", c->dropout);
   ESP_TRY(check_stem(c));
   ESP_TRY(check_mixing(c));

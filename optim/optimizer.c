@@ -59,6 +59,7 @@ double esp_gradient_norm(const esp_parameters *parameters) {
 typedef struct update {
   esp_real *w, *g, *m, *v;
   esp_real rate, decay, scale, momentum, beta1, beta2, epsilon, correction1, correction2;
+  esp_real rest1, rest2; /* 1 - beta, which single precision would get from beta with an error of 1e-5 of it */
 } update;
 
 ESP_HOT static void sgd_range(void *context, int64_t begin, int64_t end) {
@@ -77,8 +78,8 @@ ESP_HOT static void adamw_range(void *context, int64_t begin, int64_t end) {
   const esp_real *restrict g = u->g;
   for (int64_t i = begin; i < end; i++) {
     const esp_real gradient = u->scale * g[i];
-    m[i] = u->beta1 * m[i] + (1 - u->beta1) * gradient;
-    v[i] = u->beta2 * v[i] + (1 - u->beta2) * gradient * gradient;
+    m[i] = u->beta1 * m[i] + u->rest1 * gradient;
+    v[i] = u->beta2 * v[i] + u->rest2 * gradient * gradient;
     const esp_real step = m[i] * u->correction1 / (esp_sqrt(v[i] * u->correction2) + u->epsilon);
     w[i] -= u->rate * (step + u->decay * w[i]);
   }
@@ -93,6 +94,7 @@ static update make_update(const esp_optimizer *o, const esp_parameter *p, double
       .rate = (esp_real)(rate_share * c->learning_rate * (p->kind == ESP_KIND_ROUTER ? c->router_rate : 1)),
       .decay = (esp_real)(decays ? c->weight_decay : 0), .scale = (esp_real)(clips ? c->clip_norm / gradient_norm : 1),
       .momentum = (esp_real)c->momentum, .beta1 = (esp_real)c->beta1, .beta2 = (esp_real)c->beta2,
+      .rest1 = (esp_real)(1 - c->beta1), .rest2 = (esp_real)(1 - c->beta2),
       .epsilon = (esp_real)c->epsilon, .correction1 = (esp_real)(1 / (1 - pow(c->beta1, (double)o->steps))),
       .correction2 = (esp_real)(1 / (1 - pow(c->beta2, (double)o->steps)))};
 }

@@ -49,7 +49,7 @@ esp_status esp_optimizer_config_check(const esp_optimizer_config *c) {
 
 double esp_schedule_share(const esp_schedule_config *schedule, int64_t step, int64_t steps) {
   const double warmup = schedule->warmup * (double)steps, done = (double)step + 1;
-  if (done < warmup) return done / warmup;
+  if (done <= warmup) return done / warmup;
   const double rest = (double)steps - warmup;
   double progress = rest > 0 ? ((double)step - warmup) / rest : 1;
   progress = progress < 0 ? 0 : progress > 1 ? 1 : progress;

@@ -12,8 +12,8 @@ typedef struct example example;
 
 /* A row of the table of examples. */
 typedef struct op_example {
-  const char *op;          /* esp_op.name; the builder must run it */
-  const char *description; /* what is special about this one */
+  const char *op;                   /* esp_op.name; the builder must run it */
+  const char *description;          /* what is special about this one */
   esp_tensor *(*build)(example *e); /* runs the op on e->tape and returns a loss [1] */
 } op_example;
 
@@ -31,7 +31,10 @@ struct example {
 
 /* --- for builders --------------------------------------------------------------------------------------- */
 
-#define SHAPE(...) (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]){__VA_ARGS__}
+#define SHAPE(...)                                                                                           \
+  (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]) {                       \
+    __VA_ARGS__                                                                                              \
+  }
 
 /* The next input, with a gradient: example_normal(e, SHAPE(2, 3)) has normal numbers; example_apart() numbers with
  * at least 0.02 between any two and between each and 0, so that a difference step crosses no kink. A second build

@@ -6,6 +6,16 @@
 
 static const double router_deviation = 0.02;
 
+static esp_status check_layout(const esp_moe *moe) {
+  const int routable = esp_routable_experts(&moe->layout);
+  if (moe->layout.stored < 1)
+    return esp_fail(ESP_ERR_CONFIG, "%s has no stored expert; a mixture layer needs at least one", moe->scope);
+  if (moe->config.top_k > routable)
+    return esp_fail(ESP_ERR_CONFIG, "%s can route to %d of its %d experts, but model.moe.top_k is %d", moe->scope, routable,
+                    moe->layout.experts, moe->config.top_k);
+  return ESP_OK;
+}
+
 esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char *scope, int block,
                            const esp_model_config *config, const esp_expert_layout *layout, double residual_scale) {
   const esp_layer_kind kind = esp_layer_kind_of(config, block);
@@ -13,6 +23,7 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
                    .neurons_kept = esp_neurons_kept(config, kind), .has_shared = config->moe.shared_hidden > 0};
   if (layout) moe->layout = *layout;
   else esp_expert_layout_full(&moe->layout, config->moe.experts);
+  ESP_TRY(check_layout(moe));
   char bank_scope[64], shared_scope[64];
   snprintf(bank_scope, sizeof bank_scope, "%s.experts", scope);
   snprintf(shared_scope, sizeof shared_scope, "%s.shared", scope);

@@ -58,7 +58,8 @@ typedef struct esp_auxiliary_losses {
   esp_auxiliary_loss loss[2 * ESP_MAX_BLOCKS];
 } esp_auxiliary_losses;
 
-/* Declares "scope.router", "scope.experts.*" and "scope.shared.*". `layout` NULL: all experts are there. */
+/* Declares "scope.router", "scope.experts.*" and "scope.shared.*". `layout` NULL: all experts are there.
+ * ESP_ERR_CONFIG if it stores none, or if fewer than top_k can be routed to. */
 ESP_API esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char *scope, int block,
                                    const esp_model_config *config, const esp_expert_layout *layout,
                                    double residual_scale) ESP_MUST_CHECK;

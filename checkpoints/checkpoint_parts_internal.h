@@ -1,0 +1,84 @@
+/* The parts of a checkpoint file, each with its writer and its strict reader. Names in messages are paths
+ * inside the file; callers put the file's own name before them. */
+#ifndef ESPALIER_CHECKPOINT_PARTS_INTERNAL_H
+#define ESPALIER_CHECKPOINT_PARTS_INTERNAL_H
+
+#include "checkpoint_hdf5_internal.h"
+#include <espalier/checkpoint.h>
+
+enum { ESP_FORMAT_VERSION = 1, ESP_SEAL_SIZE = 24 };
+
+/* /architecture: what a model is made of. The layouts are one per block, those of dense blocks zero. */
+typedef struct esp_architecture {
+  char *text; /* the config as YAML, as it stands in the file */
+  esp_model_config config;
+  esp_expert_layout *layouts; /* [config.blocks] */
+} esp_architecture;
+
+/* Of a model; `text` and `layouts` from esp_alloc(), freed by esp_architecture_clear(), also after a failure. */
+esp_status esp_architecture_of(esp_architecture *architecture, const esp_model *model);
+void esp_architecture_clear(esp_architecture *architecture);
+/* ESP_ERR_FORMAT if config and layouts cannot be a model. */
+esp_status esp_architecture_check(const esp_architecture *architecture);
+/* Elements of all parameters of such a model, or slightly more; known before any memory is taken. */
+double esp_architecture_elements(const esp_architecture *architecture);
+esp_status esp_architecture_write(hid_t file, const esp_architecture *architecture);
+esp_status esp_architecture_read(hid_t file, esp_architecture *architecture);
+
+/* FNV-1a, 64 bits, continued. */
+#define ESP_FNV_START UINT64_C(0xcbf29ce484222325)
+uint64_t esp_fnv(uint64_t digest, const void *bytes, size_t size);
+
+uint64_t esp_architecture_digest(const esp_architecture *architecture, const esp_parameters *parameters);
+void esp_digest_text(char text[ESP_DIGEST_SIZE], uint64_t digest);
+
+/* /data, /progress, /history and /run. */
+esp_status esp_info_write(hid_t file, const esp_checkpoint_info *info);
+esp_status esp_info_read(hid_t file, esp_checkpoint_info *info);
+
+/* A flat array like that of the parameters' values: the group `name` in `place` has a dataset for each
+ * parameter. */
+esp_status esp_arrays_write(hid_t place, const char *name, const esp_parameters *parameters,
+                            const esp_real *flat, int level);
+/* At least as many bytes as esp_arrays_write() adds to a file. */
+size_t esp_arrays_most_bytes(const esp_parameters *parameters);
+/* Names what is missing, extra or misshapen. */
+esp_status esp_arrays_check(hid_t place, const char *name, const esp_parameters *parameters);
+esp_status esp_arrays_read(hid_t place, const char *name, const esp_parameters *parameters, esp_real *flat);
+
+esp_status esp_optimizer_write(hid_t file, const esp_parameters *parameters, const esp_optimizer *optimizer,
+                               int level);
+
+/* An open checkpoint whose format and version are known to be right. */
+typedef struct esp_checkpoint_file {
+  esp_h5_silence silence;
+  esp_h5_handles handles;
+  hid_t id;
+} esp_checkpoint_file;
+
+/* esp_checkpoint_close() is due also after a failure. */
+esp_status esp_checkpoint_open(esp_checkpoint_file *file, const char *path);
+void esp_checkpoint_close(esp_checkpoint_file *file);
+
+/* The model that the file describes, its parameters of the right shapes but not read yet. Also after a failure
+ * both are to be cleared and freed. */
+esp_status esp_checkpoint_make_model(hid_t file, esp_architecture *architecture, esp_model **model);
+
+/* An HDF5 file in memory. `bytes` has room for `capacity` bytes and a seal. */
+typedef struct esp_image {
+  void *bytes; /* from esp_alloc(); to be freed also after a failure */
+  size_t capacity, size;
+} esp_image;
+
+typedef esp_status esp_image_writer(hid_t file, const void *context);
+/* `expected`: at least as many bytes as the file will have. */
+esp_status esp_image_make(esp_image *image, size_t expected, esp_image_writer *write, const void *context);
+
+/* Adds a checksum over all bytes behind them; the other says whether a file that has one is as it was written. */
+void esp_seal(esp_image *image);
+esp_status esp_seal_check(const char *path);
+
+/* Writes `size` bytes to a new file that takes the place of `path` whole or not at all. */
+esp_status esp_replace_file(const char *path, const void *bytes, size_t size);
+
+#endif

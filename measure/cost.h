@@ -1,0 +1,49 @@
+/* What a model costs, counted from its shapes: parameters and FLOPs of one image's forward pass. */
+#ifndef ESPALIER_COST_H
+#define ESPALIER_COST_H
+
+#include <espalier/model.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* How parameters are counted, for a layer and for the whole model:
+ *   parameters          all that are stored
+ *   activated           those that take part for one token: dense parts, routers and shared experts in full,
+ *                       and k experts (fewer if fewer are stored); of a MoNE's experts W_gate in full, for it
+ *                       must be computed to rank the neurons, and the kept neurons' rows of the others
+ *   activated_selected  the same, but of a MoNE's experts the kept neurons' rows only, of W_gate too
+ *   touched             those that the forward pass of one whole image may read: its tokens choose different
+ *                       experts, tokens x k at most, and a MoNE's neurons are masked after they are computed
+ *
+ * How FLOPs are counted: matrix products and convolutions, a multiply-add as two; norms, activations,
+ * softmaxes, biases and sums are left out. A mixture layer counts the slots that reach a stored expert. In a
+ * pruned layer that is the share to be expected if the router chose evenly among the experts it can choose,
+ * for a token that is routed to a zero expert costs nothing.
+ *   flops               what is computed: a MoNE's products run over all neurons, the unselected ones masked
+ *   flops_selected      if a MoNE's unselected neurons were skipped: W_gate in full, the others' kept rows */
+typedef struct esp_layer_cost {
+  const char *name; /* "blocks.1.moe"; the model's */
+  esp_layer_kind kind;
+  int experts, stored_experts; /* logical and stored; 0 in a dense layer */
+  int64_t parameters, activated, activated_selected, touched;
+  double flops, flops_selected;
+  int64_t block_parameters; /* of the whole block: norms and mixing too */
+  double block_flops;
+} esp_layer_cost;
+
+typedef struct esp_model_cost {
+  int64_t parameters, activated, activated_selected, touched;
+  double flops, flops_selected;
+  double stem_flops, head_flops;
+  int layer_count;
+  esp_layer_cost layers[ESP_MAX_BLOCKS]; /* the feed-forward part of each block, without its norm */
+} esp_model_cost;
+
+ESP_API void esp_model_cost_of(const esp_model *model, esp_model_cost *cost);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,124 @@
+#include <espalier/report.h>
+#include <espalier/run_folder.h>
+
+#include <jansson.h>
+#include <stdlib.h>
+
+/* --- rows ----------------------------------------------------------------------------------------------- */
+
+static void write_expert(const esp_measurement *m, int layer, int expert, FILE *file) {
+  const esp_moe *moe = esp_model_moe(m->model, layer);
+  fprintf(file, "%s,%s,%d,%d,%d", moe->scope, esp_layer_kind_name(moe->kind), expert,
+          moe->layout.original_ids[expert], moe->layout.index[expert]);
+  fprintf(file, ",%.9g", esp_router_norm(moe, expert));
+  if (m->changes) {
+    const esp_router_change *c = &m->changes->layers[layer].experts[expert];
+    fprintf(file, ",%.9g,%.9g,%.9g,%.9g", c->reference_norm, c->signed_change, c->absolute_change,
+            c->difference_norm);
+  } else {
+    fputs(",,,,", file);
+  }
+  if (m->statistics) {
+    esp_expert_statistics s;
+    esp_statistics_expert(m->statistics, layer, expert, &s);
+    fprintf(file, ",%lld,%.9g,%lld,%.9g,%.9g,%.9g\n", (long long)s.count, s.share, (long long)s.first_choices,
+            s.gate_mass, s.mean_gate, s.mean_score);
+  } else {
+    fputs(",,,,,,\n", file);
+  }
+}
+
+static void write_experts(const esp_measurement *m, FILE *file) {
+  fputs("layer,kind,expert,original_id,stored,router_norm,reference_norm,router_norm_change,absolute_change,"
+        "difference_norm,count,share,first_choices,gate_mass,mean_gate,mean_score\n",
+        file);
+  for (int i = 0; i < esp_model_moe_count(m->model); i++)
+    for (int e = 0; e < esp_model_moe(m->model, i)->layout.experts; e++) write_expert(m, i, e, file);
+}
+
+static void write_routing(const esp_measurement *m, FILE *file) {
+  fputs("layer,kind,experts,routable,tokens,slots,served,entropy,normalised_entropy,token_entropy,imbalance,"
+        "dead_experts,logit_rms\n",
+        file);
+  for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) {
+    esp_layer_statistics s;
+    esp_statistics_layer(m->statistics, i, &s);
+    fprintf(file, "%s,%s,%d,%d,%lld,%lld,%lld,%.9g,%.9g,%.9g,%.9g,%d,%.9g\n", s.scope,
+            esp_layer_kind_name(s.kind), s.experts, s.routable, (long long)s.tokens, (long long)s.slots,
+            (long long)s.served, s.entropy, s.normalised_entropy, s.token_entropy, s.imbalance,
+            s.dead_experts, s.logit_rms);
+  }
+}
+
+static void write_sparsity(const esp_measurement *m, FILE *file) {
+  fputs("layer,kind,sampled_rows,silent_rows,not_finite", file);
+  for (int i = 0; i < ESP_NEAR_ZERO_LEVELS; i++) fprintf(file, ",near_zero_%g", esp_near_zero_levels[i]);
+  for (int i = 0; i < ESP_TOP_MASS_LEVELS; i++) fprintf(file, ",top_mass_%d", esp_top_mass_percents[i]);
+  fputc('\n', file);
+  for (int layer = 0; layer < esp_statistics_layer_count(m->statistics); layer++) {
+    esp_layer_statistics s;
+    esp_statistics_layer(m->statistics, layer, &s);
+    fprintf(file, "%s,%s,%lld,%lld,%lld", s.scope, esp_layer_kind_name(s.kind), (long long)s.rows,
+            (long long)s.silent_rows, (long long)s.not_finite);
+    for (int i = 0; i < ESP_NEAR_ZERO_LEVELS; i++) fprintf(file, ",%.9g", s.near_zero[i]);
+    for (int i = 0; i < ESP_TOP_MASS_LEVELS; i++) fprintf(file, ",%.9g", s.top_mass[i]);
+    fputc('\n', file);
+  }
+}
+
+/* The first and the last row of a layer are what lies outside the bins. */
+static void write_activations(const esp_measurement *m, FILE *file) {
+  fputs("layer,from,to,count\n", file);
+  for (int layer = 0; layer < esp_statistics_layer_count(m->statistics); layer++) {
+    esp_layer_statistics s;
+    esp_statistics_layer(m->statistics, layer, &s);
+    fprintf(file, "%s,-inf,%.9g,%lld\n", s.scope, esp_histogram_edge(0), (long long)s.below);
+    for (int i = 0; i < ESP_HISTOGRAM_BINS; i++)
+      fprintf(file, "%s,%.9g,%.9g,%lld\n", s.scope, esp_histogram_edge(i), esp_histogram_edge(i + 1),
+              (long long)s.histogram[i]);
+    fprintf(file, "%s,%.9g,inf,%lld\n", s.scope, esp_histogram_edge(ESP_HISTOGRAM_BINS), (long long)s.above);
+  }
+}
+
+/* --- files ---------------------------------------------------------------------------------------------- */
+
+static esp_status no_memory(const char *path) {
+  return esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path);
+}
+
+static esp_status write_json(const esp_measurement *m, const char *folder) {
+  char path[ESP_PATH_SIZE];
+  ESP_TRY(esp_folder_path(path, folder, "measure.json"));
+  json_t *json = esp_measurement_json(m);
+  char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(10)) : NULL;
+  json_decref(json);
+  const esp_status status = text ? esp_file_write(path, text) : no_memory(path);
+  free(text);
+  return status;
+}
+
+typedef void csv_writer(const esp_measurement *m, FILE *file);
+
+/* The text is made in memory first, so that a file is replaced as a whole or not at all. */
+static esp_status write_csv(const esp_measurement *m, const char *folder, const char *name,
+                            csv_writer *write) {
+  char path[ESP_PATH_SIZE], *text = NULL;
+  size_t size;
+  ESP_TRY(esp_folder_path(path, folder, name));
+  FILE *file = open_memstream(&text, &size);
+  if (!file) return no_memory(path);
+  write(m, file);
+  const bool failed = ferror(file) != 0;
+  const esp_status status = fclose(file) != 0 || failed ? no_memory(path) : esp_file_write(path, text);
+  free(text);
+  return status;
+}
+
+esp_status esp_measurement_write(const esp_measurement *measurement, const char *folder) {
+  ESP_TRY(write_json(measurement, folder));
+  ESP_TRY(write_csv(measurement, folder, "experts.csv", write_experts));
+  if (!measurement->statistics) return ESP_OK;
+  ESP_TRY(write_csv(measurement, folder, "routing.csv", write_routing));
+  ESP_TRY(write_csv(measurement, folder, "sparsity.csv", write_sparsity));
+  return write_csv(measurement, folder, "activations.csv", write_activations);
+}

@@ -1,0 +1,386 @@
+#include "op_examples.h"
+#include "testing.h"
+
+#include <espalier/ops.h>
+
+/* --- what builders use ----------------------------------------------------------------------------------- */
+
+typedef void fill_function(esp_real *values, int64_t count, uint64_t stream);
+
+static void apart(esp_real *values, int64_t count, uint64_t stream) {
+  fill_apart(values, count, 0.02, stream);
+}
+
+/* On the first build a new leaf, later the one that was made then. Its gradient lies outside the step arena, as a
+ * parameter's does. */
+static esp_tensor *next_leaf(example *e, int rank, const int64_t *shape, bool requires_grad,
+                             fill_function *fill) {
+  assert_true(e->next < EXAMPLE_MAX_LEAVES);
+  esp_tensor *leaf = &e->leaves[e->next++];
+  if (e->next <= e->leaf_count) return leaf;
+  e->leaf_count = e->next;
+  *leaf = (esp_tensor){.rank = rank, .requires_grad = requires_grad};
+  memcpy(leaf->shape, shape, (size_t)rank * sizeof *shape);
+  const int64_t count = esp_tensor_count(leaf);
+  leaf->data = esp_alloc((size_t)count, sizeof *leaf->data);
+  leaf->grad = esp_alloc((size_t)count, sizeof *leaf->grad);
+  assert_non_null(leaf->data);
+  assert_non_null(leaf->grad);
+  fill(leaf->data, count, e->stream * EXAMPLE_MAX_LEAVES + (uint64_t)e->next);
+  return leaf;
+}
+
+esp_tensor *example_normal(example *e, int rank, const int64_t *shape) {
+  return next_leaf(e, rank, shape, true, fill_normal);
+}
+
+esp_tensor *example_apart(example *e, int rank, const int64_t *shape) {
+  return next_leaf(e, rank, shape, true, apart);
+}
+
+/* Weights as large as y has elements undo the mean, so that gradients are about 1. */
+static void loss_weights(esp_real *values, int64_t count, uint64_t stream) {
+  fill_normal(values, count, stream);
+  for (int64_t i = 0; i < count; i++) values[i] *= (esp_real)count;
+}
+
+esp_tensor *example_loss(example *e, esp_tensor *y) {
+  if (!y) return NULL;
+  esp_tensor *weights = next_leaf(e, y->rank, y->shape, false, loss_weights);
+  return esp_mean(e->tape, esp_multiply(e->tape, y, weights));
+}
+
+/* --- what tests use -------------------------------------------------------------------------------------- */
+
+void example_create(example *e, const op_example *row) {
+  *e = (example){.row = row, .stream = (uint64_t)(row - op_examples) + 1};
+  e->tape = esp_tape_create();
+  assert_non_null(e->tape);
+  assert_non_null(example_build(e, 1));
+}
+
+void example_free(example *e) {
+  esp_tape_free(e->tape);
+  for (int i = 0; i < e->leaf_count; i++) {
+    esp_free(e->leaves[i].data);
+    esp_free(e->leaves[i].grad);
+  }
+}
+
+esp_tensor *example_build(example *e, int times) {
+  esp_tape_reset(e->tape, true);
+  esp_tape_scope(e->tape, e->row->description);
+  esp_tensor *loss = NULL;
+  for (int i = 0; i < times; i++) {
+    e->next = 0;
+    esp_tensor *again = e->row->build(e);
+    loss = i ? esp_add(e->tape, loss, again) : again;
+  }
+  return loss;
+}
+
+esp_status example_run(example *e, int times) {
+  esp_tensor *loss = example_build(e, times);
+  return loss ? esp_tape_backward(e->tape, loss) : esp_tape_status(e->tape);
+}
+
+const esp_node *example_node(const example *e) {
+  for (int64_t i = 0; i < esp_tape_node_count(e->tape); i++)
+    if (strcmp(esp_tape_node(e->tape, i)->op->name, e->row->op) == 0) return esp_tape_node(e->tape, i);
+  return NULL;
+}
+
+/* --- products -------------------------------------------------------------------------------------------- */
+
+static esp_tensor *matmul_plain(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(3, 5)), *b = example_normal(e, SHAPE(5, 4));
+  return example_loss(e, esp_matmul(e->tape, a, false, b, false));
+}
+
+static esp_tensor *matmul_a(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(5, 3)), *b = example_normal(e, SHAPE(5, 4));
+  return example_loss(e, esp_matmul(e->tape, a, true, b, false));
+}
+
+static esp_tensor *matmul_b_batch(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(2, 3, 5)), *b = example_normal(e, SHAPE(2, 4, 5));
+  return example_loss(e, esp_matmul(e->tape, a, false, b, true));
+}
+
+static esp_tensor *matmul_both_batch(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(2, 2, 5, 3)), *b = example_normal(e, SHAPE(2, 2, 4, 5));
+  return example_loss(e, esp_matmul(e->tape, a, true, b, true));
+}
+
+static esp_tensor *matmul_itself(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(4, 3));
+  return example_loss(e, esp_matmul(e->tape, a, false, a, true));
+}
+
+/* `count` rows of a small leaf as a matrix [height, width]: large products with few numbers to differentiate by. */
+static esp_tensor *repeated_rows(example *e, int64_t count, int64_t height, int64_t width) {
+  esp_tensor *leaf = example_normal(e, SHAPE(3, height * width / count));
+  int32_t rows[1024];
+  assert_true(count <= 1024);
+  for (int i = 0; i < count; i++) rows[i] = i % 3;
+  return esp_reshape(e->tape, esp_gather_rows(e->tape, leaf, rows, count), SHAPE(height, width));
+}
+
+static esp_tensor *matmul_tiled(example *e) {
+  esp_tensor *a = repeated_rows(e, 1000, 200, 100), *b = repeated_rows(e, 500, 60, 100);
+  return esp_scale(e->tape, example_loss(e, esp_matmul(e->tape, a, false, b, true)), 0.01);
+}
+
+static esp_tensor *linear_map(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(2, 3, 4)), *weight = example_normal(e, SHAPE(5, 4));
+  return example_loss(e, esp_linear_map(e->tape, x, weight, example_normal(e, SHAPE(5))));
+}
+
+static esp_tensor *linear_map_no_bias(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(7, 4)), *weight = example_normal(e, SHAPE(3, 4));
+  return example_loss(e, esp_linear_map(e->tape, x, weight, NULL));
+}
+
+/* --- elementwise ----------------------------------------------------------------------------------------- */
+
+static esp_tensor *add(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(3, 5)), *b = example_normal(e, SHAPE(3, 5));
+  return example_loss(e, esp_add(e->tape, a, b));
+}
+
+static esp_tensor *add_repeated(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(19, 2, 3)), *b = example_normal(e, SHAPE(2, 3));
+  return example_loss(e, esp_add(e->tape, a, b));
+}
+
+static esp_tensor *add_itself(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(7));
+  return example_loss(e, esp_add(e->tape, a, a));
+}
+
+static esp_tensor *multiply(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(3, 5)), *b = example_normal(e, SHAPE(3, 5));
+  return example_loss(e, esp_multiply(e->tape, a, b));
+}
+
+static esp_tensor *multiply_repeated(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(19, 2, 3)), *b = example_normal(e, SHAPE(3));
+  return example_loss(e, esp_multiply(e->tape, a, b));
+}
+
+static esp_tensor *multiply_itself(example *e) {
+  esp_tensor *a = example_normal(e, SHAPE(7));
+  return example_loss(e, esp_multiply(e->tape, a, a));
+}
+
+static esp_tensor *scale(example *e) {
+  return example_loss(e, esp_scale(e->tape, example_normal(e, SHAPE(4, 5)), -1.7));
+}
+
+static esp_tensor *relu(example *e) {
+  return example_loss(e, esp_relu(e->tape, example_apart(e, SHAPE(9, 5))));
+}
+
+static esp_tensor *silu(example *e) {
+  return example_loss(e, esp_silu(e->tape, example_normal(e, SHAPE(9, 5))));
+}
+
+static esp_tensor *gelu(example *e) {
+  return example_loss(e, esp_gelu(e->tape, example_normal(e, SHAPE(9, 5))));
+}
+
+static esp_tensor *gelu_tanh(example *e) {
+  return example_loss(e, esp_gelu_tanh(e->tape, example_normal(e, SHAPE(9, 5))));
+}
+
+static esp_tensor *swiglu(example *e) {
+  return example_loss(e, esp_swiglu(e->tape, example_normal(e, SHAPE(2, 3, 10))));
+}
+
+static esp_tensor *dropout(example *e) {
+  return example_loss(e, esp_dropout(e->tape, example_normal(e, SHAPE(8, 5)), 0.3, 11, 5));
+}
+
+/* --- softmax and losses ---------------------------------------------------------------------------------- */
+
+static esp_tensor *softmax(example *e) {
+  return example_loss(e, esp_softmax(e->tape, example_normal(e, SHAPE(2, 3, 7))));
+}
+
+static esp_tensor *log_softmax(example *e) {
+  return example_loss(e, esp_log_softmax(e->tape, example_normal(e, SHAPE(2, 3, 7))));
+}
+
+static const int32_t labels[] = {0, 4, 2, 2, 1}, mixed_labels[] = {3, 4, 0, 1, 2};
+static const float mix[] = {0.25f, 0.5f, 1, 0, 0.875f};
+
+static esp_tensor *cross_entropy(example *e) {
+  return esp_cross_entropy(e->tape, example_normal(e, SHAPE(5, 6)), &(esp_targets){.labels = labels});
+}
+
+static esp_tensor *cross_entropy_mixed(example *e) {
+  const esp_targets targets = {labels, mixed_labels, mix, 0.1};
+  return example_loss(e, esp_cross_entropy(e->tape, example_normal(e, SHAPE(5, 6)), &targets));
+}
+
+/* --- normalisation --------------------------------------------------------------------------------------- */
+
+static esp_tensor *layer_norm(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(2, 11, 7)), *gain = example_normal(e, SHAPE(7));
+  return example_loss(e, esp_layer_norm(e->tape, x, gain, example_normal(e, SHAPE(7)), 1e-5));
+}
+
+static esp_tensor *rms_norm(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(2, 11, 7)), *gain = example_normal(e, SHAPE(7));
+  return example_loss(e, esp_rms_norm(e->tape, x, gain, 1e-5));
+}
+
+/* --- images ---------------------------------------------------------------------------------------------- */
+
+static esp_tensor *convolution(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(2, 5, 4, 3)), *weight = example_normal(e, SHAPE(4, 3, 3, 3));
+  return example_loss(e, esp_convolution(e->tape, x, weight, example_normal(e, SHAPE(4)), 1, 1));
+}
+
+static esp_tensor *convolution_strided(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(3, 7, 6, 2)), *weight = example_normal(e, SHAPE(3, 3, 3, 2));
+  return example_loss(e, esp_convolution(e->tape, x, weight, NULL, 2, 1));
+}
+
+static esp_tensor *convolution_patches(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(17, 4, 4, 1)), *weight = example_normal(e, SHAPE(3, 2, 2, 1));
+  return example_loss(e, esp_convolution(e->tape, x, weight, example_normal(e, SHAPE(3)), 2, 0));
+}
+
+static esp_tensor *depthwise(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(2, 5, 4, 3)), *weight = example_normal(e, SHAPE(3, 3, 3));
+  return example_loss(e, esp_depthwise_convolution(e->tape, x, weight, example_normal(e, SHAPE(3))));
+}
+
+static esp_tensor *depthwise_wide(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(2, 3, 4, 2)), *weight = example_normal(e, SHAPE(7, 7, 2));
+  return example_loss(e, esp_depthwise_convolution(e->tape, x, weight, NULL));
+}
+
+static esp_tensor *max_pool(example *e) {
+  return example_loss(e, esp_max_pool(e->tape, example_apart(e, SHAPE(2, 4, 6, 3)), 2));
+}
+
+static esp_tensor *mean_pool(example *e) {
+  return example_loss(e, esp_mean_pool(e->tape, example_normal(e, SHAPE(2, 6, 3, 2)), 3));
+}
+
+/* --- tokens ---------------------------------------------------------------------------------------------- */
+
+static esp_tensor *attention(example *e) {
+  return example_loss(e, esp_attention(e->tape, example_normal(e, SHAPE(3, 5, 18)), 2));
+}
+
+static esp_tensor *mean_tokens(example *e) {
+  return example_loss(e, esp_mean_tokens(e->tape, example_normal(e, SHAPE(3, 5, 4))));
+}
+
+static esp_tensor *mean(example *e) {
+  return esp_mean(e->tape, example_normal(e, SHAPE(3, 2, 4)));
+}
+
+static esp_tensor *reshape(example *e) {
+  return example_loss(e, esp_reshape(e->tape, example_normal(e, SHAPE(3, 2, 4)), SHAPE(4, 6)));
+}
+
+/* --- rows ------------------------------------------------------------------------------------------------ */
+
+static const int32_t some_rows[] = {4, 0, 4, 2, 4, 1};
+
+static esp_tensor *gather_rows(example *e) {
+  return example_loss(e, esp_gather_rows(e->tape, example_normal(e, SHAPE(6, 3)), some_rows, 6));
+}
+
+static esp_tensor *scatter_rows(example *e) {
+  return example_loss(e, esp_scatter_rows(e->tape, example_normal(e, SHAPE(2, 3, 4)), some_rows, 7));
+}
+
+static esp_tensor *top_k(example *e) {
+  return example_loss(e, esp_top_k(e->tape, example_apart(e, SHAPE(2, 3, 7)), 3, NULL));
+}
+
+/* --- how ops meet ---------------------------------------------------------------------------------------- */
+
+/* The gradient of x comes from three ops, that of the weight from two. */
+static esp_tensor *residual(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(5, 4)), *weight = example_normal(e, SHAPE(4, 4));
+  esp_tensor *inner = esp_silu(e->tape, esp_linear_map(e->tape, x, weight, NULL));
+  esp_tensor *y = esp_add(e->tape, esp_add(e->tape, x, inner), esp_linear_map(e->tape, x, weight, NULL));
+  return example_loss(e, esp_add(e->tape, y, x));
+}
+
+/* A reshaped tensor shares its data with the original, but not its gradient. */
+static esp_tensor *reshape_and_original(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(2, 6)), *flat = esp_reshape(e->tape, x, SHAPE(12));
+  return esp_add(e->tape, example_loss(e, flat), example_loss(e, esp_softmax(e->tape, x)));
+}
+
+/* More elements than one range of a parallel loop, in ops over elements ... */
+static esp_tensor *many_elements(example *e) {
+  esp_tensor *x = repeated_rows(e, 450, 450, 37), *factor = example_normal(e, SHAPE(37));
+  esp_tensor *y = esp_dropout(e->tape, esp_multiply(e->tape, x, factor), 0.2, 3, 4);
+  return esp_scale(e->tape, example_loss(e, esp_gelu(e->tape, y)), 0.01);
+}
+
+/* ... and over rows. */
+static esp_tensor *many_rows(example *e) {
+  esp_tensor *x = repeated_rows(e, 450, 450, 37), *gain = example_normal(e, SHAPE(37));
+  esp_tensor *y = esp_softmax(e->tape, esp_rms_norm(e->tape, x, gain, 1e-3));
+  return esp_scale(e->tape, example_loss(e, esp_log_softmax(e->tape, esp_scale(e->tape, y, 10))), 0.01);
+}
+
+/* --- the table ------------------------------------------------------------------------------------------- */
+
+const op_example op_examples[] = {
+    {"matmul", "neither transposed", matmul_plain},
+    {"matmul", "a transposed", matmul_a},
+    {"matmul", "a batch, b transposed", matmul_b_batch},
+    {"matmul", "a batch of rank 4, both transposed", matmul_both_batch},
+    {"matmul", "a matrix times its own transpose", matmul_itself},
+    {"matmul", "several tiles", matmul_tiled},
+    {"linear map", "rank 3, with bias", linear_map},
+    {"linear map", "no bias", linear_map_no_bias},
+    {"add", "equal shapes", add},
+    {"add", "the second repeated", add_repeated},
+    {"add", "a tensor to itself", add_itself},
+    {"multiply", "equal shapes", multiply},
+    {"multiply", "the second repeated", multiply_repeated},
+    {"multiply", "a tensor with itself", multiply_itself},
+    {"scale", "by a negative factor", scale},
+    {"relu", "away from 0", relu},
+    {"silu", "normal numbers", silu},
+    {"gelu", "normal numbers", gelu},
+    {"gelu tanh", "normal numbers", gelu_tanh},
+    {"swiglu", "rank 3", swiglu},
+    {"dropout", "a fixed mask", dropout},
+    {"softmax", "rank 3", softmax},
+    {"log softmax", "rank 3", log_softmax},
+    {"cross-entropy", "plain labels", cross_entropy},
+    {"cross-entropy", "smoothed and mixed-up labels", cross_entropy_mixed},
+    {"layer norm", "more rows than parts", layer_norm},
+    {"rms norm", "more rows than parts", rms_norm},
+    {"convolution", "padded, with bias", convolution},
+    {"convolution", "strided and padded, no bias", convolution_strided},
+    {"convolution", "patches, more images than parts", convolution_patches},
+    {"depthwise convolution", "3 x 3 with bias", depthwise},
+    {"depthwise convolution", "7 x 7, larger than the image, no bias", depthwise_wide},
+    {"max pool", "distinct pixels", max_pool},
+    {"mean pool", "3 x 3", mean_pool},
+    {"attention", "two heads", attention},
+    {"mean over tokens", "rank 3", mean_tokens},
+    {"mean", "rank 3", mean},
+    {"reshape", "to a matrix", reshape},
+    {"reshape", "beside the original", reshape_and_original},
+    {"gather rows", "some twice, some never", gather_rows},
+    {"scatter rows", "some twice, some never", scatter_rows},
+    {"top-k", "distinct values", top_k},
+    {"linear map", "a residual block: gradients from several ops", residual},
+    {"gelu", "several ranges of elements", many_elements},
+    {"rms norm", "several ranges of rows", many_rows},
+    {NULL, NULL, NULL},
+};
