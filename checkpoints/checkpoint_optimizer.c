@@ -93,21 +93,10 @@ static esp_status read_group(hid_t file, const esp_parameters *parameters, esp_o
   return status;
 }
 
-/* The file's own model tells where each parameter lies in the state arrays. */
-static esp_status read_optimizer(hid_t file, esp_optimizer *optimizer) {
-  esp_architecture architecture = {0};
-  esp_model *model = NULL;
-  esp_status status = esp_checkpoint_make_model(file, &architecture, &model);
-  if (status == ESP_OK) status = read_group(file, model->parameters, optimizer);
-  esp_model_free(model);
-  esp_architecture_clear(&architecture);
-  return status;
-}
-
 esp_status esp_checkpoint_load_optimizer(const char *path, esp_optimizer *optimizer) {
   esp_checkpoint_file file;
   esp_status status = esp_checkpoint_open(&file, path);
-  if (status == ESP_OK) status = read_optimizer(file.id, optimizer);
+  if (status == ESP_OK) status = read_group(file.id, esp_optimizer_parameters(optimizer), optimizer);
   esp_checkpoint_close(&file);
   return status == ESP_OK ? ESP_OK : esp_fail_in(status, "%s", path);
 }

@@ -2,6 +2,7 @@
 #include <espalier/parallel.h>
 
 #include <cblas.h>
+#include <stdatomic.h>
 #include <string.h>
 
 /* Declared by OpenBLAS's own cblas.h only; a reference cblas.h could be found first. */
@@ -36,7 +37,16 @@ static tiling choose_tiling(const esp_gemm *p) {
   return (tiling){rows, columns, across, pieces(p->m, rows) * across};
 }
 
+/* Before the first product of all: it may come from any thread. */
+static void use_one_blas_thread(void) {
+  static atomic_bool done;
+  if (atomic_load_explicit(&done, memory_order_acquire)) return;
+  openblas_set_num_threads(1);
+  atomic_store_explicit(&done, true, memory_order_release);
+}
+
 static void call_blas(const esp_gemm *p) {
+  use_one_blas_thread();
   const CBLAS_TRANSPOSE ta = p->transpose_a ? CblasTrans : CblasNoTrans;
   const CBLAS_TRANSPOSE tb = p->transpose_b ? CblasTrans : CblasNoTrans;
 #ifdef ESP_DOUBLE
@@ -99,7 +109,6 @@ static void run_tiles(void *context, int64_t begin, int64_t end) {
 }
 
 void esp_gemm_run(esp_gemm *products, int64_t count) {
-  openblas_set_num_threads(1);
   int64_t tiles = 0;
   for (int64_t i = 0; i < count; i++) {
     products[i].first_tile = tiles;

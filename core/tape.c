@@ -106,13 +106,14 @@ static esp_node *make_node(esp_tape *tape, const esp_op *op, esp_tensor *const *
 /* A node needs a gradient if any of its inputs does; leaves start the step with none written. */
 static bool needs_grad(const esp_tape *tape, const esp_node *node) {
   bool needed = false;
+  if (!tape->record || !node->op->backward) return false;
   for (int i = 0; i < node->input_count; i++) {
     esp_tensor *input = node->inputs[i];
     if (!input || !input->requires_grad) continue;
     if (!input->producer) input->grad_written = false;
     needed = true;
   }
-  return needed && tape->record && node->op->backward;
+  return needed;
 }
 
 static bool take_buffers(esp_tape *tape, esp_node *node) {

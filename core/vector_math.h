@@ -1,5 +1,5 @@
 /* Elementary functions as straight-line code, so that loops over them become vector instructions. In float
- * they are good to about one unit in the last place; in double (gradient checks) they are libm's. Not-a-number
+ * esp_exp() is good to about one unit in the last place and esp_erf() to 6e-7 absolutely; in double (gradient checks) they are libm's. Not-a-number
  * comes through. */
 #ifndef ESPALIER_VECTOR_MATH_H
 #define ESPALIER_VECTOR_MATH_H
@@ -47,7 +47,7 @@ static inline float esp_exp(float x) {
   return p * scale;
 }
 
-/* Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7. */
+/* Abramowitz and Stegun 7.1.26: absolute error below 6e-7, of which the formula itself has 1.5e-7. */
 static inline float esp_erf(float x) {
   const float magnitude = fabsf(x);
   const float t = 1.0f / (1.0f + 0.3275911f * magnitude);

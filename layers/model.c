@@ -22,7 +22,7 @@ static esp_status declare_block(esp_model *model, int index, const esp_expert_la
   block->kind = esp_layer_kind_of(config, index);
   snprintf(block->mixing_scope, sizeof block->mixing_scope, "blocks.%d.mixing", index);
   snprintf(block->layer_scope, sizeof block->layer_scope, "blocks.%d.%s", index,
-           block->kind == ESP_LAYER_DENSE ? "ffn" : esp_layer_kind_name(block->kind));
+           block->kind == ESP_LAYER_DENSE ? "ffn" : "moe"); /* also of a MoNE, so that both start alike */
   if (config->mixing != ESP_MIXING_NONE) {
     ESP_TRY(declare_norm(&block->mixing_norm, model, block->mixing_scope));
     ESP_TRY(esp_mixing_declare(&block->mixing, model->parameters, block->mixing_scope, config, scale));

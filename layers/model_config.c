@@ -178,6 +178,22 @@ static esp_status check_moe(const esp_moe_config *moe) {
   return check_not_negative("moe.router.z_weight", r->z_weight);
 }
 
+/* Products of sizes that are each possible may still not be. */
+static esp_status check_products(const esp_model_config *c) {
+  const double pixels = (double)c->image_height * c->image_width * c->image_channels;
+  const double hidden = c->feed_forward.hidden > c->moe.hidden ? c->feed_forward.hidden : c->moe.hidden;
+  const double bank = 3.0 * c->width * hidden * c->moe.experts;
+  if (pixels > 1 << 26)
+    return esp_fail(ESP_ERR_CONFIG, "images of %d x %d x %d have %.3g values; at most %d are possible", c->image_height,
+                    c->image_width, c->image_channels, pixels, 1 << 26);
+  if (bank * c->blocks > 1e11 || 4.0 * c->width * c->width * c->blocks > 1e11 || pixels * c->width > 1e11)
+    return esp_fail(ESP_ERR_CONFIG,
+                    "the model would have more than 1e11 parameters; lower model.width (%d), model.moe.hidden (%d), "
+                    "model.moe.experts (%d) or model.blocks (%d)",
+                    c->width, c->moe.hidden, c->moe.experts, c->blocks);
+  return ESP_OK;
+}
+
 esp_status esp_model_config_check(const esp_model_config *c) {
   const struct {
     const char *key;
@@ -194,7 +210,8 @@ esp_status esp_model_config_check(const esp_model_config *c) {
     return esp_fail(ESP_ERR_CONFIG, "model.dropout is %g; it must lie in [0, 1)", c->dropout);
   ESP_TRY(check_stem(c));
   ESP_TRY(check_mixing(c));
-  return check_moe(&c->moe);
+  ESP_TRY(check_moe(&c->moe));
+  return check_products(c);
 }
 
 esp_status esp_model_config_save(char **text, const esp_model_config *config) {

@@ -116,6 +116,8 @@ int64_t esp_optimizer_steps(const esp_optimizer *optimizer) { return optimizer->
 
 void esp_optimizer_set_steps(esp_optimizer *optimizer, int64_t steps) { optimizer->steps = steps; }
 
+const esp_parameters *esp_optimizer_parameters(const esp_optimizer *optimizer) { return optimizer->parameters; }
+
 esp_real *esp_optimizer_state(const esp_optimizer *optimizer, int index, const char **name) {
   const bool adam = optimizer->config.kind == ESP_OPTIMIZER_ADAMW;
   static const char *const sgd_names[] = {"momentum"}, *const adam_names[] = {"first_moment", "second_moment"};

@@ -59,6 +59,9 @@ ESP_API void esp_optimizer_step(esp_optimizer *optimizer, double rate_share, dou
 ESP_API int64_t esp_optimizer_steps(const esp_optimizer *optimizer);
 ESP_API void esp_optimizer_set_steps(esp_optimizer *optimizer, int64_t steps);
 
+/* The store it was made for. */
+ESP_API const esp_parameters *esp_optimizer_parameters(const esp_optimizer *optimizer);
+
 /* The state arrays, each as long as the flat parameter array: SGD has "momentum"; AdamW "first_moment" and
  * "second_moment". NULL when index is past the last. */
 ESP_API esp_real *esp_optimizer_state(const esp_optimizer *optimizer, int index, const char **name);

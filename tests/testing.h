@@ -111,7 +111,7 @@ static inline void remove_folder(const char *path) {
   for (struct dirent *entry; folder && (entry = readdir(folder));) {
     if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
     char inner[TESTING_PATH_SIZE + 300];
-    snprintf(inner, sizeof inner, "%s/%s", path, entry->d_name);
+    if (snprintf(inner, sizeof inner, "%s/%s", path, entry->d_name) >= (int)sizeof inner) continue;
     struct stat status;
     if (lstat(inner, &status) == 0 && S_ISDIR(status.st_mode))
       remove_folder(inner);

@@ -108,7 +108,7 @@ static esp_status evaluate(run *r, int64_t limit) {
     job->info->progress.best_accuracy = r->evaluation.accuracy;
     job->info->progress.best_step = r->step;
   }
-  ESP_TRY(save(r, "last.h5"));
+  ESP_TRY(save(r, ESP_LAST_CHECKPOINT));
   if (best) ESP_TRY(save(r, "best.h5"));
   restart_window(r);
   return ESP_OK;
@@ -148,10 +148,10 @@ static esp_status after_step(run *r) {
     while (r->next_evaluation <= epoch_of(r) + 1e-9) r->next_evaluation += config->evaluate_every;
   }
   if (config->checkpoint_minutes > 0 && esp_seconds() - r->last_checkpoint > 60 * config->checkpoint_minutes)
-    ESP_TRY(save(r, "last.h5"));
+    ESP_TRY(save(r, ESP_LAST_CHECKPOINT));
   if (!r->job->stop || !*r->job->stop) return ESP_OK;
   ESP_TRY(close_window(r));
-  ESP_TRY(save(r, "last.h5"));
+  ESP_TRY(save(r, ESP_LAST_CHECKPOINT));
   return esp_fail(ESP_ERR_INTERRUPTED, "stopped after step %lld of %lld; continue with the same command and --resume",
                   (long long)r->step, (long long)r->steps);
 }

@@ -46,7 +46,7 @@ static void add_losses(const esp_moe *moe, esp_tape *tape, esp_tensor *logits, e
   const esp_router_config *config = &moe->config.router;
   if (config->balance_weight > 0)
     add_loss(losses, "balance", moe->block, config->balance_weight, esp_balance_loss(tape, scores, routing, &moe->layout));
-  if (config->z_weight > 0) add_loss(losses, "z", moe->block, config->z_weight, esp_z_loss(tape, logits));
+  if (config->z_weight > 0) add_loss(losses, "z", moe->block, config->z_weight, esp_z_loss(tape, logits, &moe->layout));
 }
 
 static esp_tensor *add_shared(const esp_moe *moe, esp_tape *tape, esp_tensor *x, esp_tensor *y) {

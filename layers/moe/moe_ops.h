@@ -79,8 +79,9 @@ ESP_API esp_tensor *esp_combine(esp_tape *tape, esp_tensor *rows, esp_tensor *ga
 ESP_API esp_tensor *esp_balance_loss(esp_tape *tape, esp_tensor *scores, const esp_routing *routing,
                                      const esp_expert_layout *layout);
 
-/* Router z-loss (ST-MoE, arXiv 2202.08906, eq. 5): the mean over tokens of log(sum_i e^(logit_i))^2 -> [1]. */
-ESP_API esp_tensor *esp_z_loss(esp_tape *tape, esp_tensor *logits);
+/* Router z-loss (ST-MoE, arXiv 2202.08906, eq. 5): the mean over tokens of log(sum_i e^(logit_i))^2 -> [1],
+ * over the experts that can be routed to. `layout` must outlive the step. */
+ESP_API esp_tensor *esp_z_loss(esp_tape *tape, esp_tensor *logits, const esp_expert_layout *layout);
 
 #ifdef __cplusplus
 }

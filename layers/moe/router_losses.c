@@ -62,11 +62,31 @@ esp_tensor *esp_balance_loss(esp_tape *tape, esp_tensor *scores, const esp_routi
   return esp_tape_apply(tape, &esp_op_balance_loss, &scores, 1, &at, sizeof at);
 }
 
-/* --- z-loss: L = 1/T sum_t l_t^2, l_t = log sum_i e^(z_ti);  dz_ti = dL 2 l_t softmax(z_t)_i / T --------------- */
+/* --- z-loss: L = 1/T sum_t l_t^2, l_t = log sum_i e^(z_ti);  dz_ti = dL 2 l_t softmax(z_t)_i / T ---------------
+ * Masked experts count as z = -infinity. */
+
+typedef struct z_attributes {
+  const esp_expert_layout *layout;
+} z_attributes;
+
+static bool is_routable(const esp_node *node, int64_t expert) {
+  return ((const z_attributes *)node->attributes)->layout->index[expert] != ESP_EXPERT_MASKED;
+}
 
 static void z_plan(esp_node *node) {
+  const z_attributes *at = node->attributes;
+  esp_require(node, esp_tensor_columns(node->inputs[0]) == at->layout->experts, "needs logits [tokens, experts]");
   esp_plan_scalar(node);
   node->saved_bytes = (size_t)esp_tensor_rows(node->inputs[0]) * sizeof(esp_real); /* l */
+}
+
+static esp_real log_sum(const esp_node *node, const esp_real *z, int64_t experts) {
+  esp_real most = (esp_real)-INFINITY, mass = 0;
+  for (int64_t i = 0; i < experts; i++)
+    if (is_routable(node, i) && z[i] > most) most = z[i];
+  for (int64_t i = 0; i < experts; i++)
+    if (is_routable(node, i)) mass += esp_exp(z[i] - most);
+  return most + esp_log(mass);
 }
 
 static void z_forward(esp_node *node) {
@@ -74,11 +94,7 @@ static void z_forward(esp_node *node) {
   esp_real *l = node->saved;
   double sum = 0;
   for (int64_t t = 0; t < tokens; t++) {
-    const esp_real *z = node->inputs[0]->data + t * experts;
-    esp_real most = z[0], mass = 0;
-    for (int64_t i = 1; i < experts; i++) most = z[i] > most ? z[i] : most;
-    for (int64_t i = 0; i < experts; i++) mass += esp_exp(z[i] - most);
-    l[t] = most + esp_log(mass);
+    l[t] = log_sum(node, node->inputs[0]->data + t * experts, experts);
     sum += (double)l[t] * (double)l[t];
   }
   node->outputs[0]->data[0] = (esp_real)(sum / (double)tokens);
@@ -91,12 +107,13 @@ static void z_backward(esp_node *node) {
   esp_real *dz = esp_grad(node->inputs[0], &add);
   for (int64_t i = 0; i < tokens * experts; i++) {
     const esp_real lt = l[i / experts];
-    dz[i] = (add ? dz[i] : 0) + scale * lt * esp_exp(node->inputs[0]->data[i] - lt);
+    const esp_real slope = is_routable(node, i % experts) ? scale * lt * esp_exp(node->inputs[0]->data[i] - lt) : 0;
+    dz[i] = (add ? dz[i] : 0) + slope;
   }
 }
 
 const esp_op esp_op_z_loss = {"z-loss", z_plan, z_forward, z_backward, loss_cost, {1e-5, 1e-7, NULL}};
 
-esp_tensor *esp_z_loss(esp_tape *tape, esp_tensor *logits) {
-  return esp_tape_apply(tape, &esp_op_z_loss, &logits, 1, NULL, 0);
+esp_tensor *esp_z_loss(esp_tape *tape, esp_tensor *logits, const esp_expert_layout *layout) {
+  return esp_tape_apply(tape, &esp_op_z_loss, &logits, 1, &(z_attributes){layout}, sizeof(z_attributes));
 }
