@@ -4,8 +4,20 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Gradients whose life has ended, for the next ones of the same size. Reusing them keeps backward in the cache and the
+ * step's memory near that of the forward pass. */
+enum { SPARE_BUFFERS = 64 };
+
+typedef struct spare_buffer {
+  void *block;
+  size_t bytes;
+} spare_buffer;
+
 struct esp_tape {
   esp_arena *arena;
+  spare_buffer spares[SPARE_BUFFERS];
+  int spare_count;
+  esp_tensor *loss; /* of the last backward pass; NULL before it */
   esp_node **nodes; /* the nodes lie in the arena; this list of them is kept from step to step */
   int64_t count, capacity;
   const char *scope;
@@ -34,6 +46,8 @@ void esp_tape_free(esp_tape *tape) {
 
 void esp_tape_reset(esp_tape *tape, bool record) {
   esp_arena_reset(tape->arena);
+  tape->spare_count = 0;
+  tape->loss = NULL;
   tape->count = 0;
   tape->scope = "";
   tape->status = ESP_OK;
@@ -103,17 +117,11 @@ static esp_node *make_node(esp_tape *tape, const esp_op *op, esp_tensor *const *
   return node;
 }
 
-/* A node needs a gradient if any of its inputs does; leaves start the step with none written. */
 static bool needs_grad(const esp_tape *tape, const esp_node *node) {
-  bool needed = false;
   if (!tape->record || !node->op->backward) return false;
-  for (int i = 0; i < node->input_count; i++) {
-    esp_tensor *input = node->inputs[i];
-    if (!input || !input->requires_grad) continue;
-    if (!input->producer) input->grad_written = false;
-    needed = true;
-  }
-  return needed;
+  for (int i = 0; i < node->input_count; i++)
+    if (node->inputs[i] && node->inputs[i]->requires_grad) return true;
+  return false;
 }
 
 static bool take_buffers(esp_tape *tape, esp_node *node) {
@@ -144,10 +152,37 @@ esp_tensor *esp_tape_apply(esp_tape *tape, const esp_op *op, esp_tensor *const *
   return node ? node->outputs[0] : NULL;
 }
 
+static void *take_spare(esp_tape *tape, size_t bytes) {
+  for (int i = tape->spare_count - 1; i >= 0; i--) {
+    if (tape->spares[i].bytes != bytes) continue;
+    void *block = tape->spares[i].block;
+    tape->spares[i] = tape->spares[--tape->spare_count];
+    return block;
+  }
+  return esp_tape_take(tape, bytes);
+}
+
+static void give_spare(esp_tape *tape, void *block, size_t bytes) {
+  if (block && tape->spare_count < SPARE_BUFFERS) tape->spares[tape->spare_count++] = (spare_buffer){block, bytes};
+}
+
+static size_t grad_bytes(const esp_tensor *tensor) { return (size_t)esp_tensor_count(tensor) * sizeof *tensor->grad; }
+
 static esp_status take_grad(esp_tape *tape, esp_tensor *tensor) {
   if (!tensor || !tensor->requires_grad || tensor->grad) return ESP_OK;
-  tensor->grad = esp_tape_take(tape, (size_t)esp_tensor_count(tensor) * sizeof *tensor->grad);
+  tensor->grad = take_spare(tape, grad_bytes(tensor));
   return tensor->grad ? ESP_OK : ESP_ERR_MEMORY;
+}
+
+/* Only the node that made a tensor reads its gradient, so after that node's backward it is dead. */
+static void release_outputs(esp_tape *tape, esp_node *node) {
+  for (int i = 0; i < node->output_count; i++) {
+    esp_tensor *output = node->outputs[i];
+    give_spare(tape, output->grad, grad_bytes(output));
+    output->grad = NULL;
+  }
+  give_spare(tape, node->scratch, node->scratch_bytes);
+  node->scratch = NULL;
 }
 
 /* Runs one node backwards unless no gradient reached it. Outputs that none reached count as zero. */
@@ -164,10 +199,30 @@ static esp_status run_backward(esp_tape *tape, esp_node *node) {
   }
   for (int i = 0; i < node->input_count; i++) ESP_TRY(take_grad(tape, node->inputs[i]));
   if (node->scratch_bytes) {
-    node->scratch = esp_tape_take(tape, node->scratch_bytes);
+    node->scratch = take_spare(tape, node->scratch_bytes);
     if (!node->scratch) return ESP_ERR_MEMORY;
   }
   node->op->backward(node);
+  release_outputs(tape, node);
+  return ESP_OK;
+}
+
+/* As if no backward pass had been. */
+static void forget_gradients(esp_tape *tape) {
+  for (int64_t n = 0; n < tape->count; n++) {
+    const esp_node *node = tape->nodes[n];
+    for (int i = 0; i < node->output_count; i++) node->outputs[i]->grad_written = false;
+    for (int i = 0; i < node->input_count; i++)
+      if (node->inputs[i]) node->inputs[i]->grad_written = false;
+  }
+}
+
+static esp_status start_backward(esp_tape *tape, esp_tensor *loss) {
+  forget_gradients(tape);
+  ESP_TRY(take_grad(tape, loss));
+  loss->grad[0] = 1;
+  loss->grad_written = true;
+  tape->loss = loss;
   return ESP_OK;
 }
 
@@ -175,9 +230,7 @@ esp_status esp_tape_backward(esp_tape *tape, esp_tensor *loss) {
   if (tape->status != ESP_OK) return tape->status;
   if (esp_tensor_count(loss) != 1) esp_panic("esp_tape_backward: the loss must have one element");
   if (!loss->requires_grad) return ESP_OK; /* nothing it depends on is trained */
-  ESP_TRY(take_grad(tape, loss));
-  loss->grad[0] = 1;
-  loss->grad_written = true;
+  ESP_TRY(start_backward(tape, loss));
   for (int64_t i = tape->count - 1; i >= 0; i--) ESP_TRY(run_backward(tape, tape->nodes[i]));
   return ESP_OK;
 }
@@ -199,16 +252,31 @@ static bool all_finite(const esp_real *values, int64_t count) {
   return true;
 }
 
-const esp_node *esp_tape_first_not_finite(const esp_tape *tape, bool gradients) {
-  for (int64_t n = 0; n < tape->count; n++) {
-    const esp_node *node = tape->nodes[gradients ? tape->count - 1 - n : n];
-    esp_tensor *const *tensors = gradients ? node->inputs : node->outputs;
-    const int count = gradients ? node->input_count : node->output_count;
-    for (int i = 0; i < count; i++) {
-      const esp_tensor *t = tensors[i];
-      if (!t || (gradients && !t->grad_written)) continue;
-      if (!all_finite(gradients ? t->grad : t->data, esp_tensor_count(t))) return node;
-    }
+static bool results_are_finite(const esp_node *node) {
+  for (int i = 0; i < node->output_count; i++)
+    if (!all_finite(node->outputs[i]->data, esp_tensor_count(node->outputs[i]))) return false;
+  return true;
+}
+
+static bool gradients_are_finite(const esp_node *node) {
+  for (int i = 0; i < node->input_count; i++) {
+    const esp_tensor *t = node->inputs[i];
+    if (t && t->grad_written && !all_finite(t->grad, esp_tensor_count(t))) return false;
+  }
+  return true;
+}
+
+const esp_node *esp_tape_first_not_finite(const esp_tape *tape) {
+  for (int64_t n = 0; n < tape->count; n++)
+    if (!results_are_finite(tape->nodes[n])) return tape->nodes[n];
+  return NULL;
+}
+
+const esp_node *esp_tape_first_gradient_not_finite(esp_tape *tape) {
+  if (!tape->loss || start_backward(tape, tape->loss) != ESP_OK) return NULL;
+  for (int64_t n = tape->count - 1; n >= 0; n--) {
+    if (run_backward(tape, tape->nodes[n]) != ESP_OK) return NULL;
+    if (!gradients_are_finite(tape->nodes[n])) return tape->nodes[n];
   }
   return NULL;
 }

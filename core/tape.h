@@ -87,7 +87,8 @@ ESP_API esp_node *esp_tape_run(esp_tape *tape, const esp_op *op, esp_tensor *con
 ESP_API esp_tensor *esp_tape_apply(esp_tape *tape, const esp_op *op, esp_tensor *const *inputs, int input_count,
                                    const void *attributes, size_t attributes_size);
 
-/* d loss / d (every tensor that requires it); `loss` has one element. */
+/* d loss / d (every leaf that requires it); `loss` has one element. Gradients of results live only until the node that
+ * made the result has used them. */
 ESP_API esp_status esp_tape_backward(esp_tape *tape, esp_tensor *loss) ESP_MUST_CHECK;
 
 /* For backward functions: where the gradient of `tensor` goes. `*accumulate` says whether to add to what is
@@ -98,9 +99,13 @@ ESP_API esp_real *esp_grad(esp_tensor *tensor, bool *accumulate);
 ESP_API int64_t esp_tape_node_count(const esp_tape *tape);
 ESP_API const esp_node *esp_tape_node(const esp_tape *tape, int64_t index);
 
-/* The first node with an output (or, if `gradients`, the first in backward order with an input gradient)
- * that is not finite; NULL if all are finite. */
-ESP_API const esp_node *esp_tape_first_not_finite(const esp_tape *tape, bool gradients);
+/* The first node with a result that is not finite; NULL if all are finite. */
+ESP_API const esp_node *esp_tape_first_not_finite(const esp_tape *tape);
+
+/* The first node, in backward order, that gives one of its inputs a gradient that is not finite; NULL if there is none,
+ * no backward pass has been, or memory is short. Runs the backward pass once more, because gradients of results are
+ * given up as soon as they have been used. */
+ESP_API const esp_node *esp_tape_first_gradient_not_finite(esp_tape *tape);
 
 /* Aborts with "op NAME in SCOPE: WHAT; inputs [..] [..]". */
 ESP_API void esp_panic_shape(const esp_node *node, const char *what) __attribute__((noreturn));

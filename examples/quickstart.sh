@@ -15,9 +15,9 @@ export ESPALIER=$PWD/build/release/espalier
 rm -rf "$out"
 "$ESPALIER" pretrain examples/configs/quickstart.yaml --data synthetic --out "$out/pretrained"
 "$ESPALIER" finetune "$out/pretrained" --data synthetic:narrow --out "$out/finetuned" --set training.epochs=2
-"$ESPALIER" measure "$out/finetuned" --data synthetic:narrow --reference "$out/pretrained" --out "$out/measured"
+"$ESPALIER" measure "$out/finetuned" --data synthetic:narrow --reference "$out/pretrained"
 echo
 bash examples/prune_table.sh "$out/pretrained" "$out/finetuned" synthetic:narrow "$out/pruned" 0.5 0.25 0.5 0.75
 echo
 echo "pretrained on synthetic: $(jq -r '.accuracy * 10000 | round / 100' "$out/pretrained/results.json") % test accuracy"
-echo "Everything is in $out: config.yaml, metrics.csv, results.json and checkpoints of each run, measured/*.csv, pruned/pruning.csv"
+echo "Everything is in $out: config.yaml, metrics.csv, results.json and checkpoints of each run, finetuned/finetuned/measured/*.csv, pruned/pruning.csv"

@@ -176,12 +176,12 @@ static void a_bad_value_is_found_where_it_arose(void **state) {
   x->requires_grad = true;
   esp_tape_scope(tape, "stem");
   esp_tensor *y = esp_scale(tape, x, 1);
-  assert_null(esp_tape_first_not_finite(tape, false));
+  assert_null(esp_tape_first_not_finite(tape));
   esp_tape_scope(tape, "blocks.3.ffn");
   y = esp_scale(tape, y, HUGE_VAL);
   esp_tape_scope(tape, "head");
   y = esp_mean(tape, esp_relu(tape, y));
-  const esp_node *node = esp_tape_first_not_finite(tape, false);
+  const esp_node *node = esp_tape_first_not_finite(tape);
   assert_non_null(node);
   assert_string_equal(node->op->name, "scale");
   assert_string_equal(node->scope, "blocks.3.ffn");
@@ -200,9 +200,9 @@ static void a_bad_gradient_is_found_where_it_arose(void **state) {
   esp_tensor *y = esp_scale(tape, x, 1e30);
   esp_tape_scope(tape, "blocks.0");
   y = esp_mean(tape, esp_scale(tape, y, 1e30));
-  assert_null(esp_tape_first_not_finite(tape, false));
+  assert_null(esp_tape_first_not_finite(tape));
   assert_int_equal(esp_tape_backward(tape, y), ESP_OK);
-  const esp_node *node = esp_tape_first_not_finite(tape, true);
+  const esp_node *node = esp_tape_first_gradient_not_finite(tape);
   assert_non_null(node);
   assert_string_equal(node->op->name, "scale");
   assert_string_equal(node->scope, "stem");
@@ -229,7 +229,7 @@ static void not_a_number_comes_through(void **state) {
       const esp_tensor *loss = example_build(&e, 1);
       if (!isnan(loss->data[0]))
         fail_msg("%s, %s: loses a not-a-number of input %d", row->op, row->description, l);
-      assert_non_null(esp_tape_first_not_finite(e.tape, false));
+      assert_non_null(esp_tape_first_not_finite(e.tape));
       *middle = kept;
     }
     example_free(&e);

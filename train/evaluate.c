@@ -1,6 +1,7 @@
 #include <espalier/evaluate.h>
 #include <espalier/ops.h>
 
+#include <math.h>
 #include <time.h>
 
 double esp_seconds(void) {
@@ -67,7 +68,9 @@ static esp_status evaluate_all(const esp_model *model, esp_tape *tape, esp_loade
   sum->seconds = esp_seconds() - start;
   sum->accuracy /= (double)sum->examples;
   sum->loss /= (double)sum->examples;
-  return ESP_OK;
+  if (isfinite(sum->loss)) return ESP_OK;
+  return esp_fail(ESP_ERR_NOT_FINITE, "the loss over %lld images is not finite: the training that made the model has diverged",
+                  (long long)sum->examples);
 }
 
 esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset, const esp_normalisation *normalisation,

@@ -12,12 +12,11 @@ int64_t esp_training_steps(const esp_training_config *config, int64_t batches_pe
 }
 
 /* Names the first op whose result (or whose input's gradient) is not finite. */
-static esp_status not_finite(const esp_tape *tape, bool gradients, int64_t step) {
-  const esp_node *node = esp_tape_first_not_finite(tape, gradients);
+static esp_status not_finite(esp_tape *tape, bool gradients, int64_t step) {
+  const esp_node *node = gradients ? esp_tape_first_gradient_not_finite(tape) : esp_tape_first_not_finite(tape);
   return esp_fail(ESP_ERR_NOT_FINITE,
                   "step %lld: the %s is not finite; the first op with such a %s is %s in %s. Try a lower "
-                  "optimizer.learning_rate, a longer optimizer.schedule.warmup or a smaller optimizer.clip_norm; the last "
-                  "checkpoint is from before",
+                  "optimizer.learning_rate, a longer optimizer.schedule.warmup or a smaller optimizer.clip_norm",
                   (long long)step + 1, gradients ? "gradient" : "loss", gradients ? "gradient" : "result",
                   node ? node->op->name : "unknown", node && *node->scope ? node->scope : "the loss");
 }
@@ -54,6 +53,7 @@ typedef struct run {
   esp_window window;
   esp_progress_bar bar;
   int64_t step, steps, batches_per_epoch;
+  int64_t saved_step;          /* in last.h5; -1: none */
   double next_evaluation;      /* in epochs */
   double last_checkpoint;      /* esp_seconds() */
   double training_seconds;     /* of steps alone */
@@ -77,7 +77,9 @@ static esp_status save(run *r, const char *name) {
   char path[ESP_PATH_SIZE];
   ESP_TRY(esp_folder_path(path, r->job->folder, name));
   r->last_checkpoint = esp_seconds();
-  return esp_checkpoint_save(path, r->job->model, r->optimizer, info, r->job->config->training.compression);
+  ESP_TRY(esp_checkpoint_save(path, r->job->model, r->optimizer, info, r->job->config->training.compression));
+  r->saved_step = r->step;
+  return ESP_OK;
 }
 
 static void restart_window(run *r) { r->window = (esp_window){.started = esp_seconds()}; }
@@ -100,7 +102,8 @@ static esp_status evaluate(run *r, int64_t limit) {
   const esp_training_job *job = r->job;
   ESP_TRY(close_window(r));
   const esp_evaluation_options options = {.split = ESP_TEST, .batch = job->config->training.batch, .limit = limit};
-  ESP_TRY(esp_evaluate(job->model, job->dataset, &job->info->normalisation, &options, &r->evaluation));
+  const esp_status status = esp_evaluate(job->model, job->dataset, &job->info->normalisation, &options, &r->evaluation);
+  if (status != ESP_OK) return esp_fail_in(status, "evaluating after step %lld", (long long)r->step);
   ESP_TRY(esp_metrics_write_evaluation(r->metrics, r->step, epoch_of(r), &r->evaluation));
   esp_progress_evaluation(&r->bar, r->step, epoch_of(r), &r->evaluation);
   const bool best = r->evaluation.accuracy > job->info->progress.best_accuracy;
@@ -156,6 +159,12 @@ static esp_status after_step(run *r) {
                   (long long)r->step, (long long)r->steps);
 }
 
+static esp_status explain_not_finite(const run *r) {
+  if (r->saved_step < 0) return esp_fail(ESP_ERR_NOT_FINITE, "%s; there is no checkpoint yet", esp_error_message());
+  return esp_fail(ESP_ERR_NOT_FINITE, "%s; %s/" ESP_LAST_CHECKPOINT " is as it was after step %lld", esp_error_message(),
+                  r->job->folder, (long long)r->saved_step);
+}
+
 static esp_status loop(run *r) {
   r->bar = esp_progress_start(r->job->quiet, r->step, r->steps);
   r->last_checkpoint = esp_seconds();
@@ -168,7 +177,7 @@ static esp_status loop(run *r) {
   }
   if (status == ESP_OK) status = evaluate(r, 0);
   esp_progress_end(&r->bar);
-  return status;
+  return status == ESP_ERR_NOT_FINITE ? explain_not_finite(r) : status;
 }
 
 static esp_status check_resumed(const run *r) {
@@ -192,7 +201,7 @@ static esp_status prepare(run *r) {
   ESP_TRY(esp_optimizer_create(&r->optimizer, &config->optimizer, job->model->parameters));
   if (job->resume_from) {
     ESP_TRY(esp_checkpoint_load_optimizer(job->resume_from, r->optimizer));
-    r->step = job->info->progress.step;
+    r->step = r->saved_step = job->info->progress.step;
   } else {
     job->info->progress = (esp_progress){.best_accuracy = -1};
   }
@@ -209,7 +218,7 @@ static esp_status prepare(run *r) {
 }
 
 esp_status esp_train(const esp_training_job *job, esp_training_result *result) {
-  run r = {.job = job};
+  run r = {.job = job, .saved_step = -1};
   const double start = esp_seconds();
   esp_status status = prepare(&r);
   if (status == ESP_OK) status = loop(&r);
