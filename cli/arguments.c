@@ -81,7 +81,7 @@ static esp_status store(arguments *a, const option *o, const char *value) {
 
 /* One option, in the form --name value or --name=value. `*index` moves past what was used. */
 static esp_status parse_option(const command *c, int argc, char **argv, int *index, arguments *a) {
-  const char *word = argv[*index], *equals = strchr(word, '=');
+  const char *word = strcmp(argv[*index], "-h") == 0 ? "--help" : argv[*index], *equals = strchr(word, '=');
   const option *o = find_option(c, word, equals ? (size_t)(equals - word) : strlen(word));
   if (!o) return unknown(c, word);
   if (!o->value) {
@@ -97,7 +97,7 @@ static esp_status parse_option(const command *c, int argc, char **argv, int *ind
 esp_status parse_arguments(const command *c, int argc, char **argv, arguments *a) {
   *a = (arguments){.operand_count = 0};
   for (int i = 2; i < argc; i++) {
-    if (strncmp(argv[i], "--", 2) == 0) ESP_TRY(parse_option(c, argc, argv, &i, a));
+    if (argv[i][0] == '-' && argv[i][1]) ESP_TRY(parse_option(c, argc, argv, &i, a));
     else if (a->operand_count == c->most_operands)
       return esp_fail(ESP_ERR_USAGE, "`espalier %s` does not know what to do with \"%s\"; usage: espalier %s", c->name, argv[i],
                       c->usage);

@@ -40,6 +40,12 @@ void unload(loaded *l);
 /* Opens --data, which must be there. */
 esp_status open_data(esp_dataset **dataset, const arguments *a);
 
+/* --split; the test split if it is not there. */
+esp_status parse_split(const arguments *a, esp_split_name *split);
+
+/* Whether both are there and are the same file. */
+bool is_same_file(const char *path, const char *other);
+
 /* A new entry at the end of a history that has room for it. */
 esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,
                        const char *reference);

@@ -41,6 +41,19 @@ esp_status open_data(esp_dataset **dataset, const arguments *a) {
   return esp_dataset_open(dataset, a->data);
 }
 
+esp_status parse_split(const arguments *a, esp_split_name *split) {
+  *split = ESP_TEST;
+  if (!a->split || strcmp(a->split, "test") == 0) return ESP_OK;
+  *split = ESP_TRAIN;
+  if (strcmp(a->split, "train") == 0) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "--split is \"%s\"; it must be test or train", a->split);
+}
+
+bool is_same_file(const char *path, const char *other) {
+  struct stat one, two;
+  return stat(path, &one) == 0 && stat(other, &two) == 0 && one.st_dev == two.st_dev && one.st_ino == two.st_ino;
+}
+
 esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,
                        const char *reference) {
   if (info->history_count == ESP_MAX_HISTORY)
@@ -92,7 +105,7 @@ static void on_signal(int number) {
 const volatile sig_atomic_t *watch_interrupts(void) {
   struct sigaction action = {.sa_handler = on_signal};
   sigemptyset(&action.sa_mask);
-  action.sa_flags = (int)SA_RESETHAND; /* a second Ctrl-C ends the program at once */
+  action.sa_flags = (int)SA_RESETHAND | SA_RESTART; /* a second Ctrl-C ends the program at once */
   sigaction(SIGINT, &action, NULL);
   sigaction(SIGTERM, &action, NULL);
   return &interrupted;

@@ -62,8 +62,9 @@ static int show_info(const arguments *a) {
 
 static esp_status write_preview(const arguments *a, const esp_dataset *dataset, int *rows) {
   const esp_augmentation augmentation = {.crop_padding = 4, .flip = true};
-  const esp_split_name split = a->split && strcmp(a->split, "train") == 0 ? ESP_TRAIN : ESP_TEST;
+  esp_split_name split;
   long long seed;
+  ESP_TRY(parse_split(a, &split));
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &seed));
   const int classes = esp_dataset_info_of(dataset)->classes;
   *rows = classes < PREVIEW_MOST_ROWS ? classes : PREVIEW_MOST_ROWS;

@@ -3,6 +3,7 @@
 
 #include <espalier/core.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -24,7 +25,7 @@ static const command commands[] = {
     {"measure", "measure RUN|CKPT [--data DATA] [--reference RUN|CKPT] [--out FOLDER]",
      "What routers and neurons do",
      "With --data: routing counts, shares, gates, entropy, and how sparse the neurons' activations are. With\n"
-     "--reference: how far each expert's router row moved since that model. --out keeps tables as CSV and JSON.\n\n"
+     "--reference: how far each expert's router row moved since that model. CSV and JSON go to RUN/measured or --out.\n\n"
      "Example:\n  espalier measure runs/finetuned --data synthetic:narrow --reference runs/pretrained --out runs/measured\n",
      "--data --reference --out --split --limit", 1, 1, run_measure},
     {"prune", "prune RUN|CKPT --criterion NAME --drop N|--ratio R [--reference RUN|CKPT] [--mode MODE] --out RUN|CKPT",
@@ -76,12 +77,18 @@ static int run(const command *c, int argc, char **argv) {
   return c->run(&a);
 }
 
-int main(int argc, char **argv) {
+/* What was printed may still be on its way, to a full disk say. */
+static int end_output(int code) {
+  if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+  return report_failure(esp_fail(ESP_ERR_IO, "standard output cannot be written: %s", strerror(errno)));
+}
+
+static int dispatch(int argc, char **argv) {
   if (argc < 2) {
     print_overview(stderr);
     return EXIT_USAGE;
   }
-  if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+  if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
     print_overview(stdout);
     return EXIT_DONE;
   }
@@ -93,3 +100,5 @@ int main(int argc, char **argv) {
     if (strcmp(argv[1], commands[i].name) == 0) return run(&commands[i], argc, argv);
   return unknown_command(argv[1]);
 }
+
+int main(int argc, char **argv) { return end_output(dispatch(argc, argv)); }

@@ -7,27 +7,20 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum { EVALUATION_BATCH = 128 };
 
-static esp_status parse_split(const arguments *a, esp_split_name *split) {
-  *split = ESP_TEST;
-  if (!a->split || strcmp(a->split, "test") == 0) return ESP_OK;
-  *split = ESP_TRAIN;
-  if (strcmp(a->split, "train") == 0) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "--split is \"%s\"; it must be test or train", a->split);
-}
-
-/* One pass of the model over --data, watched by `observer` (NULL: by none). */
-static esp_status pass_over_data(const loaded *l, const arguments *a, const esp_dataset *dataset, const esp_observer *observer,
-                                 esp_evaluation *evaluation) {
-  esp_evaluation_options options = {.batch = EVALUATION_BATCH, .observer = observer};
+/* Opens --data, which must suit the model, and reads which part of it to look at. */
+static esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset, esp_evaluation_options *options) {
   long long limit;
-  ESP_TRY(parse_split(a, &options.split));
+  *options = (esp_evaluation_options){.batch = EVALUATION_BATCH};
+  ESP_TRY(parse_split(a, &options->split));
   ESP_TRY(whole_number("--limit", a->limit, 1, INT64_MAX, 0, &limit));
-  const int64_t count = esp_dataset_info_of(dataset)->count[options.split];
-  options.limit = limit < count ? limit : 0;
-  return esp_evaluate(l->model, dataset, &l->info.normalisation, &options, evaluation);
+  ESP_TRY(open_data(dataset, a));
+  const int64_t count = esp_dataset_info_of(*dataset)->count[options->split];
+  options->limit = limit < count ? limit : 0;
+  return esp_check_data_fits(&l->model->config, *dataset, true);
 }
 
 static json_t *evaluation_json(const loaded *l, const esp_dataset *dataset, const esp_evaluation *e) {
@@ -47,10 +40,11 @@ static int show_evaluation(const arguments *a, const loaded *l, const esp_datase
 int run_evaluate(const arguments *a) {
   loaded l = {.model = NULL};
   esp_dataset *dataset = NULL;
+  esp_evaluation_options options;
   esp_evaluation evaluation;
-  esp_status status = open_data(&dataset, a);
-  if (status == ESP_OK) status = load(&l, a->operands[0]);
-  if (status == ESP_OK) status = pass_over_data(&l, a, dataset, NULL, &evaluation);
+  esp_status status = load(&l, a->operands[0]);
+  if (status == ESP_OK) status = open_part(&l, a, &dataset, &options);
+  if (status == ESP_OK) status = esp_evaluate(l.model, dataset, &l.info.normalisation, &options, &evaluation);
   const int code = status == ESP_OK ? show_evaluation(a, &l, dataset, &evaluation) : report_failure(status);
   esp_dataset_close(dataset);
   unload(&l);
@@ -61,17 +55,18 @@ int run_evaluate(const arguments *a) {
 typedef struct measuring {
   loaded model, reference;
   esp_dataset *dataset;
+  esp_evaluation_options options;
   esp_statistics *statistics;
   esp_router_changes *changes;
   esp_evaluation evaluation;
   esp_measurement measurement;
 } measuring;
 
-static esp_status measure_data(measuring *m, const arguments *a) {
-  ESP_TRY(open_data(&m->dataset, a));
+static esp_status measure_data(measuring *m) {
   ESP_TRY(esp_statistics_create(&m->statistics, m->model.model, ESP_STATISTICS_STRIDE));
   const esp_observer observer = esp_statistics_observer(m->statistics);
-  ESP_TRY(pass_over_data(&m->model, a, m->dataset, &observer, &m->evaluation));
+  m->options.observer = &observer;
+  ESP_TRY(esp_evaluate(m->model.model, m->dataset, &m->model.info.normalisation, &m->options, &m->evaluation));
   m->measurement.data = esp_dataset_info_of(m->dataset)->name;
   m->measurement.statistics = m->statistics;
   m->measurement.evaluation = &m->evaluation;
@@ -86,17 +81,28 @@ static esp_status measure_change(measuring *m, const arguments *a) {
   return ESP_OK;
 }
 
+/* --out, or RUN/measured if a run is measured; "" for a lone checkpoint. */
+static esp_status choose_folder(char folder[ESP_PATH_SIZE], const arguments *a) {
+  struct stat found;
+  if (a->out) snprintf(folder, ESP_PATH_SIZE, "%s", a->out);
+  else if (stat(a->operands[0], &found) == 0 && S_ISDIR(found.st_mode))
+    ESP_TRY(esp_folder_path(folder, a->operands[0], "measured"));
+  return *folder ? esp_folder_make(folder) : ESP_OK;
+}
+
 static esp_status measure(measuring *m, const arguments *a) {
   if (!a->data && !a->reference)
     return esp_fail(ESP_ERR_USAGE, "nothing to measure: give --data (what routers and neurons do), --reference (how far routers "
                                    "moved), or both");
-  if (a->out) ESP_TRY(esp_folder_make(a->out));
   ESP_TRY(load(&m->model, a->operands[0]));
   m->measurement.model = m->model.model;
   m->measurement.checkpoint = m->model.path;
   if (a->reference) ESP_TRY(measure_change(m, a));
-  if (a->data) ESP_TRY(measure_data(m, a));
-  return a->out ? esp_measurement_write(&m->measurement, a->out) : ESP_OK;
+  if (a->data) ESP_TRY(open_part(&m->model, a, &m->dataset, &m->options));
+  char folder[ESP_PATH_SIZE] = "";
+  ESP_TRY(choose_folder(folder, a));
+  if (a->data) ESP_TRY(measure_data(m));
+  return *folder ? esp_measurement_write(&m->measurement, folder) : ESP_OK;
 }
 
 int run_measure(const arguments *a) {

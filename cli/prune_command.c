@@ -49,10 +49,7 @@ static esp_status choose_target(pruning *p, const arguments *a) {
   const bool is_file = length > 3 && strcmp(a->out + length - 3, ".h5") == 0;
   if (is_file && length >= sizeof p->target) return esp_fail(ESP_ERR_USAGE, "--out is longer than %d letters", ESP_PATH_SIZE - 1);
   if (is_file) memcpy(p->target, a->out, length + 1);
-  else {
-    ESP_TRY(esp_folder_make(a->out));
-    ESP_TRY(esp_folder_path(p->target, a->out, "last.h5"));
-  }
+  else ESP_TRY(esp_folder_path(p->target, a->out, ESP_LAST_CHECKPOINT));
   if (esp_file_exists(p->target) && !a->overwrite)
     return esp_fail(ESP_ERR_USAGE, "%s exists already; --overwrite replaces it, or choose another --out", p->target);
   return ESP_OK;
@@ -79,20 +76,28 @@ static esp_status save_plan(const pruning *p, const arguments *a) {
 static esp_status save_model(pruning *p) {
   char detail[200], parent[ESP_DIGEST_SIZE];
   memcpy(parent, p->model.info.digest, sizeof parent);
-  if (p->budget.drop >= 0) snprintf(detail, sizeof detail, "%s, mode %s, %d experts a layer", p->criterion->name,
-                                    esp_prune_mode_name(p->mode), p->budget.drop);
+  if (p->budget.drop >= 0) snprintf(detail, sizeof detail, "%s, mode %s, %d expert%s a layer", p->criterion->name,
+                                    esp_prune_mode_name(p->mode), p->budget.drop, p->budget.drop == 1 ? "" : "s");
   else snprintf(detail, sizeof detail, "%s, mode %s, ratio %g", p->criterion->name, esp_prune_mode_name(p->mode), p->budget.ratio);
   ESP_TRY(add_history(&p->model.info, "prune", detail, parent, p->reference.model ? p->reference.info.digest : ""));
   return esp_checkpoint_save(p->target, p->pruned, NULL, &p->model.info, ESP_DEFAULT_COMPRESSION);
 }
 
+static esp_status load_inputs(pruning *p, const arguments *a) {
+  ESP_TRY(load(&p->model, a->operands[0]));
+  if (a->reference) ESP_TRY(load(&p->reference, a->reference));
+  if (is_same_file(p->target, p->model.path) || is_same_file(p->target, p->reference.path))
+    return esp_fail(ESP_ERR_USAGE, "%s is one of the inputs, and these are never changed; choose another --out", p->target);
+  return ESP_OK;
+}
+
 static esp_status prune(pruning *p, const arguments *a) {
   ESP_TRY(read_arguments(p, a));
   ESP_TRY(choose_target(p, a));
-  ESP_TRY(load(&p->model, a->operands[0]));
-  if (a->reference) ESP_TRY(load(&p->reference, a->reference));
+  ESP_TRY(load_inputs(p, a));
   ESP_TRY(make_plan(p));
   ESP_TRY(esp_apply_plan(&p->pruned, p->model.model, p->plan));
+  if (strcmp(p->target, a->out) != 0) ESP_TRY(esp_folder_make(a->out));
   ESP_TRY(save_plan(p, a));
   return save_model(p);
 }

@@ -6,8 +6,9 @@
 #include <espalier/train.h>
 
 #include <stdio.h>
-#include <string.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 /* What both commands hold. */
 typedef struct training {
@@ -27,12 +28,11 @@ static void release(training *t) {
   esp_checkpoint_info_clear(&t->info);
 }
 
-/* --out, with --resume or without. A run that is there is not overwritten by accident. */
-static esp_status open_folder(training *t) {
+/* --out, with --resume or without. A run that is there is not overwritten by accident; nothing is made yet. */
+static esp_status check_folder(training *t) {
   const arguments *a = t->a;
   if (!a->out) return esp_fail(ESP_ERR_USAGE, "--out is missing: the folder for the run, e.g. --out runs/first");
-  ESP_TRY(esp_folder_make(a->out));
-  ESP_TRY(esp_folder_path(t->resume_from, a->out, "last.h5"));
+  ESP_TRY(esp_folder_path(t->resume_from, a->out, ESP_LAST_CHECKPOINT));
   const bool exists = esp_file_exists(t->resume_from);
   if (exists && !a->resume && !a->overwrite)
     return esp_fail(ESP_ERR_USAGE, "%s already holds a run; --resume continues it, --overwrite starts it anew, or choose another --out",
@@ -71,17 +71,63 @@ static esp_status start_history(training *t, const char *parent) {
   return ESP_OK;
 }
 
+/* Names the first setting in which two configs differ, as a line of their YAML. */
+static esp_status fail_changed(const char *now, const char *then) {
+  while (*now && *now == *then) now++, then++;
+  while (now[-1] != '\n') now--, then--;
+  now += strspn(now, " ");
+  then += strspn(then, " ");
+  return esp_fail(ESP_ERR_CONFIG, "a resumed run keeps its settings, but now there is `%.*s` where it was started with `%.*s`; leave "
+                                  "the setting as it was, or start another run", (int)strcspn(now, "\n"), now,
+                  (int)strcspn(then, "\n"), then);
+}
+
+static esp_status check_settings_kept(const training *t) {
+  esp_run_config kept;
+  char *now = NULL, *then = NULL;
+  ESP_TRY(esp_run_config_parse(&kept, t->resume_from, t->info.run_config, NULL, 0));
+  esp_status status = esp_run_config_save(&then, &kept);
+  if (status == ESP_OK) status = esp_run_config_save(&now, &t->config);
+  if (status == ESP_OK && strcmp(now, then) != 0) status = fail_changed(now, then);
+  esp_free(now);
+  esp_free(then);
+  return status;
+}
+
+/* The settings of the command line, which for a resumed run may leave out the file. */
+static esp_status read_settings_again(training *t) {
+  const arguments *a = t->a;
+  if (strcmp(t->action, "pretrain") == 0 && a->operand_count)
+    ESP_TRY(esp_run_config_load(&t->config, a->operands[0], a->overrides, a->override_count));
+  else
+    ESP_TRY(esp_run_config_parse(&t->config, t->resume_from, t->info.run_config, a->overrides, a->override_count));
+  take_sizes(&t->config.model, esp_dataset_info_of(t->dataset));
+  return apply_seed(t);
+}
+
 /* Model and info as the interrupted run left them. Its settings are those it was started with. */
 static esp_status resume(training *t) {
   ESP_TRY(esp_checkpoint_load(t->resume_from, &t->model, &t->info));
   if (!t->info.run_config)
     return esp_fail(ESP_ERR_MISMATCH, "%s does not say how its run was set up, so it cannot be resumed", t->resume_from);
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
-  if (strcmp(t->info.data_digest, data->digest) != 0)
+  if (strcmp(t->info.data_digest, data->digest) != 0 || strcmp(t->info.data_name, data->name) != 0)
     return esp_fail(ESP_ERR_MISMATCH, "the run was started on %s (%s), but --data is %s (%s)", t->info.data_name,
                     t->info.data_digest, data->name, data->digest);
-  ESP_TRY(esp_run_config_parse(&t->config, t->resume_from, t->info.run_config, t->a->overrides, t->a->override_count));
-  return apply_seed(t);
+  ESP_TRY(read_settings_again(t));
+  return check_settings_kept(t);
+}
+
+/* Makes the folder. What an older run left there would be taken for this one's. */
+static esp_status open_folder(const training *t) {
+  static const char *const leftovers[] = {ESP_LAST_CHECKPOINT, "best.h5", "results.json"};
+  char path[ESP_PATH_SIZE];
+  ESP_TRY(esp_folder_make(t->a->out));
+  for (size_t i = 0; !t->resumes && i < sizeof leftovers / sizeof leftovers[0]; i++) {
+    ESP_TRY(esp_folder_path(path, t->a->out, leftovers[i]));
+    unlink(path);
+  }
+  return ESP_OK;
 }
 
 static esp_status write_config(training *t) {
@@ -100,8 +146,9 @@ static void print_start(const training *t) {
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
   fprintf(stderr, "%s on %s: %lld training images, %lld test images, %d classes%s%s\n", t->action, data->name,
           (long long)data->count[ESP_TRAIN], (long long)data->count[ESP_TEST], data->classes, *data->note ? "; " : "", data->note);
-  fprintf(stderr, "model: %.3f M parameters, %.3f M activated, %.1f MFLOP an image; %d threads, OpenBLAS kernel %s\n",
-          1e-6 * (double)cost.parameters, 1e-6 * (double)cost.activated, 1e-6 * cost.flops, esp_threads(), esp_blas_kernel());
+  fprintf(stderr, "model: %.3f M parameters, %.3f M activated, %.1f MFLOP an image; %d thread%s, OpenBLAS kernel %s\n",
+          1e-6 * (double)cost.parameters, 1e-6 * (double)cost.activated, 1e-6 * cost.flops, esp_threads(),
+          esp_threads() == 1 ? "" : "s", esp_blas_kernel());
   fprintf(stderr, "%s%s\n", t->resumes ? "resumed; settings: " : "settings: ", "config.yaml in the run");
   if (!t->resumes) fprintf(stderr, "---\n%s---\n", t->info.run_config);
 }
@@ -125,7 +172,17 @@ static esp_status write_results(const training *t, const esp_training_result *re
   return status;
 }
 
+/* What can be known to be wrong before a folder is made. */
+static esp_status check_run(const training *t) {
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  ESP_TRY(esp_check_data_fits(&t->model->config, t->dataset, true));
+  ESP_TRY(esp_augmentation_check(&t->config.augmentation, data->height, data->width));
+  return esp_parameters_freeze(t->model->parameters, t->config.training.freeze);
+}
+
 static esp_status train(training *t, esp_training_result *result) {
+  ESP_TRY(check_run(t));
+  ESP_TRY(open_folder(t));
   ESP_TRY(write_config(t));
   print_start(t);
   const esp_training_job job = {.model = t->model, .dataset = t->dataset, .config = &t->config, .folder = t->a->out,
@@ -161,7 +218,7 @@ int run_pretrain(const arguments *a) {
   training t = {.a = a, .action = "pretrain"};
   esp_training_result result = {.step = 0};
   esp_status status = open_data(&t.dataset, a);
-  if (status == ESP_OK) status = open_folder(&t);
+  if (status == ESP_OK) status = check_folder(&t);
   if (status == ESP_OK) status = t.resumes ? resume(&t) : start_pretraining(&t);
   if (status == ESP_OK) status = train(&t, &result);
   return finish(&t, status, &result);
@@ -197,7 +254,10 @@ static esp_status build_from(training *t, const loaded *source) {
 static esp_status start_finetuning(training *t) {
   loaded source;
   ESP_TRY(load(&source, t->a->operands[0]));
-  esp_status status = esp_run_config_parse(&t->config, source.path, source.info.run_config, t->a->overrides, t->a->override_count);
+  esp_status status = ESP_OK;
+  if (is_same_file(source.path, t->resume_from))
+    status = esp_fail(ESP_ERR_USAGE, "%s is the model to be finetuned; choose another --out", source.path);
+  if (status == ESP_OK) status = esp_run_config_parse(&t->config, source.path, source.info.run_config, t->a->overrides, t->a->override_count);
   if (status == ESP_OK) status = apply_seed(t);
   if (status == ESP_OK) status = build_from(t, &source);
   if (status == ESP_OK) {
@@ -214,7 +274,7 @@ int run_finetune(const arguments *a) {
   training t = {.a = a, .action = "finetune"};
   esp_training_result result = {.step = 0};
   esp_status status = open_data(&t.dataset, a);
-  if (status == ESP_OK) status = open_folder(&t);
+  if (status == ESP_OK) status = check_folder(&t);
   if (status == ESP_OK) status = t.resumes ? resume(&t) : start_finetuning(&t);
   if (status == ESP_OK) status = train(&t, &result);
   return finish(&t, status, &result);

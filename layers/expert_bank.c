@@ -57,3 +57,11 @@ esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape,
   if (trace) *trace = (esp_bank_trace){pre, activation, selected, output};
   return output;
 }
+
+esp_tensor *esp_expert_bank_forward_all(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x) {
+  int64_t *first_row = x ? esp_tape_take(tape, 2 * sizeof *first_row) : NULL;
+  if (!first_row) return NULL;
+  first_row[0] = 0;
+  first_row[1] = esp_tensor_rows(x);
+  return esp_expert_bank_forward(bank, tape, x, first_row, bank->hidden, NULL);
+}

@@ -38,6 +38,10 @@ ESP_API esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters
 ESP_API esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
                                             const int64_t *first_row, int64_t kept, esp_bank_trace *trace);
 
+/* The same for a bank of one expert, which takes all rows and keeps all its neurons: a dense layer, a shared expert.
+ * x [.., width] -> [.., width]. */
+ESP_API esp_tensor *esp_expert_bank_forward_all(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x);
+
 #ifdef __cplusplus
 }
 #endif

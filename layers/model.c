@@ -75,15 +75,6 @@ static esp_tensor *drop(const esp_model *model, esp_tape *tape, esp_tensor *x, c
   return esp_dropout(tape, x, model->config.dropout, pass->seed, pass->step * 2 * ESP_MAX_BLOCKS + (uint64_t)place);
 }
 
-static esp_tensor *run_dense(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x) {
-  if (!x) return NULL;
-  int64_t *first_row = esp_tape_take(tape, 2 * sizeof *first_row);
-  if (!first_row) return NULL;
-  first_row[0] = 0;
-  first_row[1] = esp_tensor_rows(x);
-  return esp_expert_bank_forward(bank, tape, x, first_row, bank->hidden, NULL);
-}
-
 static esp_tensor *run_block(const esp_model *model, int index, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
                              esp_auxiliary_losses *losses) {
   const esp_block *block = &model->blocks[index];
@@ -94,7 +85,7 @@ static esp_tensor *run_block(const esp_model *model, int index, esp_tape *tape, 
   }
   esp_tape_scope(tape, block->layer_scope);
   esp_tensor *normal = esp_norm_forward(&block->layer_norm, tape, x);
-  esp_tensor *y = block->kind == ESP_LAYER_DENSE ? run_dense(&block->dense, tape, normal)
+  esp_tensor *y = block->kind == ESP_LAYER_DENSE ? esp_expert_bank_forward_all(&block->dense, tape, normal)
                                                  : esp_moe_forward(&block->moe, tape, normal, pass, losses);
   if (!x || !y) return NULL;
   y = esp_reshape(tape, y, x->rank, x->shape);

@@ -1,6 +1,7 @@
 #include "op_examples.h"
 #include "testing.h"
 
+#include <espalier/moe_ops.h>
 #include <espalier/ops.h>
 
 /* --- what builders use ----------------------------------------------------------------------------------- */
@@ -334,6 +335,157 @@ static esp_tensor *many_rows(example *e) {
   return esp_scale(e->tape, example_loss(e, esp_log_softmax(e->tape, esp_scale(e->tape, y, 10))), 0.01);
 }
 
+/* --- mixtures -------------------------------------------------------------------------------------------- */
+
+enum { Z = ESP_EXPERT_ZERO, M = ESP_EXPERT_MASKED };
+
+static const esp_expert_layout layout = {5, 3, {0, Z, 1, M, 2}, {0, 1, 2, 3, 4}};
+static const esp_expert_layout large_layout = {7, 3, {0, M, 1, Z, 2, 0, Z}, {0, 1, 2, 3, 4, 5, 6}};
+
+/* What a router may have decided for 5 tokens with `layout`: zero experts are chosen, expert 2 is not. */
+static const esp_routing routing = {
+    .tokens = 5,
+    .k = 2,
+    .experts = 5,
+    .stored = 3,
+    .rows = 8,
+    .choice = (const int32_t[]){0, 4, 4, 1, 0, 4, 1, 0, 4, 0},
+    .row = (const int32_t[]){0, 4, 5, -1, 1, 6, -1, 2, 7, 3},
+    .slot = (const int32_t[]){0, 4, 7, 9, 1, 2, 5, 8},
+    .first_row = (const int64_t[]){0, 4, 4, 8},
+    .wanted = (const int64_t[]){4, 2, 0, 0, 4},
+};
+
+/* Both outputs count: gates and scores. */
+static esp_tensor *route_loss(example *e, esp_tensor *logits, int k, const esp_router_config *config,
+                              const esp_expert_layout *of) {
+  esp_tensor *scores;
+  const esp_routing *decided;
+  esp_tensor *gates = esp_route(e->tape, logits, k, config, of, true, 3, 4, &scores, &decided);
+  return esp_add(e->tape, example_loss(e, gates), example_loss(e, scores));
+}
+
+/* With 1, 2 and 3 choices. */
+static esp_tensor *route(example *e, esp_score_kind score, bool selected_only, bool renormalise) {
+  const esp_router_config config = {
+      .score = score, .score_selected_only = selected_only, .renormalise = renormalise};
+  esp_tensor *loss = route_loss(e, example_apart(e, SHAPE(5, 7)), 1, &config, &large_layout);
+  for (int k = 2; k <= 3; k++)
+    loss = esp_add(e->tape, loss, route_loss(e, example_apart(e, SHAPE(5, 7)), k, &config, &large_layout));
+  return loss;
+}
+
+static esp_tensor *route_softmax(example *e) {
+  return route(e, ESP_SCORE_SOFTMAX, false, false);
+}
+
+static esp_tensor *route_softmax_divided(example *e) {
+  return route(e, ESP_SCORE_SOFTMAX, false, true);
+}
+
+static esp_tensor *route_softmax_selected(example *e) {
+  return route(e, ESP_SCORE_SOFTMAX, true, false);
+}
+
+static esp_tensor *route_softmax_selected_divided(example *e) {
+  return route(e, ESP_SCORE_SOFTMAX, true, true);
+}
+
+static esp_tensor *route_sigmoid(example *e) {
+  return route(e, ESP_SCORE_SIGMOID, false, false);
+}
+
+static esp_tensor *route_sigmoid_divided(example *e) {
+  return route(e, ESP_SCORE_SIGMOID, false, true);
+}
+
+static esp_tensor *route_sigmoid_selected(example *e) {
+  return route(e, ESP_SCORE_SIGMOID, true, false);
+}
+
+static esp_tensor *route_sigmoid_selected_divided(example *e) {
+  return route(e, ESP_SCORE_SIGMOID, true, true);
+}
+
+/* More tokens than one range of the parallel loop. */
+static esp_tensor *route_noise(example *e) {
+  const esp_router_config config = {.renormalise = true, .noise = 0.5};
+  esp_tensor *logits = repeated_rows(e, 600, 600, 5);
+  return esp_scale(e->tape, route_loss(e, logits, 2, &config, &layout), 0.01);
+}
+
+static esp_tensor *dispatch(example *e) {
+  return example_loss(e, esp_dispatch(e->tape, example_normal(e, SHAPE(5, 3)), &routing));
+}
+
+static const int64_t groups[] = {0, 3, 3, 7, 8}, empty_ends[] = {0, 0, 5, 5}, one_group[] = {0, 6};
+
+static esp_tensor *grouped_map(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(8, 3)), *bank = example_normal(e, SHAPE(4, 3, 2));
+  return example_loss(e, esp_grouped_map(e->tape, x, bank, NULL, false, groups, 4));
+}
+
+static esp_tensor *grouped_map_bias(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(8, 3)), *bank = example_normal(e, SHAPE(4, 3, 2));
+  return example_loss(e, esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4, 2)), false, groups, 4));
+}
+
+static esp_tensor *grouped_map_transposed(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(5, 3)), *bank = example_normal(e, SHAPE(3, 2, 3));
+  return example_loss(e, esp_grouped_map(e->tape, x, bank, NULL, true, empty_ends, 3));
+}
+
+static esp_tensor *grouped_map_transposed_bias(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(8, 3)), *bank = example_normal(e, SHAPE(4, 2, 3));
+  return example_loss(e, esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4, 2)), true, groups, 4));
+}
+
+static esp_tensor *grouped_map_one_group(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(6, 3)), *bank = example_normal(e, SHAPE(4, 3));
+  return example_loss(e, esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4)), true, one_group, 1));
+}
+
+static esp_tensor *neuron_top_k(example *e) {
+  return example_loss(e, esp_neuron_top_k(e->tape, example_apart(e, SHAPE(4, 9)), NULL, 4));
+}
+
+/* The gradient of `pre` is that of the activation alone. */
+static esp_tensor *neuron_top_k_pre(example *e) {
+  esp_tensor *pre = example_apart(e, SHAPE(4, 18));
+  return example_loss(e, esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, 4));
+}
+
+static esp_tensor *combine(example *e) {
+  esp_tensor *rows = example_normal(e, SHAPE(8, 3)), *gates = example_normal(e, SHAPE(5, 2));
+  return example_loss(e, esp_combine(e->tape, rows, gates, &routing));
+}
+
+static esp_tensor *balance_loss(example *e) {
+  return esp_balance_loss(e->tape, example_normal(e, SHAPE(5, 5)), &routing, &layout);
+}
+
+static esp_tensor *z_loss(example *e) {
+  return esp_z_loss(e->tape, example_normal(e, SHAPE(5, 5)), &layout);
+}
+
+/* Logits and scores get gradients from several ops, tokens from dispatch and router. */
+static esp_tensor *mixture(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(6, 4)), *router = example_normal(e, SHAPE(5, 4));
+  esp_tensor *up = example_normal(e, SHAPE(3, 10, 4)), *down = example_normal(e, SHAPE(3, 5, 4));
+  esp_tensor *logits = esp_linear_map(e->tape, x, router, NULL), *scores;
+  const esp_routing *r;
+  const esp_router_config config = {.renormalise = true};
+  esp_tensor *gates = esp_route(e->tape, logits, 2, &config, &layout, false, 0, 0, &scores, &r);
+  if (!gates) return NULL;
+  esp_tensor *losses =
+      esp_add(e->tape, esp_balance_loss(e->tape, scores, r, &layout), esp_z_loss(e->tape, logits, &layout));
+  esp_tensor *rows = esp_dispatch(e->tape, x, r);
+  esp_tensor *pre = esp_grouped_map(e->tape, rows, up, NULL, true, r->first_row, r->stored);
+  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, 3);
+  rows = esp_grouped_map(e->tape, kept, down, NULL, false, r->first_row, r->stored);
+  return esp_add(e->tape, losses, example_loss(e, esp_combine(e->tape, rows, gates, r)));
+}
+
 /* --- the table ------------------------------------------------------------------------------------------- */
 
 const op_example op_examples[] = {
@@ -382,5 +534,26 @@ const op_example op_examples[] = {
     {"linear map", "a residual block: gradients from several ops", residual},
     {"gelu", "several ranges of elements", many_elements},
     {"rms norm", "several ranges of rows", many_rows},
+    {"route", "softmax over all", route_softmax},
+    {"route", "softmax over all, renormalised", route_softmax_divided},
+    {"route", "softmax over the selected", route_softmax_selected},
+    {"route", "softmax over the selected, renormalised", route_softmax_selected_divided},
+    {"route", "sigmoid of all", route_sigmoid},
+    {"route", "sigmoid of all, renormalised", route_sigmoid_divided},
+    {"route", "sigmoid of the selected", route_sigmoid_selected},
+    {"route", "sigmoid of the selected, renormalised", route_sigmoid_selected_divided},
+    {"route", "noise, several ranges of tokens", route_noise},
+    {"dispatch", "zero experts", dispatch},
+    {"grouped map", "an empty group", grouped_map},
+    {"grouped map", "an empty group, bias", grouped_map_bias},
+    {"grouped map", "transposed, the first and last group empty", grouped_map_transposed},
+    {"grouped map", "transposed, bias", grouped_map_transposed_bias},
+    {"grouped map", "one group without a dimension of its own", grouped_map_one_group},
+    {"neuron top-k", "largest of the values themselves", neuron_top_k},
+    {"neuron top-k", "largest by the gate's activation", neuron_top_k_pre},
+    {"neuron top-k", "in a whole mixture layer", mixture},
+    {"combine", "zero experts", combine},
+    {"balance loss", "zero and masked experts", balance_loss},
+    {"z-loss", "zero and masked experts", z_loss},
     {NULL, NULL, NULL},
 };

@@ -134,6 +134,12 @@ static void wide_config(hid_t file) {
   config.moe.hidden = 1 << 20;
   put_config(file, &config, NULL);
 }
+/* Possible, but not with what the file holds. */
+static void large_config(hid_t file) {
+  esp_model_config config = small_config();
+  config.width = config.moe.hidden = 1 << 15;
+  put_config(file, &config, NULL);
+}
 static void bad_heads(hid_t file) {
   esp_model_config config = small_config();
   config.heads = 3;
@@ -230,7 +236,8 @@ static const struct {
     {no_parameters, "`parameters` is missing"},
     {many, "extra `extra.4`; and 3 more"},
     {other_value, "damaged or changed by hand"},
-    {wide_config, "describes a model of about"},
+    {wide_config, "the model would have more than 1e11 parameters"},
+    {large_config, "describes a model of about"},
     {bad_heads, "model.heads is 3"},
     {wild_pools, "beyond any use"},
     {wild_pixels, "beyond any use"},

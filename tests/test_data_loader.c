@@ -467,7 +467,7 @@ static void test_bad_options(void **state) {
   o = good;
   expect_refused((o.augmentation.mixup = -0.5, o), 0, "mixup is -0.5");
   o = good;
-  expect_refused((o.augmentation.mixup = NAN, o), 0, "mixup is");
+  expect_refused((o.augmentation.mixup = (double)NAN, o), 0, "mixup is");
   expect_refused(good, -1, "first batch is -1");
 }
 

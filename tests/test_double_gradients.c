@@ -4,10 +4,11 @@
 #include "op_examples.h"
 #include "testing.h"
 
+#include <espalier/moe_ops.h>
 #include <espalier/ops.h>
 
 /* The op tables that the examples must cover. */
-static const esp_op *const *const op_tables[] = {esp_core_ops};
+static const esp_op *const *const op_tables[] = {esp_core_ops, esp_moe_ops};
 enum { TABLE_COUNT = sizeof op_tables / sizeof op_tables[0] };
 
 static bool has_example(const esp_op *op) {
@@ -154,7 +155,7 @@ static void a_new_step_starts_afresh(void **state) {
     gradients first = copy_gradients(&e);
     for (int l = 0; l < e.leaf_count; l++)
       for (int64_t i = 0; e.leaves[l].requires_grad && i < esp_tensor_count(&e.leaves[l]); i++)
-        e.leaves[l].grad[i] = NAN;
+        e.leaves[l].grad[i] = (esp_real)NAN;
     assert_int_equal(example_run(&e, 1), ESP_OK);
     for (int l = 0; l < e.leaf_count; l++)
       assert_same_bits(row->description, e.leaves[l].grad, first.of_leaf[l], esp_tensor_count(&e.leaves[l]));

@@ -185,7 +185,7 @@ static void router_change_of_known_rows(void **state) {
   assert_int_equal(esp_router_changes_create(&changes, now, before), ESP_OK);
   assert_int_equal(changes->layer_count, 2);
   assert_string_equal(changes->layers[0].scope, "blocks.1.moe");
-  assert_string_equal(changes->layers[1].scope, "blocks.2.mone");
+  assert_string_equal(changes->layers[1].scope, "blocks.2.moe");
   assert_int_equal(changes->layers[0].block, 1);
   assert_int_equal(changes->layers[0].expert_count, 4);
   assert_change(&changes->layers[0].experts[0], 5, 10, 5); /* shrank: -5 */
@@ -320,7 +320,7 @@ static void check_json(const json_t *json, const subject *s) {
               number(json, "examples") == IMAGES);
   const json_t *layers = json_object_get(json, "layers"), *layer = json_array_get(layers, 1);
   assert_int_equal(json_array_size(layers), 2);
-  assert_string_equal(json_string_value(json_object_get(layer, "name")), "blocks.2.mone");
+  assert_string_equal(json_string_value(json_object_get(layer, "name")), "blocks.2.moe");
   assert_string_equal(json_string_value(json_object_get(layer, "kind")), "mone");
   assert_true(number(layer, "stored_experts") == 3 && number(layer, "neurons_kept") == 5 &&
               number(layer, "top_k") == 2);
@@ -435,7 +435,7 @@ static void files_have_a_row_for_everything(void **state) {
   assert_int_equal(esp_measurement_write(&s.measurement, folder), ESP_OK);
   const char *text = read_text(folder, "experts.csv");
   assert_int_equal(check_csv(text), 2 * 4);
-  assert_non_null(strstr(text, "\nblocks.2.mone,mone,2,2,-1,"));
+  assert_non_null(strstr(text, "\nblocks.2.moe,mone,2,2,-1,"));
   assert_int_equal(check_csv(read_text(folder, "routing.csv")), 2);
   assert_int_equal(check_csv(read_text(folder, "sparsity.csv")), 2);
   assert_int_equal(check_csv(read_text(folder, "activations.csv")), 2 * (ESP_HISTOGRAM_BINS + 2));

@@ -239,7 +239,7 @@ static void identical_experts_grow_apart(void **state) {
     c.moe.identical_experts = identical;
     trainer t = make_trainer(&c, 1, BATCH);
     const esp_parameter *up = esp_parameters_find(t.model->parameters, "blocks.0.moe.experts.gate_up");
-    const esp_parameter *down = esp_parameters_find(t.model->parameters, "blocks.1.mone.experts.down");
+    const esp_parameter *down = esp_parameters_find(t.model->parameters, "blocks.1.moe.experts.down");
     assert_true(up && down);
     assert_int_equal(equal_experts(up), identical ? c.moe.experts - 1 : 0);
     assert_int_equal(equal_experts(down), identical ? c.moe.experts - 1 : 0);
@@ -326,6 +326,24 @@ static void models_start_alike_where_they_agree(void **state) {
   for (size_t i = 0; i < sizeof models / sizeof models[0]; i++) esp_model_free(models[i]);
 }
 
+/* Scopes and shapes do not tell a MoNE from an MoE, so comparisons of the two begin at the same point. */
+static void moe_and_mone_start_alike(void **state) {
+  (void)state;
+  esp_model_config c = vit_config();
+  esp_model *models[2];
+  for (int i = 0; i < 2; i++) {
+    c.layers[0] = i ? ESP_LAYER_MONE : ESP_LAYER_MOE;
+    c.layers_count = 1;
+    assert_int_equal(esp_model_create(&models[i], &c, NULL, 1), ESP_OK);
+    assert_int_equal(esp_model_moe_count(models[i]), 3);
+    assert_string_equal(esp_model_moe(models[i], 1)->scope, "blocks.1.moe");
+  }
+  const int64_t count = esp_parameters_count(models[0]->parameters);
+  assert_int_equal(esp_parameters_count(models[1]->parameters), count);
+  assert_int_equal(common_start(models[0], models[1]), count);
+  for (int i = 0; i < 2; i++) esp_model_free(models[i]);
+}
+
 /* --- settings that cannot be a model -------------------------------------------------------------------------------- */
 
 static void assert_refused(const esp_model_config *c, const char *key) {
@@ -352,15 +370,15 @@ static void impossible_models_are_refused(void **state) {
   REFUSES("blocks", c.blocks = ESP_MAX_BLOCKS + 1);
   REFUSES("layers", c.layers_count = 0);
   REFUSES("dropout", c.dropout = 1);
-  REFUSES("dropout", c.dropout = NAN);
+  REFUSES("dropout", c.dropout = (double)NAN);
   REFUSES("top_k", c.moe.top_k = c.moe.experts + 1);
   REFUSES("experts", c.moe.experts = ESP_MAX_EXPERTS + 1);
   REFUSES("neurons_kept", c.moe.neurons_kept = 0);
-  REFUSES("neurons_kept", c.moe.neurons_kept = NAN);
+  REFUSES("neurons_kept", c.moe.neurons_kept = (double)NAN);
   REFUSES("shared_hidden", c.moe.shared_hidden = -1);
   REFUSES("balance_weight", c.moe.router.balance_weight = -1);
-  REFUSES("noise", c.moe.router.noise = NAN);
-  REFUSES("z_weight", c.moe.router.z_weight = INFINITY);
+  REFUSES("noise", c.moe.router.noise = (double)NAN);
+  REFUSES("z_weight", c.moe.router.z_weight = (double)INFINITY);
   REFUSES("stem", c.stem.patch = 5);
   REFUSES("kernel", (c.mixing = ESP_MIXING_CONVOLUTION, c.kernel = 4));
   REFUSES("pools", (c.stem.kind = ESP_STEM_CONVOLUTION, c.stem.pools_count = 1));
@@ -378,6 +396,7 @@ int main(void) {
       cmocka_unit_test(frozen_parameters_stay),
       cmocka_unit_test(a_frozen_model_stays),
       cmocka_unit_test(models_start_alike_where_they_agree),
+      cmocka_unit_test(moe_and_mone_start_alike),
       cmocka_unit_test(impossible_models_are_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

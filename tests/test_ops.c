@@ -243,7 +243,7 @@ static void softmax_sums_to_one(void **state) {
   }
   large->data[66] = 1e30f;
   const esp_real bad[] = {1, NAN, 2};
-  const double expected[] = {NAN, NAN, NAN};
+  const double expected[] = {(double)NAN, (double)NAN, (double)NAN};
   assert_close("softmax of not-a-number", esp_softmax(tape, holding(bad, SHAPE(1, 3)))->data, expected, 3, 0,
                0);
 }

@@ -316,15 +316,15 @@ static void bad_settings_are_refused(void **state) {
   (void)state;
   assert_int_equal(esp_optimizer_config_check(&esp_optimizer_defaults), ESP_OK);
   REFUSES(learning_rate, -1e-3);
-  REFUSES(learning_rate, NAN);
-  REFUSES(learning_rate, INFINITY);
+  REFUSES(learning_rate, (double)NAN);
+  REFUSES(learning_rate, (double)INFINITY);
   REFUSES(router_rate, -1);
   REFUSES(weight_decay, -0.1);
   REFUSES(momentum, 1);
   REFUSES(momentum, -0.1);
   REFUSES(beta1, 1);
   REFUSES(beta2, 1.5);
-  REFUSES(beta2, NAN);
+  REFUSES(beta2, (double)NAN);
   REFUSES(epsilon, -1e-8);
   REFUSES(clip_norm, -1);
   REFUSES(schedule.warmup, 1.1);

@@ -160,8 +160,8 @@ static esp_status after_step(run *r) {
 }
 
 static esp_status explain_not_finite(const run *r) {
-  if (r->saved_step < 0) return esp_fail(ESP_ERR_NOT_FINITE, "%s; there is no checkpoint yet", esp_error_message());
-  return esp_fail(ESP_ERR_NOT_FINITE, "%s; %s/" ESP_LAST_CHECKPOINT " is as it was after step %lld", esp_error_message(),
+  if (r->saved_step < 0) return esp_fail(ESP_ERR_NOT_FINITE, "%s. There is no checkpoint yet", esp_error_message());
+  return esp_fail(ESP_ERR_NOT_FINITE, "%s. %s/" ESP_LAST_CHECKPOINT " holds the state after step %lld", esp_error_message(),
                   r->job->folder, (long long)r->saved_step);
 }
 

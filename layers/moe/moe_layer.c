@@ -49,16 +49,6 @@ static void add_losses(const esp_moe *moe, esp_tape *tape, esp_tensor *logits, e
   if (config->z_weight > 0) add_loss(losses, "z", moe->block, config->z_weight, esp_z_loss(tape, logits, &moe->layout));
 }
 
-static esp_tensor *add_shared(const esp_moe *moe, esp_tape *tape, esp_tensor *x, esp_tensor *y) {
-  if (!moe->has_shared || !y) return y;
-  int64_t *first_row = esp_tape_take(tape, 2 * sizeof *first_row);
-  if (!first_row) return NULL;
-  first_row[0] = 0;
-  first_row[1] = esp_tensor_rows(x);
-  esp_tensor *shared = esp_expert_bank_forward(&moe->shared, tape, x, first_row, moe->shared.hidden, NULL);
-  return esp_add(tape, y, shared);
-}
-
 esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
                             esp_auxiliary_losses *losses) {
   if (!x) return NULL;
@@ -73,7 +63,8 @@ esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, c
   esp_bank_trace trace;
   esp_tensor *rows = esp_dispatch(tape, tokens, routing);
   rows = esp_expert_bank_forward(&moe->bank, tape, rows, routing->first_row, moe->neurons_kept, &trace);
-  esp_tensor *y = add_shared(moe, tape, tokens, esp_combine(tape, rows, gates, routing));
+  esp_tensor *y = esp_combine(tape, rows, gates, routing);
+  if (moe->has_shared) y = esp_add(tape, y, esp_expert_bank_forward_all(&moe->shared, tape, tokens));
   if (y && pass->observer)
     pass->observer->moe(pass->observer->context, &(esp_moe_record){moe, routing, tokens, y, logits, scores, gates, trace});
   return y;

@@ -1,0 +1,552 @@
+/* label: medium */
+/* The training loop: the same bits whether interrupted or not and for any number of threads, what stops it, what it
+ * freezes, what it writes, and that a step allocates nothing after the first. */
+#include "testing.h"
+
+#include <espalier/core.h>
+#include <espalier/train.h>
+
+static const char *const small_settings[] = {"model.stem.kind=convolution",
+                                             "model.stem.channels=[8]",
+                                             "model.stem.pools=[4, 4]",
+                                             "model.width=16",
+                                             "model.blocks=2",
+                                             "model.mixing=convolution",
+                                             "model.kernel=3",
+                                             "model.dropout=0.1",
+                                             "model.layers=[moe, mone]",
+                                             "model.moe.experts=4",
+                                             "model.moe.top_k=2",
+                                             "model.moe.hidden=8",
+                                             "model.moe.router.noise=1",
+                                             "model.moe.router.z_weight=0.001",
+                                             "augmentation.crop_padding=2",
+                                             "augmentation.mixup=0.2",
+                                             "training.batch=32",
+                                             "training.epochs=0.06",
+                                             "training.evaluate_every=0.02",
+                                             "training.evaluate_examples=64",
+                                             "training.log_every=1"};
+enum {
+  SETTING_COUNT = sizeof small_settings / sizeof small_settings[0],
+  STEPS = 10,
+  MOST_SETTINGS = 8,
+  TEXT_SIZE = 1 << 19
+};
+
+static esp_dataset *data; /* synthetic:narrow: 156 batches an epoch, evaluated after steps 4, 7 and 10 */
+
+/* A run as a program would hold it. */
+typedef struct training {
+  char folder[TESTING_PATH_SIZE];
+  esp_run_config config;
+  esp_model *model;
+  esp_checkpoint_info info;
+  esp_training_result result;
+} training;
+
+static void expect_ok(esp_status status) {
+  if (status != ESP_OK) fail_msg("status %d: %s", status, esp_error_message());
+}
+
+static void expect_failure(esp_status got, esp_status expected, const char *words, const char *more_words) {
+  if (got != expected) fail_msg("status %d, expected %d: %s", got, expected, esp_error_message());
+  if (!strstr(esp_error_message(), words) || !strstr(esp_error_message(), more_words))
+    fail_msg("the message lacks \"%s\" or \"%s\": %s", words, more_words, esp_error_message());
+}
+
+/* A new run with some settings (up to the first NULL) besides the small ones. */
+static void set_up(training *t, const char *const settings[MOST_SETTINGS]) {
+  const char *all[SETTING_COUNT + MOST_SETTINGS];
+  size_t count = SETTING_COUNT;
+  memcpy(all, small_settings, sizeof small_settings);
+  for (int i = 0; i < MOST_SETTINGS && settings[i]; i++) all[count++] = settings[i];
+  *t = (training){.model = NULL};
+  make_folder(t->folder);
+  expect_ok(esp_run_config_load(&t->config, NULL, all, count));
+  const esp_dataset_info *info = esp_dataset_info_of(data);
+  esp_model_config *config = &t->config.model;
+  config->image_height = info->height, config->image_width = info->width,
+  config->image_channels = info->channels;
+  config->classes = info->classes;
+  expect_ok(esp_model_create(&t->model, config, NULL, t->config.training.seed));
+  esp_dataset_normalisation(data, &t->info.normalisation);
+  t->info.history_count = 1;
+  snprintf(t->info.history[0].action, sizeof t->info.history[0].action, "pretrain");
+}
+
+#define SETTINGS(...) ((const char *const[MOST_SETTINGS]){__VA_ARGS__})
+
+static void forget(training *t) {
+  esp_model_free(t->model);
+  esp_checkpoint_info_clear(&t->info);
+  t->model = NULL;
+}
+
+static void tear_down(training *t) {
+  forget(t);
+  remove_folder(t->folder);
+}
+
+static const char *file_of(const training *t, const char *name) {
+  static char path[TESTING_PATH_SIZE + 64];
+  snprintf(path, sizeof path, "%s/%s", t->folder, name);
+  return path;
+}
+
+static esp_status go(training *t, const char *resume_from, const volatile sig_atomic_t *stop) {
+  const esp_training_job job = {.model = t->model,
+                                .dataset = data,
+                                .config = &t->config,
+                                .folder = t->folder,
+                                .info = &t->info,
+                                .resume_from = resume_from,
+                                .stop = stop,
+                                .quiet = true};
+  return esp_train(&job, &t->result);
+}
+
+static void load_last(training *t) {
+  forget(t);
+  expect_ok(esp_checkpoint_load(file_of(t, "last.h5"), &t->model, &t->info));
+}
+
+/* As another process would: all that is known of the run comes from its folder. */
+static esp_status go_on(training *t, const volatile sig_atomic_t *stop) {
+  load_last(t);
+  char path[TESTING_PATH_SIZE + 64];
+  snprintf(path, sizeof path, "%s", file_of(t, "last.h5"));
+  return go(t, path, stop);
+}
+
+static size_t read_file(const char *path, char text[TEXT_SIZE]) {
+  FILE *file = fopen(path, "rb");
+  if (!file) fail_msg("%s cannot be read", path);
+  const size_t size = fread(text, 1, TEXT_SIZE - 1, file);
+  fclose(file);
+  assert_true(size < TEXT_SIZE - 1);
+  text[size] = '\0';
+  return size;
+}
+
+/* The file without its thirteenth column, images_per_second. */
+static void read_metrics(const training *t, char text[TEXT_SIZE]) {
+  const size_t size = read_file(file_of(t, "metrics.csv"), text);
+  size_t kept = 0;
+  int column = 1;
+  for (size_t i = 0; i < size; i++) {
+    if (column != 13 || text[i] == '\n') text[kept++] = text[i];
+    column = text[i] == '\n' ? 1 : column + (text[i] == ',');
+  }
+  text[kept] = '\0';
+}
+
+static void assert_same_optimizers(training *a, training *b) {
+  esp_optimizer *one, *two;
+  expect_ok(esp_optimizer_create(&one, &a->config.optimizer, a->model->parameters));
+  expect_ok(esp_optimizer_create(&two, &b->config.optimizer, b->model->parameters));
+  expect_ok(esp_checkpoint_load_optimizer(file_of(a, "last.h5"), one));
+  expect_ok(esp_checkpoint_load_optimizer(file_of(b, "last.h5"), two));
+  assert_int_equal(esp_optimizer_steps(one), STEPS);
+  assert_int_equal(esp_optimizer_steps(two), STEPS);
+  const char *name;
+  for (int i = 0; esp_optimizer_state(one, i, &name); i++)
+    assert_same_bits(name, esp_optimizer_state(one, i, &name), esp_optimizer_state(two, i, &name),
+                     esp_parameters_size(a->model->parameters));
+  esp_optimizer_free(one);
+  esp_optimizer_free(two);
+}
+
+static void assert_same_runs(training *a, training *b) {
+  static char one[TEXT_SIZE], two[TEXT_SIZE];
+  assert_same_bits("parameters", esp_parameters_values(a->model->parameters),
+                   esp_parameters_values(b->model->parameters), esp_parameters_size(a->model->parameters));
+  assert_same_optimizers(a, b);
+  assert_string_equal(a->info.digest, b->info.digest);
+  assert_int_equal(a->info.progress.step, b->info.progress.step);
+  assert_int_equal(a->info.progress.best_step, b->info.progress.best_step);
+  assert_true(a->info.progress.best_accuracy == b->info.progress.best_accuracy);
+  assert_int_equal(a->info.history[0].steps, b->info.history[0].steps);
+  assert_true(a->result.final.accuracy == b->result.final.accuracy &&
+              a->result.final.loss == b->result.final.loss);
+  read_metrics(a, one);
+  read_metrics(b, two);
+  assert_string_equal(one, two);
+}
+
+static const volatile sig_atomic_t at_once = 1;
+
+/* Stopped and resumed after each of its steps, the end included. */
+static void test_resumed_after_each_step(void **state) {
+  (void)state;
+  training whole, pieces;
+  set_up(&whole, SETTINGS(NULL));
+  expect_ok(go(&whole, NULL, NULL));
+  assert_int_equal(whole.result.steps, STEPS);
+  set_up(&pieces, SETTINGS(NULL));
+  expect_failure(go(&pieces, NULL, &at_once), ESP_ERR_INTERRUPTED, "stopped after step 1 of 10", "--resume");
+  for (int step = 2; step <= STEPS; step++) {
+    expect_failure(go_on(&pieces, &at_once), ESP_ERR_INTERRUPTED, "stopped after step", "");
+    assert_int_equal(pieces.info.progress.step, step);
+  }
+  expect_ok(go_on(&pieces, &at_once));
+  assert_same_runs(&whole, &pieces);
+  tear_down(&whole);
+  tear_down(&pieces);
+}
+
+/* With SGD and rows of the metrics that end where it was stopped; the file has since got rows of a later state. */
+static void test_resumed_once(void **state) {
+  (void)state;
+  training whole, resumed;
+  const char *const *const settings =
+      SETTINGS("optimizer.kind=sgd", "optimizer.learning_rate=0.1", "training.compression=0");
+  set_up(&whole, settings);
+  expect_ok(go(&whole, NULL, NULL));
+  set_up(&resumed, settings);
+  for (int step = 1; step <= 3; step++)
+    expect_failure(step == 1 ? go(&resumed, NULL, &at_once) : go_on(&resumed, &at_once), ESP_ERR_INTERRUPTED,
+                   "", "");
+  FILE *file = fopen(file_of(&resumed, "metrics.csv"), "a");
+  assert_non_null(file);
+  fputs("4,0.0256,train,9,9,9,9,9,9,9,9,9,9,9,9\n5,0.03", file);
+  fclose(file);
+  expect_ok(go_on(&resumed, NULL));
+  assert_same_runs(&whole, &resumed);
+  tear_down(&whole);
+  tear_down(&resumed);
+}
+
+static void test_resumed_with_other_settings(void **state) {
+  (void)state;
+  training t;
+  set_up(&t, SETTINGS(NULL));
+  expect_failure(go(&t, NULL, &at_once), ESP_ERR_INTERRUPTED, "", "");
+  t.config.training.seed = 7;
+  expect_failure(go_on(&t, NULL), ESP_ERR_CONFIG, "started with seed 1, not 7", "keeps its settings");
+  t.config.training.seed = 1;
+  t.config.training.epochs = 1;
+  expect_failure(go_on(&t, NULL), ESP_ERR_CONFIG, "planned for 10 steps, not 156", "keeps its settings");
+  t.config.optimizer.kind = ESP_OPTIMIZER_SGD;
+  expect_failure(go_on(&t, NULL), ESP_ERR_MISMATCH, "last.h5", "");
+  tear_down(&t);
+}
+
+static void test_threads(void **state) {
+  (void)state;
+  training one, two;
+  set_up(&one, SETTINGS("model.mixing=attention", "model.heads=4"));
+  set_up(&two, SETTINGS("model.mixing=attention", "model.heads=4"));
+  esp_threads_set(1);
+  expect_ok(go(&one, NULL, NULL));
+  esp_threads_set(2);
+  expect_ok(go(&two, NULL, NULL));
+  esp_threads_set(0);
+  assert_same_runs(&one, &two);
+  tear_down(&one);
+  tear_down(&two);
+}
+
+/* ---- numbers that are not finite ---- */
+
+static void test_diverged(void **state) {
+  (void)state;
+  training t;
+  set_up(&t, SETTINGS("optimizer.kind=sgd", "optimizer.learning_rate=1000", "optimizer.clip_norm=0",
+                      "optimizer.schedule.warmup=0", "model.layers=[dense]", "training.epochs=1",
+                      "training.evaluate_every=1"));
+  expect_failure(go(&t, NULL, NULL), ESP_ERR_NOT_FINITE, "step ", "There is no checkpoint yet");
+  if (!strstr(esp_error_message(), "the first op") || !strstr(esp_error_message(), "optimizer.learning_rate"))
+    fail_msg("%s", esp_error_message());
+  assert_false(esp_file_exists(file_of(&t, "last.h5")));
+  tear_down(&t);
+}
+
+/* What the newest checkpoint holds stays; the message names step, op and place. */
+static void test_poisoned(void **state) {
+  (void)state;
+  static char before[TEXT_SIZE], after[TEXT_SIZE];
+  static const char *const poisoned[][2] = {{"blocks.1.moe.router", "is linear map in blocks.1.moe"},
+                                            {"blocks.0.mixing.norm.gain", "is layer norm in blocks.0.mixing"},
+                                            {"head.bias", "is linear map in head"}};
+  training t;
+  set_up(&t, SETTINGS("model.mixing=attention", "model.heads=4"));
+  expect_failure(go(&t, NULL, &at_once), ESP_ERR_INTERRUPTED, "", "");
+  const size_t size = read_file(file_of(&t, "last.h5"), before);
+  for (size_t p = 0; p < sizeof poisoned / sizeof poisoned[0]; p++) {
+    load_last(&t);
+    int matches = 0;
+    for (int64_t i = 0; i < esp_parameters_count(t.model->parameters); i++) {
+      const esp_parameter *parameter = esp_parameters_at(t.model->parameters, i);
+      if (!esp_name_matches(poisoned[p][0], parameter->tensor.name)) continue;
+      parameter->tensor.data[0] = NAN;
+      matches++;
+    }
+    assert_true(matches > 0);
+    char path[TESTING_PATH_SIZE + 64];
+    snprintf(path, sizeof path, "%s", file_of(&t, "last.h5"));
+    expect_failure(go(&t, path, NULL), ESP_ERR_NOT_FINITE, "step 2: the loss is not finite", poisoned[p][1]);
+    if (!strstr(esp_error_message(), "last.h5 holds the state after step 1"))
+      fail_msg("%s", esp_error_message());
+    assert_int_equal(read_file(file_of(&t, "last.h5"), after), size);
+    assert_memory_equal(before, after, size);
+  }
+  expect_ok(go_on(&t, NULL));
+  tear_down(&t);
+}
+
+/* The last update leads out of the finite numbers: no step notices, the evaluation does. */
+static void test_poisoned_at_the_end(void **state) {
+  (void)state;
+  training t;
+  set_up(&t, SETTINGS("training.epochs=0"));
+  esp_parameters_find(t.model->parameters, "head.weight")->tensor.data[0] = NAN;
+  expect_failure(go(&t, NULL, NULL), ESP_ERR_NOT_FINITE, "evaluating after step 0",
+                 "the loss over 1000 images is not finite");
+  assert_false(esp_file_exists(file_of(&t, "last.h5")));
+  tear_down(&t);
+}
+
+/* ---- freezing ---- */
+
+static void test_freeze(void **state) {
+  (void)state;
+  static const char patterns[] = "stem.*,blocks.*.router";
+  training t;
+  esp_model *fresh;
+  set_up(&t, SETTINGS("training.freeze='stem.*,blocks.*.router'"));
+  expect_ok(esp_model_create(&fresh, &t.config.model, NULL, t.config.training.seed));
+  expect_ok(go(&t, NULL, NULL));
+  int frozen = 0;
+  for (int64_t i = 0; i < esp_parameters_count(fresh->parameters); i++) {
+    const esp_parameter *before = esp_parameters_at(fresh->parameters, i),
+                        *after = esp_parameters_at(t.model->parameters, i);
+    const bool same =
+        memcmp(before->tensor.data, after->tensor.data, (size_t)before->count * sizeof(esp_real)) == 0;
+    const bool expected = esp_name_matches(patterns, before->tensor.name);
+    frozen += expected;
+    if (same != expected)
+      fail_msg("%s %s", before->tensor.name, same ? "did not move" : "moved although frozen");
+  }
+  assert_true(frozen > 3);
+  esp_model_free(fresh);
+  tear_down(&t);
+}
+
+static void test_freeze_nothing(void **state) {
+  (void)state;
+  training t;
+  set_up(&t, SETTINGS("training.freeze='blocks.*.ruoter'"));
+  expect_failure(go(&t, NULL, NULL), ESP_ERR_CONFIG, "blocks.*.ruoter", "");
+  assert_false(esp_file_exists(file_of(&t, "metrics.csv")));
+  tear_down(&t);
+}
+
+/* ---- metrics ---- */
+
+enum { COLUMNS = 15 };
+
+/* Splits a line of the file, which it changes, into cells. Returns the next line. */
+static char *next_line(char *line, char *cells[COLUMNS]) {
+  int count = 0;
+  char *cell = line;
+  while (*line && *line != '\n') {
+    if (*line == ',') {
+      *line = '\0';
+      if (count < COLUMNS) cells[count] = cell;
+      count++;
+      cell = line + 1;
+    }
+    line++;
+  }
+  assert_int_equal(count, COLUMNS - 1);
+  assert_int_equal(*line, '\n');
+  *line = '\0';
+  cells[count] = cell;
+  return line + 1;
+}
+
+static void check_training_row(char *const cells[COLUMNS], int step) {
+  assert_int_equal(strtol(cells[0], NULL, 10), step);
+  for (int c = 3; c < COLUMNS; c++)
+    if (!*cells[c]) fail_msg("step %d: column %d is empty", step, c + 1);
+  const double loss = strtod(cells[3], NULL), task = strtod(cells[4], NULL), balance = strtod(cells[5], NULL);
+  const double weighted = strtod(cells[6], NULL), z = strtod(cells[8], NULL), rate = strtod(cells[10], NULL);
+  assert_true(fabs(loss - task - weighted - z) < 1e-4);
+  assert_true(fabs(weighted - 0.01 * balance) < 1e-5 &&
+              balance > 1.9); /* two layers, each at least about 1 */
+  assert_true(rate >= 0 && rate <= 1e-3);
+  for (int c = 13; c < COLUMNS; c++) assert_true(strtod(cells[c], NULL) >= 1 && strtod(cells[c], NULL) <= 4);
+}
+
+static void check_test_row(char *const cells[COLUMNS], int step) {
+  static const int empty[] = {5, 6, 7, 8, 10, 11, 13, 14};
+  assert_int_equal(strtol(cells[0], NULL, 10), step);
+  for (size_t i = 0; i < sizeof empty / sizeof empty[0]; i++) assert_string_equal(cells[empty[i]], "");
+  assert_true(strtod(cells[3], NULL) > 0 && strtod(cells[9], NULL) <= 1);
+}
+
+static void test_metrics(void **state) {
+  (void)state;
+  static char text[TEXT_SIZE];
+  static const char header[] =
+      "step,epoch,split,loss,task_loss,balance_raw,balance_weighted,z_raw,z_weighted,accuracy,"
+      "learning_rate,gradient_norm,images_per_second,imbalance.blocks.0,imbalance.blocks.1\n";
+  training t;
+  set_up(&t, SETTINGS("training.log_every=5"));
+  expect_ok(go(&t, NULL, NULL));
+  read_file(file_of(&t, "metrics.csv"), text);
+  assert_memory_equal(text, header, strlen(header));
+  /* An evaluation ends the row before it, so that a row never mixes steps from before and after. */
+  static const struct {
+    int step;
+    bool test;
+  } rows[] = {{4, false}, {4, true}, {5, false}, {7, false}, {7, true}, {10, false}, {10, true}};
+  char *cells[COLUMNS], *line = text + strlen(header);
+  for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+    line = next_line(line, cells);
+    assert_string_equal(cells[2], rows[r].test ? "test" : "train");
+    (rows[r].test ? check_test_row : check_training_row)(cells, rows[r].step);
+  }
+  assert_string_equal(line, "");
+  assert_true(strtod(cells[9], NULL) == t.result.final.accuracy);
+  assert_int_equal(t.result.final.examples, 1000);
+  tear_down(&t);
+}
+
+static void test_no_folder(void **state) {
+  (void)state;
+  training t;
+  set_up(&t, SETTINGS(NULL));
+  remove_folder(t.folder);
+  expect_failure(go(&t, NULL, NULL), ESP_ERR_IO, "metrics.csv", "cannot be written");
+  tear_down(&t);
+}
+
+/* ---- evaluation ---- */
+
+static void test_evaluation(void **state) {
+  (void)state;
+  training t;
+  esp_evaluation all, some, train;
+  set_up(&t, SETTINGS(NULL));
+  expect_failure(go(&t, NULL, &at_once), ESP_ERR_INTERRUPTED, "",
+                 ""); /* at step 0 every loss is log(classes) */
+  const esp_normalisation *n = &t.info.normalisation;
+  expect_ok(esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TEST, .batch = 64}, &all));
+  expect_ok(esp_evaluate(t.model, data, n,
+                         &(esp_evaluation_options){.split = ESP_TEST, .batch = 7, .limit = 100}, &some));
+  expect_ok(esp_evaluate(t.model, data, n,
+                         &(esp_evaluation_options){.split = ESP_TRAIN, .batch = 50, .limit = 100}, &train));
+  assert_int_equal(all.examples, 1000);
+  assert_int_equal(some.examples, 100);
+  assert_true(train.loss != some.loss);
+  esp_evaluation again;
+  expect_ok(esp_evaluate(t.model, data, n,
+                         &(esp_evaluation_options){.split = ESP_TEST, .batch = 100, .limit = 100}, &again));
+  assert_true(again.accuracy == some.accuracy && fabs(again.loss - some.loss) < 1e-6);
+  tear_down(&t);
+}
+
+static void test_evaluation_of_what_does_not_fit(void **state) {
+  (void)state;
+  training t;
+  esp_evaluation e;
+  esp_dataset *broad;
+  esp_model *smaller;
+  const esp_evaluation_options options = {.split = ESP_TEST, .batch = 64};
+  set_up(&t, SETTINGS(NULL));
+  expect_ok(esp_dataset_open(&broad, "synthetic"));
+  expect_failure(esp_evaluate(t.model, broad, &t.info.normalisation, &options, &e), ESP_ERR_MISMATCH,
+                 "the model knows 5 classes", "has 20");
+  t.config.model.image_height = t.config.model.image_width = 16;
+  expect_ok(esp_model_create(&smaller, &t.config.model, NULL, 1));
+  expect_failure(esp_evaluate(smaller, data, &t.info.normalisation, &options, &e), ESP_ERR_MISMATCH,
+                 "images of 16 x 16 x 3", "32 x 32 x 3");
+  esp_model_free(smaller);
+  esp_dataset_close(broad);
+  tear_down(&t);
+}
+
+/* ---- memory ---- */
+
+static void test_no_allocation_after_the_first_step(void **state) {
+  (void)state;
+  training t;
+  esp_optimizer *optimizer;
+  esp_loader *loader;
+  set_up(&t, SETTINGS(NULL));
+  const esp_loader_options options = {.batch = 32,
+                                      .shuffle = true,
+                                      .augmentation = t.config.augmentation,
+                                      .normalisation = t.info.normalisation,
+                                      .seed = 1};
+  expect_ok(esp_optimizer_create(&optimizer, &t.config.optimizer, t.model->parameters));
+  expect_ok(esp_loader_create(&loader, data, ESP_TRAIN, &options, 0));
+  esp_tape *tape = esp_tape_create();
+  uint64_t after_first = 0;
+  for (int step = 0; step < 20; step++) {
+    const esp_batch *batch;
+    esp_step_result result;
+    expect_ok(esp_loader_next(loader, &batch));
+    const esp_pass pass = {.training = true, .seed = 1, .step = (uint64_t)step};
+    expect_ok(esp_training_step(t.model, optimizer, tape, batch, &pass, 0.1, 1, &result));
+    if (step == 0) after_first = esp_allocation_count();
+    assert_int_equal(esp_allocation_count(), after_first);
+  }
+  esp_tape_free(tape);
+  esp_loader_close(loader);
+  esp_optimizer_free(optimizer);
+  tear_down(&t);
+}
+
+/* Whichever allocation of a run fails: a status, no leak (the sanitizer looks), and no file by half. */
+static void test_short_of_memory(void **state) {
+  (void)state;
+  training t;
+  esp_status status = ESP_ERR_MEMORY;
+  int calls = 0;
+  for (; status != ESP_OK; calls += 7) {
+    set_up(&t, SETTINGS("training.epochs=0.006", "training.evaluate_every=1", "model.moe.hidden=4"));
+    esp_alloc_fail_after(calls);
+    status = go(&t, NULL, NULL);
+    esp_alloc_fail_after(-1);
+    if (status != ESP_OK) assert_int_equal(status, ESP_ERR_MEMORY);
+    if (esp_file_exists(file_of(&t, "last.h5"))) load_last(&t);
+    tear_down(&t);
+    assert_true(calls < 5000);
+  }
+  assert_true(calls > 20);
+}
+
+static int open_data(void **state) {
+  (void)state;
+  return esp_dataset_open(&data, "synthetic:narrow") == ESP_OK ? 0 : -1;
+}
+
+static int close_data(void **state) {
+  (void)state;
+  esp_dataset_close(data);
+  return 0;
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_resumed_after_each_step),
+      cmocka_unit_test(test_resumed_once),
+      cmocka_unit_test(test_resumed_with_other_settings),
+      cmocka_unit_test(test_threads),
+      cmocka_unit_test(test_diverged),
+      cmocka_unit_test(test_poisoned),
+      cmocka_unit_test(test_poisoned_at_the_end),
+      cmocka_unit_test(test_freeze),
+      cmocka_unit_test(test_freeze_nothing),
+      cmocka_unit_test(test_metrics),
+      cmocka_unit_test(test_no_folder),
+      cmocka_unit_test(test_evaluation),
+      cmocka_unit_test(test_evaluation_of_what_does_not_fit),
+      cmocka_unit_test(test_no_allocation_after_the_first_step),
+      cmocka_unit_test(test_short_of_memory),
+  };
+  return cmocka_run_group_tests_name("trainer", tests, open_data, close_data);
+}
