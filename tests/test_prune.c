@@ -185,7 +185,7 @@ static void ratios_are_rounded(void **state) {
       if (esp_plan_dropped(&plan->layers[l]) != cases[i].dropped)
         fail_msg("ratio %g drops %d", cases[i].ratio, esp_plan_dropped(&plan->layers[l]));
   }
-  const double impossible[] = {-0.1, 1, 1.5, NAN};
+  const double impossible[] = {-0.1, 1, 1.5, (double)NAN};
   for (size_t i = 0; i < sizeof impossible / sizeof impossible[0]; i++)
     assert_says(drop(-1, impossible[i]), ESP_ERR_USAGE, "must lie in [0, 1)");
 }
