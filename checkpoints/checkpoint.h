@@ -21,33 +21,33 @@ enum { ESP_DEFAULT_COMPRESSION = 1 };
 
 /* One thing that was done to arrive at a checkpoint, oldest first. */
 typedef struct esp_history_entry {
-  char action[16];      /* "pretrain", "finetune", "prune" ... */
-  char detail[256];     /* for people: data set, criterion ... */
+  char action[16];                 /* "pretrain", "finetune", "prune" ... */
+  char detail[256];                /* for people: data set, criterion ... */
   char parent[ESP_DIGEST_SIZE];    /* digest of the checkpoint it started from; "" for none */
   char reference[ESP_DIGEST_SIZE]; /* digest of a second checkpoint it used; "" for none */
-  char frozen[256];     /* the freeze patterns of a training; "" for none */
-  int64_t steps;        /* training steps of this action so far */
+  char frozen[256];                /* the freeze patterns of a training; "" for none */
+  int64_t steps;                   /* training steps of this action so far */
 } esp_history_entry;
 
 /* Where a training run stands, for resuming it. */
 typedef struct esp_progress {
-  int64_t step, steps;   /* done, planned */
-  int64_t batches;       /* dealt by the loader since epoch 0 */
+  int64_t step, steps; /* done, planned */
+  int64_t batches;     /* dealt by the loader since epoch 0 */
   uint64_t seed;
-  double best_accuracy;  /* so far, on the test split; -1: not evaluated yet */
+  double best_accuracy; /* so far, on the test split; -1: not evaluated yet */
   int64_t best_step;
 } esp_progress;
 
 /* All that a file holds besides parameters and optimiser moments. */
 typedef struct esp_checkpoint_info {
-  char data_name[64];                /* data set it was trained on last */
+  char data_name[64]; /* data set it was trained on last */
   char data_digest[64];
-  esp_normalisation normalisation;   /* of the images it expects */
+  esp_normalisation normalisation; /* of the images it expects */
   esp_progress progress;
   int history_count;
   esp_history_entry history[ESP_MAX_HISTORY];
-  char digest[ESP_DIGEST_SIZE];      /* of architecture and parameters; set by save and load */
-  char *run_config;                  /* the resolved config as YAML (esp_alloc), or NULL */
+  char digest[ESP_DIGEST_SIZE]; /* of architecture and parameters; set by save and load */
+  char *run_config;             /* the resolved config as YAML (esp_alloc), or NULL */
 } esp_checkpoint_info;
 
 /* Writes model, info and, if not NULL, the optimiser's state. compression: deflate level 0..9. Sets info->digest. Takes

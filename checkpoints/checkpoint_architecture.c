@@ -38,12 +38,11 @@ static bool layer_scope(const esp_model_config *config, int block, char scope[SC
 /* esp_model_config_check() and the models multiply these as int. */
 static esp_status check_products(const esp_model_config *config) {
   double pools = 1;
-  for (unsigned i = 0; i < config->stem.pools_count && i < ESP_MAX_STAGES; i++)
-    pools *= config->stem.pools[i];
+  for (unsigned i = 0; i < config->stem.pools_count && i < ESP_MAX_STAGES; i++) pools *= config->stem.pools[i];
   const double pixels = (double)config->image_height * config->image_width * config->image_channels;
   if (pools <= 1 << 20 && pixels <= INT_MAX) return ESP_OK;
-  return esp_fail(ESP_ERR_FORMAT, "the model's images of %.0f numbers, pooled by %.0f, are beyond any use",
-                  pixels, pools);
+  return esp_fail(ESP_ERR_FORMAT, "the model's images of %.0f numbers, pooled by %.0f, are beyond any use", pixels,
+                  pools);
 }
 
 static esp_status check_entries(const char *scope, const esp_expert_layout *layout) {
@@ -54,9 +53,8 @@ static esp_status check_entries(const char *scope, const esp_expert_layout *layo
                       "(masked)",
                       i, scope, layout->index[i], layout->stored - 1, ESP_EXPERT_ZERO, ESP_EXPERT_MASKED);
     if (layout->original_ids[i] < 0 || layout->original_ids[i] >= ESP_MAX_EXPERTS)
-      return esp_fail(ESP_ERR_FORMAT,
-                      "expert %d of the layer %s has the original number %d; expected 0 to %d", i, scope,
-                      layout->original_ids[i], (int)ESP_MAX_EXPERTS - 1);
+      return esp_fail(ESP_ERR_FORMAT, "expert %d of the layer %s has the original number %d; expected 0 to %d", i,
+                      scope, layout->original_ids[i], (int)ESP_MAX_EXPERTS - 1);
   }
   return ESP_OK;
 }
@@ -66,8 +64,8 @@ static esp_status check_layout(const char *scope, const esp_expert_layout *layou
     return esp_fail(ESP_ERR_FORMAT, "the layer %s has %d experts; expected 1 to %d", scope, layout->experts,
                     (int)ESP_MAX_EXPERTS);
   if (layout->stored < 1 || layout->stored > layout->experts)
-    return esp_fail(ESP_ERR_FORMAT, "the layer %s stores %d of its %d experts; expected 1 to %d", scope,
-                    layout->stored, layout->experts, layout->experts);
+    return esp_fail(ESP_ERR_FORMAT, "the layer %s stores %d of its %d experts; expected 1 to %d", scope, layout->stored,
+                    layout->experts, layout->experts);
   ESP_TRY(check_entries(scope, layout));
   if (esp_routable_experts(layout) >= top_k) return ESP_OK;
   return esp_fail(ESP_ERR_FORMAT, "the layer %s can route to %d experts; its tokens choose %d", scope,
@@ -78,8 +76,7 @@ esp_status esp_architecture_check(const esp_architecture *architecture) {
   const esp_model_config *config = &architecture->config;
   char scope[SCOPE_SIZE];
   for (int i = 0; i < config->blocks; i++)
-    if (layer_scope(config, i, scope))
-      ESP_TRY(check_layout(scope, &architecture->layouts[i], config->moe.top_k));
+    if (layer_scope(config, i, scope)) ESP_TRY(check_layout(scope, &architecture->layouts[i], config->moe.top_k));
   return ESP_OK;
 }
 
@@ -135,8 +132,7 @@ double esp_architecture_elements(const esp_architecture *architecture) {
 
 /* ---- writing ---- */
 
-static esp_status write_layout(hid_t layers, const char *scope, esp_layer_kind kind,
-                               const esp_expert_layout *layout) {
+static esp_status write_layout(hid_t layers, const char *scope, esp_layer_kind kind, const esp_expert_layout *layout) {
   esp_h5_handles handles = {0};
   const esp_h5_array array = esp_h5_numbers(H5T_STD_I32LE, H5T_NATIVE_INT32, layout->experts);
   hid_t group;
@@ -158,8 +154,7 @@ static esp_status write_parts(esp_h5_handles *handles, hid_t file, const esp_arc
   ESP_TRY(esp_h5_make_group(handles, group, "layers", &layers));
   for (int i = 0; i < architecture->config.blocks; i++)
     if (layer_scope(&architecture->config, i, scope))
-      ESP_TRY(write_layout(layers, scope, esp_layer_kind_of(&architecture->config, i),
-                           &architecture->layouts[i]));
+      ESP_TRY(write_layout(layers, scope, esp_layer_kind_of(&architecture->config, i), &architecture->layouts[i]));
   return ESP_OK;
 }
 
@@ -206,8 +201,8 @@ static esp_status refuse_extra_layer(void *context, hid_t group, const char *nam
   char scope[SCOPE_SIZE];
   for (int i = 0; i < architecture->config.blocks; i++)
     if (layer_scope(&architecture->config, i, scope) && strcmp(name, scope) == 0) return ESP_OK;
-  return esp_fail(ESP_ERR_FORMAT,
-                  "the layer `%s` does not belong to the model that `architecture/config` describes", name);
+  return esp_fail(ESP_ERR_FORMAT, "the layer `%s` does not belong to the model that `architecture/config` describes",
+                  name);
 }
 
 static esp_status read_layers(esp_h5_handles *handles, hid_t group, esp_architecture *architecture) {
@@ -215,8 +210,7 @@ static esp_status read_layers(esp_h5_handles *handles, hid_t group, esp_architec
   char scope[SCOPE_SIZE];
   ESP_TRY(esp_h5_open_group(handles, group, "layers", &layers));
   for (int i = 0; i < architecture->config.blocks; i++)
-    if (layer_scope(&architecture->config, i, scope))
-      ESP_TRY(read_layer(layers, scope, &architecture->layouts[i]));
+    if (layer_scope(&architecture->config, i, scope)) ESP_TRY(read_layer(layers, scope, &architecture->layouts[i]));
   return esp_h5_each(layers, refuse_extra_layer, architecture);
 }
 

@@ -7,8 +7,7 @@
 
 enum { NAMED_PROBLEMS = 5, PROBLEMS_SIZE = 1024 };
 
-static esp_status write_arrays(hid_t group, const esp_parameters *parameters, const esp_real *flat,
-                               int level) {
+static esp_status write_arrays(hid_t group, const esp_parameters *parameters, const esp_real *flat, int level) {
   for (int64_t i = 0; i < esp_parameters_count(parameters); i++) {
     const esp_parameter *p = esp_parameters_at(parameters, i);
     const esp_h5_array array = esp_h5_floats(&p->tensor);
@@ -17,8 +16,8 @@ static esp_status write_arrays(hid_t group, const esp_parameters *parameters, co
   return ESP_OK;
 }
 
-esp_status esp_arrays_write(hid_t place, const char *name, const esp_parameters *parameters,
-                            const esp_real *flat, int level) {
+esp_status esp_arrays_write(hid_t place, const char *name, const esp_parameters *parameters, const esp_real *flat,
+                            int level) {
   esp_h5_handles handles = {0};
   hid_t group;
   esp_status status = esp_h5_make_group(&handles, place, name, &group);
@@ -46,8 +45,8 @@ typedef struct problems {
 
 static void add_problem(problems *p, const char *what, const char *name, const char *detail) {
   if (p->count++ >= NAMED_PROBLEMS) return;
-  const int length = snprintf(p->text + p->used, sizeof p->text - p->used, "%s%s `%s`%s", p->used ? "; " : "",
-                              what, name, detail);
+  const int length =
+      snprintf(p->text + p->used, sizeof p->text - p->used, "%s%s `%s`%s", p->used ? "; " : "", what, name, detail);
   if (length > 0) p->used += (size_t)length;
   if (p->used >= sizeof p->text) p->used = sizeof p->text - 1;
 }
@@ -56,8 +55,8 @@ static esp_status report(const problems *p, const char *prefix) {
   if (p->count == 0) return ESP_OK;
   char more[48] = "";
   if (p->count > NAMED_PROBLEMS) snprintf(more, sizeof more, "; and %d more", p->count - NAMED_PROBLEMS);
-  return esp_fail(ESP_ERR_FORMAT, "`%s` does not fit the model that `architecture/config` describes: %s%s",
-                  prefix, p->text, more);
+  return esp_fail(ESP_ERR_FORMAT, "`%s` does not fit the model that `architecture/config` describes: %s%s", prefix,
+                  p->text, more);
 }
 
 static esp_status check_one(problems *p, hid_t group, const esp_parameter *parameter) {

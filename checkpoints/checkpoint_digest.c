@@ -13,9 +13,7 @@ uint64_t esp_fnv(uint64_t digest, const void *bytes, size_t size) {
 }
 
 /* With its end, so that two texts in a row cannot be told apart in two ways. */
-static uint64_t add_text(uint64_t digest, const char *text) {
-  return esp_fnv(digest, text, strlen(text) + 1);
-}
+static uint64_t add_text(uint64_t digest, const char *text) { return esp_fnv(digest, text, strlen(text) + 1); }
 
 static uint64_t add_layout(uint64_t digest, const esp_expert_layout *layout) {
   const int32_t counts[] = {layout->experts, layout->stored};
@@ -33,8 +31,7 @@ static uint64_t add_parameter(uint64_t digest, const esp_parameter *p) {
 
 uint64_t esp_architecture_digest(const esp_architecture *architecture, const esp_parameters *parameters) {
   uint64_t digest = add_text(ESP_FNV_START, architecture->text);
-  for (int i = 0; i < architecture->config.blocks; i++)
-    digest = add_layout(digest, &architecture->layouts[i]);
+  for (int i = 0; i < architecture->config.blocks; i++) digest = add_layout(digest, &architecture->layouts[i]);
   for (int64_t i = 0; i < esp_parameters_count(parameters); i++)
     digest = add_parameter(digest, esp_parameters_at(parameters, i));
   return digest;

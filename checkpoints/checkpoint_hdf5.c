@@ -22,9 +22,7 @@ esp_h5_silence esp_h5_begin_silence(void) {
   return silence;
 }
 
-void esp_h5_end_silence(const esp_h5_silence *silence) {
-  H5Eset_auto2(H5E_DEFAULT, silence->print, silence->data);
-}
+void esp_h5_end_silence(const esp_h5_silence *silence) { H5Eset_auto2(H5E_DEFAULT, silence->print, silence->data); }
 
 static herr_t take_innermost(unsigned n, const H5E_error2_t *error, void *reason) {
   if (n == 0 && error->desc) snprintf(reason, REASON_SIZE, "%s", error->desc);
@@ -69,8 +67,7 @@ bool esp_h5_same_shape(const esp_h5_array *a, const esp_h5_array *b) {
 char *esp_h5_shape_text(const esp_h5_array *array, char *text, size_t size) {
   size_t used = (size_t)snprintf(text, size, "[");
   for (int i = 0; i < array->rank && used < size; i++)
-    used += (size_t)snprintf(text + used, size - used, "%s%llu", i ? ", " : "",
-                             (unsigned long long)array->shape[i]);
+    used += (size_t)snprintf(text + used, size - used, "%s%llu", i ? ", " : "", (unsigned long long)array->shape[i]);
   if (used < size) snprintf(text + used, size - used, "]");
   return text;
 }
@@ -115,15 +112,13 @@ static hid_t storage(esp_h5_handles *handles, const esp_h5_array *array, int lev
   return done ? list : H5I_INVALID_HID;
 }
 
-esp_status esp_h5_write(hid_t place, const char *name, const esp_h5_array *array, const void *values,
-                        int level) {
+esp_status esp_h5_write(hid_t place, const char *name, const esp_h5_array *array, const void *values, int level) {
   esp_h5_handles handles = {0};
   const hid_t list = storage(&handles, array, level);
   const hid_t space = esp_h5_keep(&handles, H5Screate_simple(array->rank, array->shape, NULL));
   hid_t data = H5I_INVALID_HID;
   if (list >= 0 && space >= 0)
-    data =
-        esp_h5_keep(&handles, H5Dcreate2(place, name, array->stored, space, H5P_DEFAULT, list, H5P_DEFAULT));
+    data = esp_h5_keep(&handles, H5Dcreate2(place, name, array->stored, space, H5P_DEFAULT, list, H5P_DEFAULT));
   const bool done = data >= 0 && H5Dwrite(data, array->type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0;
   const esp_status status = done ? ESP_OK : fail_write(name);
   esp_h5_close(&handles);
@@ -151,8 +146,7 @@ static esp_status set_attribute(hid_t place, const char *name, hid_t stored, hid
   hid_t attribute = H5I_INVALID_HID;
   if (space >= 0 && stored >= 0)
     attribute = esp_h5_keep(&handles, H5Acreate2(place, name, stored, space, H5P_DEFAULT, H5P_DEFAULT));
-  const esp_status status =
-      attribute >= 0 && H5Awrite(attribute, type, value) >= 0 ? ESP_OK : fail_write(name);
+  const esp_status status = attribute >= 0 && H5Awrite(attribute, type, value) >= 0 ? ESP_OK : fail_write(name);
   esp_h5_close(&handles);
   return status;
 }
@@ -180,17 +174,13 @@ static esp_status fail_read(const char *name) {
   return esp_fail(ESP_ERR_FORMAT, "`%s` cannot be read, the file is damaged: %s", name, esp_h5_reason());
 }
 
-bool esp_h5_has(hid_t place, const char *name) {
-  return H5Lexists(place, name, H5P_DEFAULT) > 0;
-}
+bool esp_h5_has(hid_t place, const char *name) { return H5Lexists(place, name, H5P_DEFAULT) > 0; }
 
 /* Says whether something is missing or damaged. */
 static esp_status fail_open(hid_t place, const char *name, const char *what) {
   if (H5Lexists(place, name, H5P_DEFAULT) == 0)
-    return esp_fail(ESP_ERR_FORMAT, "the %s `%s` is missing; expected a complete Espalier checkpoint", what,
-                    name);
-  return esp_fail(ESP_ERR_FORMAT, "the %s `%s` cannot be opened, the file is damaged: %s", what, name,
-                  esp_h5_reason());
+    return esp_fail(ESP_ERR_FORMAT, "the %s `%s` is missing; expected a complete Espalier checkpoint", what, name);
+  return esp_fail(ESP_ERR_FORMAT, "the %s `%s` cannot be opened, the file is damaged: %s", what, name, esp_h5_reason());
 }
 
 esp_status esp_h5_open_group(esp_h5_handles *handles, hid_t place, const char *name, hid_t *group) {
@@ -217,20 +207,19 @@ static esp_status check_stored(const char *name, hid_t data, hid_t type, const e
   const double stored = (double)H5Dget_storage_size(data);
   if (claimed <= stored * LARGEST_RATIO) return ESP_OK;
   char shape[96];
-  return esp_fail(ESP_ERR_FORMAT, "`%s` claims the shape %s, %.0f bytes, but has only %.0f bytes in the file",
-                  name, esp_h5_shape_text(array, shape, sizeof shape), claimed, stored);
+  return esp_fail(ESP_ERR_FORMAT, "`%s` claims the shape %s, %.0f bytes, but has only %.0f bytes in the file", name,
+                  esp_h5_shape_text(array, shape, sizeof shape), claimed, stored);
 }
 
 static esp_status read_shape(hid_t space, const char *name, esp_h5_array *array) {
   array->rank = H5Sget_simple_extent_ndims(space);
   if (array->rank < 1 || array->rank > ESP_MAX_RANK)
-    return esp_fail(ESP_ERR_FORMAT, "`%s` has %d dimensions; expected 1 to %d", name, array->rank,
-                    (int)ESP_MAX_RANK);
+    return esp_fail(ESP_ERR_FORMAT, "`%s` has %d dimensions; expected 1 to %d", name, array->rank, (int)ESP_MAX_RANK);
   return H5Sget_simple_extent_dims(space, array->shape, NULL) < 0 ? fail_read(name) : ESP_OK;
 }
 
-static esp_status check_opened(hid_t data, hid_t type, hid_t space, const char *name, H5T_class_t kind,
-                               size_t size, esp_h5_array *array) {
+static esp_status check_opened(hid_t data, hid_t type, hid_t space, const char *name, H5T_class_t kind, size_t size,
+                               esp_h5_array *array) {
   ESP_TRY(check_type(name, type, kind, size));
   ESP_TRY(read_shape(space, name, array));
   return check_stored(name, data, type, array);
@@ -252,17 +241,16 @@ esp_status esp_h5_read(hid_t dataset, const char *name, hid_t type, void *values
   return H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) < 0 ? fail_read(name) : ESP_OK;
 }
 
-static esp_status read_expected(esp_h5_handles *handles, hid_t place, const char *name,
-                                const esp_h5_array *expected, void *values) {
+static esp_status read_expected(esp_h5_handles *handles, hid_t place, const char *name, const esp_h5_array *expected,
+                                void *values) {
   esp_h5_array found = {0};
   hid_t data;
-  ESP_TRY(esp_h5_open(handles, place, name, H5Tget_class(expected->type), H5Tget_size(expected->stored),
-                      &found, &data));
+  ESP_TRY(
+      esp_h5_open(handles, place, name, H5Tget_class(expected->type), H5Tget_size(expected->stored), &found, &data));
   char has[96], needs[96];
   if (!esp_h5_same_shape(&found, expected))
     return esp_fail(ESP_ERR_FORMAT, "`%s` has the shape %s; expected %s", name,
-                    esp_h5_shape_text(&found, has, sizeof has),
-                    esp_h5_shape_text(expected, needs, sizeof needs));
+                    esp_h5_shape_text(&found, has, sizeof has), esp_h5_shape_text(expected, needs, sizeof needs));
   return esp_h5_read(data, name, expected->type, values);
 }
 
@@ -316,8 +304,8 @@ static esp_status get_text(esp_h5_handles *handles, hid_t place, const char *nam
   ESP_TRY(open_attribute(handles, place, name, &attribute, &type));
   ESP_TRY(check_type(name, type, H5T_STRING, 0));
   if (H5Tget_size(type) > size)
-    return esp_fail(ESP_ERR_FORMAT, "the attribute `%s` has %zu bytes; expected at most %zu", name,
-                    H5Tget_size(type), size);
+    return esp_fail(ESP_ERR_FORMAT, "the attribute `%s` has %zu bytes; expected at most %zu", name, H5Tget_size(type),
+                    size);
   if (H5Aread(attribute, type, text) < 0) return fail_read(name);
   text[size - 1] = '\0';
   return ESP_OK;

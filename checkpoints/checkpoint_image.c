@@ -29,9 +29,7 @@ static herr_t let_go(void *block, H5FD_file_image_op_t operation, void *user_dat
   return 0;
 }
 
-static void *share(void *user_data) {
-  return user_data;
-}
+static void *share(void *user_data) { return user_data; }
 
 static herr_t unshare(void *user_data) {
   (void)user_data;
@@ -40,11 +38,8 @@ static herr_t unshare(void *user_data) {
 
 /* No file is made under the name. Version 1.10's structures carry checksums, older ones' do not. */
 static hid_t create(esp_h5_handles *handles, esp_image *image) {
-  H5FD_file_image_callbacks_t callbacks = {.image_realloc = grow,
-                                           .image_free = let_go,
-                                           .udata_copy = share,
-                                           .udata_free = unshare,
-                                           .udata = image};
+  H5FD_file_image_callbacks_t callbacks = {
+      .image_realloc = grow, .image_free = let_go, .udata_copy = share, .udata_free = unshare, .udata = image};
   char name[64];
   snprintf(name, sizeof name, "espalier checkpoint in memory %p", (const void *)image);
   const hid_t list = esp_h5_keep(handles, H5Pcreate(H5P_FILE_ACCESS));
@@ -63,8 +58,7 @@ static esp_status finish(hid_t file, esp_image *image) {
   return esp_fail(ESP_ERR_MEMORY, "HDF5 cannot finish a file in memory: %s", esp_h5_reason());
 }
 
-static esp_status fill(esp_h5_handles *handles, esp_image *image, esp_image_writer *write,
-                       const void *context) {
+static esp_status fill(esp_h5_handles *handles, esp_image *image, esp_image_writer *write, const void *context) {
   const hid_t file = create(handles, image);
   if (file < 0) return esp_fail(ESP_ERR_MEMORY, "HDF5 cannot make a file in memory: %s", esp_h5_reason());
   esp_status status = write(file, context);

@@ -15,7 +15,7 @@ typedef struct column {
   column_kind kind;
 } column;
 
-#define COLUMN(type, member, kind)                                                                           \
+#define COLUMN(type, member, kind)                                                                                     \
   { #member, offsetof(type, member), sizeof((type *)0)->member, kind }
 
 /* Of data set and normalisation; in esp_checkpoint_info they are no struct of their own. */
@@ -50,16 +50,14 @@ static hid_t column_type(const column *c) {
   if (c->kind == DOUBLE) return H5Tcopy(H5T_NATIVE_DOUBLE);
   if (c->kind == SIGNED) return H5Tcopy(H5T_NATIVE_INT64);
   if (c->kind == UNSIGNED) return H5Tcopy(H5T_NATIVE_UINT64);
-  if (c->kind == FLOATS)
-    return H5Tarray_create2(H5T_NATIVE_FLOAT, 1, (const hsize_t[]){c->size / sizeof(float)});
+  if (c->kind == FLOATS) return H5Tarray_create2(H5T_NATIVE_FLOAT, 1, (const hsize_t[]){c->size / sizeof(float)});
   const hid_t type = H5Tcopy(H5T_C_S1);
   if (type >= 0 && H5Tset_size(type, c->size) >= 0) H5Tset_cset(type, H5T_CSET_UTF8);
   return type;
 }
 
 /* The struct as it lies in memory, and packed as it is stored. */
-static esp_status table_types(esp_h5_handles *handles, const column *columns, size_t size,
-                              esp_h5_array *array) {
+static esp_status table_types(esp_h5_handles *handles, const column *columns, size_t size, esp_h5_array *array) {
   array->type = esp_h5_keep(handles, H5Tcreate(H5T_COMPOUND, size));
   bool done = array->type >= 0;
   for (const column *c = columns; done && c->kind != END; c++) {
@@ -89,16 +87,15 @@ static void end_texts(const column *columns, size_t size, hsize_t count, char *r
 }
 
 /* The stored table must have just these columns: HDF5 would silently leave out what has no counterpart. */
-static esp_status read_rows(esp_h5_handles *handles, hid_t file, const char *name, const column *columns,
-                            size_t size, int most, int *count, void *rows) {
+static esp_status read_rows(esp_h5_handles *handles, hid_t file, const char *name, const column *columns, size_t size,
+                            int most, int *count, void *rows) {
   esp_h5_array wanted, found = {0};
   hid_t data;
   ESP_TRY(table_types(handles, columns, size, &wanted));
   ESP_TRY(esp_h5_open(handles, file, name, H5T_COMPOUND, 0, &found, &data));
   const hid_t stored = esp_h5_keep(handles, H5Dget_type(data));
   if (stored < 0 || H5Tequal(stored, wanted.stored) <= 0)
-    return esp_fail(ESP_ERR_FORMAT, "the table `%s` has other columns than format %d", name,
-                    (int)ESP_FORMAT_VERSION);
+    return esp_fail(ESP_ERR_FORMAT, "the table `%s` has other columns than format %d", name, (int)ESP_FORMAT_VERSION);
   if (found.rank != 1 || found.shape[0] < 1 || found.shape[0] > (hsize_t)most)
     return esp_fail(ESP_ERR_FORMAT, "the table `%s` has %llu rows; expected 1 to %d", name,
                     (unsigned long long)found.shape[0], most);
@@ -108,8 +105,8 @@ static esp_status read_rows(esp_h5_handles *handles, hid_t file, const char *nam
   return ESP_OK;
 }
 
-static esp_status read_table(hid_t file, const char *name, const column *columns, size_t size, int most,
-                             int *count, void *rows) {
+static esp_status read_table(hid_t file, const char *name, const column *columns, size_t size, int most, int *count,
+                             void *rows) {
   esp_h5_handles handles = {0};
   const esp_status status = read_rows(&handles, file, name, columns, size, most, count, rows);
   esp_h5_close(&handles);
@@ -151,8 +148,7 @@ esp_status esp_info_write(hid_t file, const esp_checkpoint_info *info) {
   ESP_TRY(write_data(file, info));
   ESP_TRY(write_table(file, "progress", progress_columns, sizeof info->progress, 1, &info->progress));
   if (info->history_count > 0)
-    ESP_TRY(write_table(file, "history", history_columns, sizeof info->history[0], info->history_count,
-                        info->history));
+    ESP_TRY(write_table(file, "history", history_columns, sizeof info->history[0], info->history_count, info->history));
   return info->run_config ? write_run(file, info->run_config) : ESP_OK;
 }
 
@@ -170,8 +166,8 @@ esp_status esp_info_read(hid_t file, esp_checkpoint_info *info) {
   ESP_TRY(read_table(file, "progress", progress_columns, sizeof info->progress, 1, &count, &info->progress));
   ESP_TRY(check_progress(info));
   if (esp_h5_has(file, "history"))
-    ESP_TRY(read_table(file, "history", history_columns, sizeof info->history[0], ESP_MAX_HISTORY,
-                       &info->history_count, info->history));
+    ESP_TRY(read_table(file, "history", history_columns, sizeof info->history[0], ESP_MAX_HISTORY, &info->history_count,
+                       info->history));
   return esp_h5_has(file, "run") ? esp_h5_read_text(file, "run/config", &info->run_config) : ESP_OK;
 }
 

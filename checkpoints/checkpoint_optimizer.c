@@ -41,8 +41,8 @@ static esp_status add_name(void *context, hid_t group, const char *name) {
   if (strcmp(name, "steps") == 0) return ESP_OK;
   names->count++;
   if (names->used >= sizeof names->text) return ESP_OK;
-  const int length = snprintf(names->text + names->used, sizeof names->text - names->used, "%s%s",
-                              names->used ? ", " : "", name);
+  const int length =
+      snprintf(names->text + names->used, sizeof names->text - names->used, "%s%s", names->used ? ", " : "", name);
   names->used += length > 0 ? (size_t)length : 0;
   return ESP_OK;
 }
@@ -72,8 +72,7 @@ static esp_status read_states(hid_t group, const esp_parameters *parameters, esp
   ESP_TRY(check_states(group, optimizer));
   ESP_TRY(esp_h5_read_array(group, "steps", &one, &steps));
   if (steps < 0) return esp_fail(ESP_ERR_FORMAT, "the optimiser has done %lld steps", (long long)steps);
-  for (int i = 0; esp_optimizer_state(optimizer, i, &name); i++)
-    ESP_TRY(esp_arrays_check(group, name, parameters));
+  for (int i = 0; esp_optimizer_state(optimizer, i, &name); i++) ESP_TRY(esp_arrays_check(group, name, parameters));
   for (int i = 0; (flat = esp_optimizer_state(optimizer, i, &name)) != NULL; i++)
     ESP_TRY(esp_arrays_read(group, name, parameters, flat));
   esp_optimizer_set_steps(optimizer, steps);

@@ -14,8 +14,8 @@ enum { TEXT_SIZE = 64, SPARE_ELEMENTS = 1 << 16 };
 static esp_status check_path(const char *path) {
   struct stat found;
   if (stat(path, &found) != 0)
-    return esp_fail(errno == ENOENT ? ESP_ERR_NOT_FOUND : ESP_ERR_IO,
-                    "cannot be opened: %s; expected a checkpoint", strerror(errno));
+    return esp_fail(errno == ENOENT ? ESP_ERR_NOT_FOUND : ESP_ERR_IO, "cannot be opened: %s; expected a checkpoint",
+                    strerror(errno));
   if (S_ISREG(found.st_mode)) return ESP_OK;
   return esp_fail(ESP_ERR_USAGE, "is not a file; expected a checkpoint");
 }
@@ -108,8 +108,7 @@ static esp_status check_digest(hid_t file, const esp_architecture *architecture,
                   digest, stored);
 }
 
-static esp_status make_sized(esp_h5_handles *handles, hid_t file, esp_architecture *architecture,
-                             esp_model **model) {
+static esp_status make_sized(esp_h5_handles *handles, hid_t file, esp_architecture *architecture, esp_model **model) {
   hid_t group;
   ESP_TRY(esp_architecture_read(file, architecture));
   ESP_TRY(esp_h5_open_group(handles, file, "parameters", &group));
@@ -126,11 +125,9 @@ esp_status esp_checkpoint_make_model(hid_t file, esp_architecture *architecture,
 }
 
 /* What was made so far is left in *model and *info. */
-static esp_status read_all(hid_t file, esp_architecture *architecture, esp_model **model,
-                           esp_checkpoint_info *info) {
+static esp_status read_all(hid_t file, esp_architecture *architecture, esp_model **model, esp_checkpoint_info *info) {
   ESP_TRY(esp_checkpoint_make_model(file, architecture, model));
-  ESP_TRY(
-      esp_arrays_read(file, "parameters", (*model)->parameters, esp_parameters_values((*model)->parameters)));
+  ESP_TRY(esp_arrays_read(file, "parameters", (*model)->parameters, esp_parameters_values((*model)->parameters)));
   ESP_TRY(check_digest(file, architecture, *model, info->digest));
   return esp_info_read(file, info);
 }

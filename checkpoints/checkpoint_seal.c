@@ -38,8 +38,7 @@ static esp_status read_at(int file, void *bytes, size_t size, off_t offset) {
   while (size > 0) {
     const ssize_t got = pread(file, next, size, offset);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0)
-      return esp_fail(ESP_ERR_IO, "cannot be read at byte %lld: %s", (long long)offset, strerror(errno));
+    if (got < 0) return esp_fail(ESP_ERR_IO, "cannot be read at byte %lld: %s", (long long)offset, strerror(errno));
     if (got == 0) return esp_fail(ESP_ERR_IO, "ends at byte %lld while it is read", (long long)offset);
     next += got;
     offset += got;

@@ -27,8 +27,7 @@ static esp_status write_contents(hid_t file, const void *context) {
   ESP_TRY(write_header(file, c->info->digest));
   ESP_TRY(esp_architecture_write(file, c->architecture));
   ESP_TRY(esp_info_write(file, c->info));
-  ESP_TRY(
-      esp_arrays_write(file, "parameters", c->parameters, esp_parameters_values(c->parameters), c->level));
+  ESP_TRY(esp_arrays_write(file, "parameters", c->parameters, esp_parameters_values(c->parameters), c->level));
   return c->optimizer ? esp_optimizer_write(file, c->parameters, c->optimizer, c->level) : ESP_OK;
 }
 
@@ -55,8 +54,7 @@ static esp_status save(const char *path, const contents *c) {
 
 esp_status esp_checkpoint_save(const char *path, const esp_model *model, const esp_optimizer *optimizer,
                                esp_checkpoint_info *info, int compression) {
-  if (compression < 0 || compression > 9)
-    esp_panic("there is no compression %d; expected 0 to 9", compression);
+  if (compression < 0 || compression > 9) esp_panic("there is no compression %d; expected 0 to 9", compression);
   esp_architecture architecture;
   esp_status status = esp_architecture_of(&architecture, model);
   if (status == ESP_OK) {

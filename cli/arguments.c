@@ -97,11 +97,13 @@ static esp_status parse_option(const command *c, int argc, char **argv, int *ind
 esp_status parse_arguments(const command *c, int argc, char **argv, arguments *a) {
   *a = (arguments){.operand_count = 0};
   for (int i = 2; i < argc; i++) {
-    if (argv[i][0] == '-' && argv[i][1]) ESP_TRY(parse_option(c, argc, argv, &i, a));
+    if (argv[i][0] == '-' && argv[i][1])
+      ESP_TRY(parse_option(c, argc, argv, &i, a));
     else if (a->operand_count == c->most_operands)
-      return esp_fail(ESP_ERR_USAGE, "`espalier %s` does not know what to do with \"%s\"; usage: espalier %s", c->name, argv[i],
-                      c->usage);
-    else a->operands[a->operand_count++] = argv[i];
+      return esp_fail(ESP_ERR_USAGE, "`espalier %s` does not know what to do with \"%s\"; usage: espalier %s", c->name,
+                      argv[i], c->usage);
+    else
+      a->operands[a->operand_count++] = argv[i];
   }
   if (a->help || a->operand_count >= c->least_operands) return ESP_OK;
   return esp_fail(ESP_ERR_USAGE, "usage: espalier %s", c->usage);
@@ -126,7 +128,8 @@ esp_status whole_number(const char *option_name, const char *text, long long lea
   errno = 0;
   *number = strtoll(text, &end, 10);
   if (*text && !*end && errno == 0 && *number >= least && *number <= most) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "%s is \"%s\"; it must be a whole number from %lld to %lld", option_name, text, least, most);
+  return esp_fail(ESP_ERR_USAGE, "%s is \"%s\"; it must be a whole number from %lld to %lld", option_name, text, least,
+                  most);
 }
 
 esp_status real_number(const char *option_name, const char *text, double least, double most, double *number) {

@@ -37,7 +37,8 @@ void unload(loaded *l) {
 esp_status open_data(esp_dataset **dataset, const arguments *a) {
   *dataset = NULL;
   if (!a->data)
-    return esp_fail(ESP_ERR_USAGE, "--data is missing: which data? For example --data synthetic; `espalier data list` shows all");
+    return esp_fail(ESP_ERR_USAGE,
+                    "--data is missing: which data? For example --data synthetic; `espalier data list` shows all");
   return esp_dataset_open(dataset, a->data);
 }
 
@@ -57,7 +58,9 @@ bool is_same_file(const char *path, const char *other) {
 esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,
                        const char *reference) {
   if (info->history_count == ESP_MAX_HISTORY)
-    return esp_fail(ESP_ERR_MISMATCH, "the model has been through %d actions already, the most a checkpoint can tell of", ESP_MAX_HISTORY);
+    return esp_fail(ESP_ERR_MISMATCH,
+                    "the model has been through %d actions already, the most a checkpoint can tell of",
+                    ESP_MAX_HISTORY);
   esp_history_entry *entry = &info->history[info->history_count++];
   *entry = (esp_history_entry){.steps = 0};
   snprintf(entry->action, sizeof entry->action, "%s", action);
@@ -71,8 +74,8 @@ json_t *history_json(const esp_checkpoint_info *info) {
   json_t *list = json_array();
   for (int i = 0; i < info->history_count; i++) {
     const esp_history_entry *h = &info->history[i];
-    json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:s, s:s, s:I}", "action", h->action, "detail", h->detail, "parent",
-                                          h->parent, "reference", h->reference, "frozen", h->frozen, "steps",
+    json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:s, s:s, s:I}", "action", h->action, "detail", h->detail,
+                                          "parent", h->parent, "reference", h->reference, "frozen", h->frozen, "steps",
                                           (json_int_t)h->steps));
   }
   return list;

@@ -14,8 +14,8 @@ static int list_data(const arguments *a) {
   json_t *list = json_array();
   for (size_t i = 0; i < count; i++) {
     const esp_dataset_kind *k = &kinds[i];
-    json_array_append_new(list, json_pack("{s:s, s:s, s:s?, s:s?, s:s?}", "name", k->name, "summary", k->summary, "path",
-                                          k->path_form, "places", k->places, "advice", k->advice));
+    json_array_append_new(list, json_pack("{s:s, s:s, s:s?, s:s?, s:s?}", "name", k->name, "summary", k->summary,
+                                          "path", k->path_form, "places", k->places, "advice", k->advice));
     if (a->json) continue;
     printf("%s\n  %s\n", k->name, k->summary);
     if (k->path_form && *k->path_form) printf("  PATH is %s\n", k->path_form);
@@ -29,22 +29,25 @@ static int list_data(const arguments *a) {
 
 static json_t *info_json(const esp_dataset_info *info) {
   json_t *names = json_array();
-  for (int i = 0; info->class_names && i < info->classes; i++) json_array_append_new(names, json_string(info->class_names[i]));
-  return json_pack("{s:s, s:s, s:i, s:I, s:I, s:[iii], s:o, s:s, s:s}", "name", info->name, "source", info->source, "classes",
-                   info->classes, "train", (json_int_t)info->count[ESP_TRAIN], "test", (json_int_t)info->count[ESP_TEST], "shape",
-                   info->height, info->width, info->channels, "class_names", names, "digest", info->digest, "note", info->note);
+  for (int i = 0; info->class_names && i < info->classes; i++)
+    json_array_append_new(names, json_string(info->class_names[i]));
+  return json_pack("{s:s, s:s, s:i, s:I, s:I, s:[iii], s:o, s:s, s:s}", "name", info->name, "source", info->source,
+                   "classes", info->classes, "train", (json_int_t)info->count[ESP_TRAIN], "test",
+                   (json_int_t)info->count[ESP_TEST], "shape", info->height, info->width, info->channels, "class_names",
+                   names, "digest", info->digest, "note", info->note);
 }
 
 static void print_info(const esp_dataset *dataset) {
   const esp_dataset_info *info = esp_dataset_info_of(dataset);
   esp_normalisation n;
   esp_dataset_normalisation(dataset, &n);
-  printf("%s (%s)\n  %d classes, %lld training and %lld test images of %d x %d x %d, %s\n", info->name, info->source, info->classes,
-         (long long)info->count[ESP_TRAIN], (long long)info->count[ESP_TEST], info->height, info->width, info->channels,
-         info->digest);
+  printf("%s (%s)\n  %d classes, %lld training and %lld test images of %d x %d x %d, %s\n", info->name, info->source,
+         info->classes, (long long)info->count[ESP_TRAIN], (long long)info->count[ESP_TEST], info->height, info->width,
+         info->channels, info->digest);
   for (int c = 0; c < info->channels; c++)
     printf("  channel %d: mean %.4f, standard deviation %.4f\n", c, (double)n.mean[c], (double)n.deviation[c]);
-  for (int i = 0; info->class_names && i < info->classes; i++) printf("%s%s", i ? ", " : "  classes: ", info->class_names[i]);
+  for (int i = 0; info->class_names && i < info->classes; i++)
+    printf("%s%s", i ? ", " : "  classes: ", info->class_names[i]);
   if (info->class_names) putchar('\n');
   if (*info->note) printf("  %s\n", info->note);
 }
@@ -54,8 +57,10 @@ static int show_info(const arguments *a) {
   const esp_status status = esp_dataset_open(&dataset, a->operands[1]);
   if (status != ESP_OK) return report_failure(status);
   int code = EXIT_DONE;
-  if (a->json) code = print_json(info_json(esp_dataset_info_of(dataset)));
-  else print_info(dataset);
+  if (a->json)
+    code = print_json(info_json(esp_dataset_info_of(dataset)));
+  else
+    print_info(dataset);
   esp_dataset_close(dataset);
   return code;
 }
@@ -68,7 +73,8 @@ static esp_status write_preview(const arguments *a, const esp_dataset *dataset, 
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &seed));
   const int classes = esp_dataset_info_of(dataset)->classes;
   *rows = classes < PREVIEW_MOST_ROWS ? classes : PREVIEW_MOST_ROWS;
-  return esp_preview_write(dataset, split, PREVIEW_COLUMNS, *rows, a->augment ? &augmentation : NULL, (uint64_t)seed, a->out);
+  return esp_preview_write(dataset, split, PREVIEW_COLUMNS, *rows, a->augment ? &augmentation : NULL, (uint64_t)seed,
+                           a->out);
 }
 
 static int preview(const arguments *a) {
@@ -79,7 +85,8 @@ static int preview(const arguments *a) {
   if (status == ESP_OK) status = write_preview(a, dataset, &rows);
   esp_dataset_close(dataset);
   if (status != ESP_OK) return report_failure(status);
-  if (a->json) return print_json(json_pack("{s:s, s:i, s:i}", "file", a->out, "rows", rows, "columns", PREVIEW_COLUMNS));
+  if (a->json)
+    return print_json(json_pack("{s:s, s:i, s:i}", "file", a->out, "rows", rows, "columns", PREVIEW_COLUMNS));
   printf("%s: %d classes, a row each, %d images a row\n", a->out, rows, PREVIEW_COLUMNS);
   return EXIT_DONE;
 }
@@ -89,6 +96,7 @@ int run_data(const arguments *a) {
   if (strcmp(action, "list") == 0 && a->operand_count == 1) return list_data(a);
   if (strcmp(action, "info") == 0 && a->operand_count == 2) return show_info(a);
   if (strcmp(action, "preview") == 0 && a->operand_count == 2) return preview(a);
-  (void)esp_fail(ESP_ERR_USAGE, "usage: espalier data list | espalier data info DATA | espalier data preview DATA --out FILE.png");
+  (void)esp_fail(ESP_ERR_USAGE,
+                 "usage: espalier data list | espalier data info DATA | espalier data preview DATA --out FILE.png");
   return report_failure(ESP_ERR_USAGE);
 }

@@ -8,8 +8,7 @@
 #include <string.h>
 
 static const command commands[] = {
-    {"pretrain", "pretrain [CONFIG.yaml] --data DATA --out RUN [--set KEY=VALUE]... [--resume]",
-     "Trains a new model",
+    {"pretrain", "pretrain [CONFIG.yaml] --data DATA --out RUN [--set KEY=VALUE]... [--resume]", "Trains a new model",
      "Without CONFIG.yaml the default settings are used; the resolved ones are printed and kept in RUN/config.yaml.\n"
      "RUN gets metrics.csv, last.h5, best.h5 and results.json. Ctrl-C ends at a safe point; --resume goes on.\n\n"
      "Example:\n  espalier pretrain examples/configs/quickstart.yaml --data synthetic --out runs/pretrained\n",
@@ -21,9 +20,9 @@ static const command commands[] = {
      "Example:\n  espalier finetune runs/pretrained --data synthetic:narrow --out runs/finetuned --set training.epochs=3\n",
      "--data --out --set --resume --overwrite --new-head", 1, 1, run_finetune},
     {"evaluate", "evaluate RUN|CKPT --data DATA", "Accuracy and loss on a split",
-     "Example:\n  espalier evaluate runs/finetuned --data synthetic:narrow --json\n", "--data --split --limit", 1, 1, run_evaluate},
-    {"measure", "measure RUN|CKPT [--data DATA] [--reference RUN|CKPT] [--out FOLDER]",
-     "What routers and neurons do",
+     "Example:\n  espalier evaluate runs/finetuned --data synthetic:narrow --json\n", "--data --split --limit", 1, 1,
+     run_evaluate},
+    {"measure", "measure RUN|CKPT [--data DATA] [--reference RUN|CKPT] [--out FOLDER]", "What routers and neurons do",
      "With --data: routing counts, shares, gates, entropy, and how sparse the neurons' activations are. With\n"
      "--reference: how far each expert's router row moved since that model. CSV and JSON go to RUN/measured or --out.\n\n"
      "Example:\n  espalier measure runs/finetuned --data synthetic:narrow --reference runs/pretrained --out runs/measured\n",
@@ -49,7 +48,8 @@ enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 
 static void print_overview(FILE *file) {
   fputs("Espalier trains sparse mixtures of experts and of neuron experts, measures them, and prunes them.\n\n"
-        "usage: espalier COMMAND ...\n\n", file);
+        "usage: espalier COMMAND ...\n\n",
+        file);
   for (int i = 0; i < COMMAND_COUNT; i++) fprintf(file, "  %-10s %s\n", commands[i].name, commands[i].summary);
   fputs("\n`espalier COMMAND --help` explains each. Exit codes: 0 done, 1 failed, 2 wrong usage.\n", file);
 }

@@ -12,7 +12,8 @@
 enum { EVALUATION_BATCH = 128 };
 
 /* Opens --data, which must suit the model, and reads which part of it to look at. */
-static esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset, esp_evaluation_options *options) {
+static esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset,
+                            esp_evaluation_options *options) {
   long long limit;
   *options = (esp_evaluation_options){.batch = EVALUATION_BATCH};
   ESP_TRY(parse_split(a, &options->split));
@@ -24,16 +25,17 @@ static esp_status open_part(const loaded *l, const arguments *a, esp_dataset **d
 }
 
 static json_t *evaluation_json(const loaded *l, const esp_dataset *dataset, const esp_evaluation *e) {
-  return json_pack("{s:s, s:s, s:f, s:f, s:I, s:f, s:f, s:i, s:s}", "checkpoint", l->path, "data", esp_dataset_info_of(dataset)->name,
-                   "accuracy", e->accuracy, "loss", e->loss, "examples", (json_int_t)e->examples, "seconds", e->seconds,
-                   "images_per_second", (double)e->examples / e->seconds, "threads", esp_threads(), "blas_kernel",
-                   esp_blas_kernel());
+  return json_pack("{s:s, s:s, s:f, s:f, s:I, s:f, s:f, s:i, s:s}", "checkpoint", l->path, "data",
+                   esp_dataset_info_of(dataset)->name, "accuracy", e->accuracy, "loss", e->loss, "examples",
+                   (json_int_t)e->examples, "seconds", e->seconds, "images_per_second",
+                   (double)e->examples / e->seconds, "threads", esp_threads(), "blas_kernel", esp_blas_kernel());
 }
 
 static int show_evaluation(const arguments *a, const loaded *l, const esp_dataset *dataset, const esp_evaluation *e) {
   if (a->json) return print_json(evaluation_json(l, dataset, e));
-  printf("%s on %s: accuracy %.2f %%, loss %.4f, %lld images, %.0f images/s\n", l->path, esp_dataset_info_of(dataset)->name,
-         100 * e->accuracy, e->loss, (long long)e->examples, (double)e->examples / e->seconds);
+  printf("%s on %s: accuracy %.2f %%, loss %.4f, %lld images, %.0f images/s\n", l->path,
+         esp_dataset_info_of(dataset)->name, 100 * e->accuracy, e->loss, (long long)e->examples,
+         (double)e->examples / e->seconds);
   return EXIT_DONE;
 }
 
@@ -84,7 +86,8 @@ static esp_status measure_change(measuring *m, const arguments *a) {
 /* --out, or RUN/measured if a run is measured; "" for a lone checkpoint. */
 static esp_status choose_folder(char folder[ESP_PATH_SIZE], const arguments *a) {
   struct stat found;
-  if (a->out) snprintf(folder, ESP_PATH_SIZE, "%s", a->out);
+  if (a->out)
+    snprintf(folder, ESP_PATH_SIZE, "%s", a->out);
   else if (stat(a->operands[0], &found) == 0 && S_ISDIR(found.st_mode))
     ESP_TRY(esp_folder_path(folder, a->operands[0], "measured"));
   return *folder ? esp_folder_make(folder) : ESP_OK;
@@ -92,8 +95,9 @@ static esp_status choose_folder(char folder[ESP_PATH_SIZE], const arguments *a) 
 
 static esp_status measure(measuring *m, const arguments *a) {
   if (!a->data && !a->reference)
-    return esp_fail(ESP_ERR_USAGE, "nothing to measure: give --data (what routers and neurons do), --reference (how far routers "
-                                   "moved), or both");
+    return esp_fail(ESP_ERR_USAGE,
+                    "nothing to measure: give --data (what routers and neurons do), --reference (how far routers "
+                    "moved), or both");
   ESP_TRY(load(&m->model, a->operands[0]));
   m->measurement.model = m->model.model;
   m->measurement.checkpoint = m->model.path;
@@ -109,9 +113,12 @@ int run_measure(const arguments *a) {
   measuring m = {.dataset = NULL};
   const esp_status status = measure(&m, a);
   int code = EXIT_DONE;
-  if (status != ESP_OK) code = report_failure(status);
-  else if (a->json) code = print_json(esp_measurement_json(&m.measurement));
-  else esp_measurement_print(&m.measurement, stdout);
+  if (status != ESP_OK)
+    code = report_failure(status);
+  else if (a->json)
+    code = print_json(esp_measurement_json(&m.measurement));
+  else
+    esp_measurement_print(&m.measurement, stdout);
   esp_router_changes_free(m.changes);
   esp_statistics_free(m.statistics);
   esp_dataset_close(m.dataset);
@@ -155,8 +162,9 @@ static void print_parameters(const esp_parameters *parameters) {
 
 static void print_inspection(const loaded *l, const esp_model_cost *cost, bool parameters) {
   const esp_model_config *c = &l->model->config;
-  printf("%s: %.2f MB, digest %s\n%d classes (%s), images of %d x %d x %d\n", l->path, 1e-6 * (double)file_size(l->path),
-         l->info.digest, c->classes, l->info.data_name, c->image_height, c->image_width, c->image_channels);
+  printf("%s: %.2f MB, digest %s\n%d classes (%s), images of %d x %d x %d\n", l->path,
+         1e-6 * (double)file_size(l->path), l->info.digest, c->classes, l->info.data_name, c->image_height,
+         c->image_width, c->image_channels);
   esp_model_cost_print(cost, stdout);
   puts("history:");
   print_history(&l->info);
@@ -170,8 +178,10 @@ int run_inspect(const arguments *a) {
   esp_model_cost cost;
   esp_model_cost_of(l.model, &cost);
   int code = EXIT_DONE;
-  if (a->json) code = print_json(inspection_json(&l, &cost, a->parameters));
-  else print_inspection(&l, &cost, a->parameters);
+  if (a->json)
+    code = print_json(inspection_json(&l, &cost, a->parameters));
+  else
+    print_inspection(&l, &cost, a->parameters);
   unload(&l);
   return code;
 }

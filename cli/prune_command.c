@@ -35,7 +35,9 @@ static esp_status read_arguments(pruning *p, const arguments *a) {
   if (!a->criterion) return esp_fail(ESP_ERR_USAGE, "--criterion is missing; `espalier prune --help` lists them");
   ESP_TRY(esp_criterion_find(&p->criterion, a->criterion));
   if (p->criterion->needs_reference && !a->reference)
-    return esp_fail(ESP_ERR_USAGE, "--criterion %s compares with the model from before finetuning: give it as --reference", a->criterion);
+    return esp_fail(ESP_ERR_USAGE,
+                    "--criterion %s compares with the model from before finetuning: give it as --reference",
+                    a->criterion);
   p->mode = p->criterion->mode;
   if (a->mode) ESP_TRY(esp_prune_mode_parse(&p->mode, a->mode));
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &p->seed));
@@ -44,20 +46,27 @@ static esp_status read_arguments(pruning *p, const arguments *a) {
 
 /* RUN gets last.h5; a name that ends in .h5 is the file itself. */
 static esp_status choose_target(pruning *p, const arguments *a) {
-  if (!a->out) return esp_fail(ESP_ERR_USAGE, "--out is missing: a folder, or a file ending in .h5, for the pruned model");
+  if (!a->out)
+    return esp_fail(ESP_ERR_USAGE, "--out is missing: a folder, or a file ending in .h5, for the pruned model");
   const size_t length = strlen(a->out);
   const bool is_file = length > 3 && strcmp(a->out + length - 3, ".h5") == 0;
-  if (is_file && length >= sizeof p->target) return esp_fail(ESP_ERR_USAGE, "--out is longer than %d letters", ESP_PATH_SIZE - 1);
-  if (is_file) memcpy(p->target, a->out, length + 1);
-  else ESP_TRY(esp_folder_path(p->target, a->out, ESP_LAST_CHECKPOINT));
+  if (is_file && length >= sizeof p->target)
+    return esp_fail(ESP_ERR_USAGE, "--out is longer than %d letters", ESP_PATH_SIZE - 1);
+  if (is_file)
+    memcpy(p->target, a->out, length + 1);
+  else
+    ESP_TRY(esp_folder_path(p->target, a->out, ESP_LAST_CHECKPOINT));
   if (esp_file_exists(p->target) && !a->overwrite)
     return esp_fail(ESP_ERR_USAGE, "%s exists already; --overwrite replaces it, or choose another --out", p->target);
   return ESP_OK;
 }
 
 static esp_status make_plan(pruning *p) {
-  const esp_criterion_inputs inputs = {.model = p->model.model, .info = &p->model.info, .reference = p->reference.model,
-                                       .reference_info = p->reference.model ? &p->reference.info : NULL, .seed = (uint64_t)p->seed};
+  const esp_criterion_inputs inputs = {.model = p->model.model,
+                                       .info = &p->model.info,
+                                       .reference = p->reference.model,
+                                       .reference_info = p->reference.model ? &p->reference.info : NULL,
+                                       .seed = (uint64_t)p->seed};
   ESP_TRY(esp_plan_create(&p->plan, p->model.model, p->criterion->name, p->mode));
   ESP_TRY(p->criterion->score(&inputs, p->plan));
   return esp_plan_drop_lowest(p->plan, p->model.model, &p->budget);
@@ -76,9 +85,12 @@ static esp_status save_plan(const pruning *p, const arguments *a) {
 static esp_status save_model(pruning *p) {
   char detail[200], parent[ESP_DIGEST_SIZE];
   memcpy(parent, p->model.info.digest, sizeof parent);
-  if (p->budget.drop >= 0) snprintf(detail, sizeof detail, "%s, mode %s, %d expert%s a layer", p->criterion->name,
-                                    esp_prune_mode_name(p->mode), p->budget.drop, p->budget.drop == 1 ? "" : "s");
-  else snprintf(detail, sizeof detail, "%s, mode %s, ratio %g", p->criterion->name, esp_prune_mode_name(p->mode), p->budget.ratio);
+  if (p->budget.drop >= 0)
+    snprintf(detail, sizeof detail, "%s, mode %s, %d expert%s a layer", p->criterion->name,
+             esp_prune_mode_name(p->mode), p->budget.drop, p->budget.drop == 1 ? "" : "s");
+  else
+    snprintf(detail, sizeof detail, "%s, mode %s, ratio %g", p->criterion->name, esp_prune_mode_name(p->mode),
+             p->budget.ratio);
   ESP_TRY(add_history(&p->model.info, "prune", detail, parent, p->reference.model ? p->reference.info.digest : ""));
   return esp_checkpoint_save(p->target, p->pruned, NULL, &p->model.info, ESP_DEFAULT_COMPRESSION);
 }
@@ -87,7 +99,8 @@ static esp_status load_inputs(pruning *p, const arguments *a) {
   ESP_TRY(load(&p->model, a->operands[0]));
   if (a->reference) ESP_TRY(load(&p->reference, a->reference));
   if (is_same_file(p->target, p->model.path) || is_same_file(p->target, p->reference.path))
-    return esp_fail(ESP_ERR_USAGE, "%s is one of the inputs, and these are never changed; choose another --out", p->target);
+    return esp_fail(ESP_ERR_USAGE, "%s is one of the inputs, and these are never changed; choose another --out",
+                    p->target);
   return ESP_OK;
 }
 
@@ -112,10 +125,10 @@ static json_t *dropped_json(const esp_layer_plan *layer) {
 static json_t *result_json(const pruning *p, const esp_model_cost *before, const esp_model_cost *after) {
   json_t *layers = json_array();
   for (int i = 0; i < p->plan->layer_count; i++) json_array_append_new(layers, dropped_json(&p->plan->layers[i]));
-  return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:o}", "checkpoint", p->target, "criterion", p->criterion->name, "mode",
-                   esp_prune_mode_name(p->mode), "digest", p->model.info.digest, "parameters_before", (json_int_t)before->parameters,
-                   "parameters", (json_int_t)after->parameters, "bytes", (json_int_t)file_size(p->target), "flops_per_image",
-                   after->flops, "layers", layers);
+  return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:o}", "checkpoint", p->target, "criterion",
+                   p->criterion->name, "mode", esp_prune_mode_name(p->mode), "digest", p->model.info.digest,
+                   "parameters_before", (json_int_t)before->parameters, "parameters", (json_int_t)after->parameters,
+                   "bytes", (json_int_t)file_size(p->target), "flops_per_image", after->flops, "layers", layers);
 }
 
 static void print_result(const pruning *p, const esp_model_cost *before, const esp_model_cost *after) {
@@ -140,8 +153,10 @@ int run_prune(const arguments *a) {
     esp_model_cost before, after;
     esp_model_cost_of(p.model.model, &before);
     esp_model_cost_of(p.pruned, &after);
-    if (a->json) code = print_json(result_json(&p, &before, &after));
-    else print_result(&p, &before, &after);
+    if (a->json)
+      code = print_json(result_json(&p, &before, &after));
+    else
+      print_result(&p, &before, &after);
   }
   esp_model_free(p.pruned);
   esp_plan_free(p.plan);

@@ -35,8 +35,9 @@ static esp_status check_folder(training *t) {
   ESP_TRY(esp_folder_path(t->resume_from, a->out, ESP_LAST_CHECKPOINT));
   const bool exists = esp_file_exists(t->resume_from);
   if (exists && !a->resume && !a->overwrite)
-    return esp_fail(ESP_ERR_USAGE, "%s already holds a run; --resume continues it, --overwrite starts it anew, or choose another --out",
-                    a->out);
+    return esp_fail(
+        ESP_ERR_USAGE,
+        "%s already holds a run; --resume continues it, --overwrite starts it anew, or choose another --out", a->out);
   t->resumes = a->resume && exists;
   return ESP_OK;
 }
@@ -77,9 +78,10 @@ static esp_status fail_changed(const char *now, const char *then) {
   while (now[-1] != '\n') now--, then--;
   now += strspn(now, " ");
   then += strspn(then, " ");
-  return esp_fail(ESP_ERR_CONFIG, "a resumed run keeps its settings, but now there is `%.*s` where it was started with `%.*s`; leave "
-                                  "the setting as it was, or start another run", (int)strcspn(now, "\n"), now,
-                  (int)strcspn(then, "\n"), then);
+  return esp_fail(ESP_ERR_CONFIG,
+                  "a resumed run keeps its settings, but now there is `%.*s` where it was started with `%.*s`; leave "
+                  "the setting as it was, or start another run",
+                  (int)strcspn(now, "\n"), now, (int)strcspn(then, "\n"), then);
 }
 
 static esp_status check_settings_kept(const training *t) {
@@ -109,7 +111,8 @@ static esp_status read_settings_again(training *t) {
 static esp_status resume(training *t) {
   ESP_TRY(esp_checkpoint_load(t->resume_from, &t->model, &t->info));
   if (!t->info.run_config)
-    return esp_fail(ESP_ERR_MISMATCH, "%s does not say how its run was set up, so it cannot be resumed", t->resume_from);
+    return esp_fail(ESP_ERR_MISMATCH, "%s does not say how its run was set up, so it cannot be resumed",
+                    t->resume_from);
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
   if (strcmp(t->info.data_digest, data->digest) != 0 || strcmp(t->info.data_name, data->name) != 0)
     return esp_fail(ESP_ERR_MISMATCH, "the run was started on %s (%s), but --data is %s (%s)", t->info.data_name,
@@ -145,7 +148,8 @@ static void print_start(const training *t) {
   esp_model_cost_of(t->model, &cost);
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
   fprintf(stderr, "%s on %s: %lld training images, %lld test images, %d classes%s%s\n", t->action, data->name,
-          (long long)data->count[ESP_TRAIN], (long long)data->count[ESP_TEST], data->classes, *data->note ? "; " : "", data->note);
+          (long long)data->count[ESP_TRAIN], (long long)data->count[ESP_TEST], data->classes, *data->note ? "; " : "",
+          data->note);
   fprintf(stderr, "model: %.3f M parameters, %.3f M activated, %.1f MFLOP an image; %d thread%s, OpenBLAS kernel %s\n",
           1e-6 * (double)cost.parameters, 1e-6 * (double)cost.activated, 1e-6 * cost.flops, esp_threads(),
           esp_threads() == 1 ? "" : "s", esp_blas_kernel());
@@ -154,11 +158,12 @@ static void print_start(const training *t) {
 }
 
 static json_t *results_json(const training *t, const esp_training_result *r) {
-  return json_pack("{s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s}", "run", t->a->out, "action", t->action,
-                   "accuracy", r->final.accuracy, "loss", r->final.loss, "best_accuracy", r->best_accuracy, "best_step",
-                   (json_int_t)r->best_step, "step", (json_int_t)r->step, "steps", (json_int_t)r->steps, "seconds", r->seconds,
-                   "images_per_second", r->images_per_second, "step_memory_bytes", (json_int_t)r->step_memory, "threads",
-                   esp_threads(), "blas_kernel", esp_blas_kernel(), "data", t->info.data_name, "digest", t->info.digest);
+  return json_pack("{s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s}", "run", t->a->out,
+                   "action", t->action, "accuracy", r->final.accuracy, "loss", r->final.loss, "best_accuracy",
+                   r->best_accuracy, "best_step", (json_int_t)r->best_step, "step", (json_int_t)r->step, "steps",
+                   (json_int_t)r->steps, "seconds", r->seconds, "images_per_second", r->images_per_second,
+                   "step_memory_bytes", (json_int_t)r->step_memory, "threads", esp_threads(), "blas_kernel",
+                   esp_blas_kernel(), "data", t->info.data_name, "digest", t->info.digest);
 }
 
 static esp_status write_results(const training *t, const esp_training_result *result) {
@@ -185,21 +190,29 @@ static esp_status train(training *t, esp_training_result *result) {
   ESP_TRY(open_folder(t));
   ESP_TRY(write_config(t));
   print_start(t);
-  const esp_training_job job = {.model = t->model, .dataset = t->dataset, .config = &t->config, .folder = t->a->out,
-                                .info = &t->info, .resume_from = t->resumes ? t->resume_from : NULL,
-                                .stop = watch_interrupts(), .quiet = t->a->quiet};
+  const esp_training_job job = {.model = t->model,
+                                .dataset = t->dataset,
+                                .config = &t->config,
+                                .folder = t->a->out,
+                                .info = &t->info,
+                                .resume_from = t->resumes ? t->resume_from : NULL,
+                                .stop = watch_interrupts(),
+                                .quiet = t->a->quiet};
   ESP_TRY(esp_train(&job, result));
   return write_results(t, result);
 }
 
 static int finish(training *t, esp_status status, const esp_training_result *result) {
   int code = EXIT_DONE;
-  if (status != ESP_OK) code = report_failure(status);
-  else if (t->a->json) code = print_json(results_json(t, result));
+  if (status != ESP_OK)
+    code = report_failure(status);
+  else if (t->a->json)
+    code = print_json(results_json(t, result));
   else
-    printf("%s: test accuracy %.2f %% (best %.2f %% at step %lld), loss %.4f, %.0f s, %.0f images/s; checkpoint %s/last.h5\n",
-           t->action, 100 * result->final.accuracy, 100 * result->best_accuracy, (long long)result->best_step,
-           result->final.loss, result->seconds, result->images_per_second, t->a->out);
+    printf(
+        "%s: test accuracy %.2f %% (best %.2f %% at step %lld), loss %.4f, %.0f s, %.0f images/s; checkpoint %s/last.h5\n",
+        t->action, 100 * result->final.accuracy, 100 * result->best_accuracy, (long long)result->best_step,
+        result->final.loss, result->seconds, result->images_per_second, t->a->out);
   release(t);
   return code;
 }
@@ -227,10 +240,14 @@ int run_pretrain(const arguments *a) {
 static esp_status wants_new_head(const training *t, const esp_model *source, bool *anew) {
   const char *when = t->a->new_head ? t->a->new_head : "auto";
   const bool differs = source->config.classes != esp_dataset_info_of(t->dataset)->classes;
-  if (strcmp(when, "auto") == 0) *anew = differs;
-  else if (strcmp(when, "always") == 0) *anew = true;
-  else if (strcmp(when, "never") == 0) *anew = false;
-  else return esp_fail(ESP_ERR_USAGE, "--new-head is \"%s\"; it must be auto, always or never", when);
+  if (strcmp(when, "auto") == 0)
+    *anew = differs;
+  else if (strcmp(when, "always") == 0)
+    *anew = true;
+  else if (strcmp(when, "never") == 0)
+    *anew = false;
+  else
+    return esp_fail(ESP_ERR_USAGE, "--new-head is \"%s\"; it must be auto, always or never", when);
   return ESP_OK;
 }
 
@@ -257,7 +274,9 @@ static esp_status start_finetuning(training *t) {
   esp_status status = ESP_OK;
   if (is_same_file(source.path, t->resume_from))
     status = esp_fail(ESP_ERR_USAGE, "%s is the model to be finetuned; choose another --out", source.path);
-  if (status == ESP_OK) status = esp_run_config_parse(&t->config, source.path, source.info.run_config, t->a->overrides, t->a->override_count);
+  if (status == ESP_OK)
+    status =
+        esp_run_config_parse(&t->config, source.path, source.info.run_config, t->a->overrides, t->a->override_count);
   if (status == ESP_OK) status = apply_seed(t);
   if (status == ESP_OK) status = build_from(t, &source);
   if (status == ESP_OK) {

@@ -29,9 +29,12 @@ static tiling choose_tiling(const esp_gemm *p) {
   int64_t columns = p->n < TILE_COLUMNS ? p->n : TILE_COLUMNS;
   const bool worth_cutting = (double)p->m * (double)p->n * (double)p->k > 1e6;
   while (worth_cutting && pieces(p->m, rows) * pieces(p->n, columns) < ENOUGH_TILES) {
-    if (rows >= columns && rows > SMALLEST_TILE) rows = halved(rows);
-    else if (columns > SMALLEST_TILE) columns = halved(columns);
-    else break;
+    if (rows >= columns && rows > SMALLEST_TILE)
+      rows = halved(rows);
+    else if (columns > SMALLEST_TILE)
+      columns = halved(columns);
+    else
+      break;
   }
   const int64_t across = pieces(p->n, columns);
   return (tiling){rows, columns, across, pieces(p->m, rows) * across};
@@ -54,8 +57,8 @@ static void call_blas(const esp_gemm *p) {
 #else
   cblas_sgemm
 #endif
-      (CblasRowMajor, ta, tb, (int)p->m, (int)p->n, (int)p->k, p->alpha, p->a, (int)p->lda, p->b, (int)p->ldb,
-       p->beta, p->c, (int)p->ldc);
+      (CblasRowMajor, ta, tb, (int)p->m, (int)p->n, (int)p->k, p->alpha, p->a, (int)p->lda, p->b, (int)p->ldb, p->beta,
+       p->c, (int)p->ldc);
 }
 
 static void scale_c(const esp_gemm *p) {
@@ -68,8 +71,10 @@ static void scale_c(const esp_gemm *p) {
 
 void esp_gemm_here(const esp_gemm *product) {
   if (product->m <= 0 || product->n <= 0) return;
-  if (product->k <= 0) scale_c(product);
-  else call_blas(product);
+  if (product->k <= 0)
+    scale_c(product);
+  else
+    call_blas(product);
 }
 
 static void run_tile(const esp_gemm *p, int64_t index) {
@@ -94,8 +99,10 @@ static const esp_gemm *find_product(const product_list *list, int64_t tile) {
   int64_t low = 0, high = list->count;
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
-    if (list->products[middle].first_tile <= tile) low = middle;
-    else high = middle;
+    if (list->products[middle].first_tile <= tile)
+      low = middle;
+    else
+      high = middle;
   }
   return &list->products[low];
 }

@@ -28,8 +28,8 @@ ESP_API void esp_gemm_run(esp_gemm *products, int64_t count);
 ESP_API void esp_gemm_here(const esp_gemm *product);
 
 /* sums [columns] (+)= the column sums of matrix [rows, columns]. `scratch`: ESP_PARTS x columns. */
-ESP_API void esp_column_sums(const esp_real *matrix, int64_t rows, int64_t columns, esp_real *sums,
-                             bool accumulate, esp_real *scratch);
+ESP_API void esp_column_sums(const esp_real *matrix, int64_t rows, int64_t columns, esp_real *sums, bool accumulate,
+                             esp_real *scratch);
 
 /* target [columns] (+)= the sum of the ESP_PARTS rows of `parts`, in order. */
 ESP_API void esp_add_parts(const esp_real *parts, int64_t columns, esp_real *target, bool accumulate);

@@ -72,8 +72,8 @@ ESP_API esp_tensor *esp_rms_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain
 
 /* x [N, H, W, C], weight [out, kernel, kernel, C], bias [out] or NULL -> [N, H', W', out] with
  * H' = (H + 2 padding - kernel) / stride + 1. */
-ESP_API esp_tensor *esp_convolution(esp_tape *tape, esp_tensor *x, esp_tensor *weight, esp_tensor *bias,
-                                    int64_t stride, int64_t padding);
+ESP_API esp_tensor *esp_convolution(esp_tape *tape, esp_tensor *x, esp_tensor *weight, esp_tensor *bias, int64_t stride,
+                                    int64_t padding);
 
 /* Each channel by its own kernel, output as large as the input: x [N, H, W, C], weight [kernel, kernel, C]
  * with an odd kernel, bias [C] or NULL -> [N, H, W, C]. */

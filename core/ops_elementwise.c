@@ -21,12 +21,12 @@ static void broadcast_plan(esp_node *node) {
 }
 
 /* Loops over elements [begin, end) of a in runs within which b's index is consecutive. */
-#define FOR_BROADCAST_RUNS(begin, end, period, body) \
-  for (int64_t i_ = (begin); i_ < (end);) { \
-    const int64_t offset = i_, phase = i_ % (period); \
-    const int64_t rest = (period)-phase, length = rest < (end)-i_ ? rest : (end)-i_; \
-    body; \
-    i_ += length; \
+#define FOR_BROADCAST_RUNS(begin, end, period, body)                                                                   \
+  for (int64_t i_ = (begin); i_ < (end);) {                                                                            \
+    const int64_t offset = i_, phase = i_ % (period);                                                                  \
+    const int64_t rest = (period)-phase, length = rest < (end)-i_ ? rest : (end)-i_;                                   \
+    body;                                                                                                              \
+    i_ += length;                                                                                                      \
   }
 
 ESP_HOT static void add_range(void *context, int64_t begin, int64_t end) {
@@ -67,14 +67,16 @@ ESP_HOT static void accumulate_range(void *context, int64_t begin, int64_t end) 
   const accumulation *x = context;
   esp_real *target = x->target;
   const esp_real *source = x->source, *factor = x->factor;
-  if (!factor && !x->accumulate) memcpy(target + begin, source + begin, (size_t)(end - begin) * sizeof *target);
+  if (!factor && !x->accumulate)
+    memcpy(target + begin, source + begin, (size_t)(end - begin) * sizeof *target);
   else if (!factor)
     for (int64_t i = begin; i < end; i++) target[i] += source[i];
   else
-    FOR_BROADCAST_RUNS(begin, end, x->period, for (int64_t j = 0; j < length; j++) {
-      const esp_real value = source[offset + j] * factor[phase + j];
-      target[offset + j] = x->accumulate ? target[offset + j] + value : value;
-    })
+    FOR_BROADCAST_RUNS(
+        begin, end, x->period, for (int64_t j = 0; j < length; j++) {
+          const esp_real value = source[offset + j] * factor[phase + j];
+          target[offset + j] = x->accumulate ? target[offset + j] + value : value;
+        })
 }
 
 static void accumulate(int64_t count, accumulation x) {
@@ -129,7 +131,8 @@ static void multiply_backward(esp_node *node) {
 static esp_cost one_flop(const esp_node *node) { return esp_cost_elementwise(node, 1); }
 
 const esp_op esp_op_add = {"add", broadcast_plan, add_forward, add_backward, one_flop, {1e-4, 1e-8, NULL}};
-const esp_op esp_op_multiply = {"multiply", broadcast_plan, multiply_forward, multiply_backward, one_flop, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_multiply = {"multiply",        broadcast_plan, multiply_forward,
+                                multiply_backward, one_flop,       {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_add(esp_tape *tape, esp_tensor *a, esp_tensor *b) {
   return esp_tape_apply(tape, &esp_op_add, (esp_tensor *[]){a, b}, 2, NULL, 0);
@@ -194,35 +197,35 @@ static inline esp_real gelu_tanh_slope(esp_real x) {
 }
 
 /* An op from its value and its slope, both functions of x. */
-#define ACTIVATION(function, op_name, flops, value, slope, kink) \
-  ESP_HOT static void function##_range(void *context, int64_t begin, int64_t end) { \
-    const esp_node *node = context; \
-    const esp_real *restrict x = node->inputs[0]->data; \
-    esp_real *restrict y = node->outputs[0]->data; \
-    for (int64_t i = begin; i < end; i++) y[i] = value(x[i]); \
-  } \
-  ESP_HOT static void function##_gradient_range(void *context, int64_t begin, int64_t end) { \
-    const accumulation *a = context; \
-    const esp_real *restrict dy = a->source, *restrict x = a->factor; \
-    esp_real *restrict dx = a->target; \
-    if (a->accumulate) \
-      for (int64_t i = begin; i < end; i++) dx[i] += dy[i] * slope(x[i]); \
-    else \
-      for (int64_t i = begin; i < end; i++) dx[i] = dy[i] * slope(x[i]); \
-  } \
-  static void function##_forward(esp_node *node) { \
-    esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, function##_range, node); \
-  } \
-  static void function##_backward(esp_node *node) { \
-    accumulation a = {.source = node->outputs[0]->grad, .factor = node->inputs[0]->data}; \
-    a.target = esp_grad(node->inputs[0], &a.accumulate); \
-    esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, function##_gradient_range, &a); \
-  } \
-  static esp_cost function##_cost(const esp_node *node) { return esp_cost_elementwise(node, flops); } \
-  const esp_op esp_op_##function = {op_name, esp_plan_same, function##_forward, function##_backward, function##_cost, \
-                                    {1e-5, 1e-7, kink}}; \
-  esp_tensor *esp_##function(esp_tape *tape, esp_tensor *x) { \
-    return esp_tape_apply(tape, &esp_op_##function, &x, 1, NULL, 0); \
+#define ACTIVATION(function, op_name, flops, value, slope, kink)                                                       \
+  ESP_HOT static void function##_range(void *context, int64_t begin, int64_t end) {                                    \
+    const esp_node *node = context;                                                                                    \
+    const esp_real *restrict x = node->inputs[0]->data;                                                                \
+    esp_real *restrict y = node->outputs[0]->data;                                                                     \
+    for (int64_t i = begin; i < end; i++) y[i] = value(x[i]);                                                          \
+  }                                                                                                                    \
+  ESP_HOT static void function##_gradient_range(void *context, int64_t begin, int64_t end) {                           \
+    const accumulation *a = context;                                                                                   \
+    const esp_real *restrict dy = a->source, *restrict x = a->factor;                                                  \
+    esp_real *restrict dx = a->target;                                                                                 \
+    if (a->accumulate)                                                                                                 \
+      for (int64_t i = begin; i < end; i++) dx[i] += dy[i] * slope(x[i]);                                              \
+    else                                                                                                               \
+      for (int64_t i = begin; i < end; i++) dx[i] = dy[i] * slope(x[i]);                                               \
+  }                                                                                                                    \
+  static void function##_forward(esp_node *node) {                                                                     \
+    esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, function##_range, node);               \
+  }                                                                                                                    \
+  static void function##_backward(esp_node *node) {                                                                    \
+    accumulation a = {.source = node->outputs[0]->grad, .factor = node->inputs[0]->data};                              \
+    a.target = esp_grad(node->inputs[0], &a.accumulate);                                                               \
+    esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, function##_gradient_range, &a);        \
+  }                                                                                                                    \
+  static esp_cost function##_cost(const esp_node *node) { return esp_cost_elementwise(node, flops); }                  \
+  const esp_op esp_op_##function = {op_name,         esp_plan_same,     function##_forward, function##_backward,       \
+                                    function##_cost, {1e-5, 1e-7, kink}};                                              \
+  esp_tensor *esp_##function(esp_tape *tape, esp_tensor *x) {                                                          \
+    return esp_tape_apply(tape, &esp_op_##function, &x, 1, NULL, 0);                                                   \
   }
 
 ACTIVATION(relu, "relu", 1, relu_value, relu_slope, "x = 0")
@@ -327,9 +330,11 @@ static void dropout_backward(esp_node *node) {
   accumulate(count, (accumulation){dx, node->outputs[0]->grad, node->saved, count, add});
 }
 
-const esp_op esp_op_dropout = {"dropout", dropout_plan, dropout_forward, dropout_backward, one_flop, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_dropout = {"dropout",        dropout_plan, dropout_forward,
+                               dropout_backward, one_flop,     {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_dropout(esp_tape *tape, esp_tensor *x, double rate, uint64_t seed, uint64_t index) {
   if (rate <= 0) return x;
-  return esp_tape_apply(tape, &esp_op_dropout, &x, 1, &(dropout_attributes){rate, seed, index}, sizeof(dropout_attributes));
+  return esp_tape_apply(tape, &esp_op_dropout, &x, 1, &(dropout_attributes){rate, seed, index},
+                        sizeof(dropout_attributes));
 }

@@ -103,7 +103,8 @@ static void layer_norm_backward(esp_node *node) { run_norm_backward(node, layer_
 
 static esp_cost norm_cost(const esp_node *node) { return esp_cost_elementwise(node, 8); }
 
-const esp_op esp_op_layer_norm = {"layer norm", norm_plan, layer_norm_forward, layer_norm_backward, norm_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_layer_norm = {"layer norm",        norm_plan, layer_norm_forward,
+                                  layer_norm_backward, norm_cost, {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_layer_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, esp_tensor *bias, double epsilon) {
   return esp_tape_apply(tape, &esp_op_layer_norm, (esp_tensor *[]){x, gain, bias}, 3, &(norm_attributes){epsilon},
@@ -165,7 +166,8 @@ ESP_HOT static void rms_norm_gradient_parts(void *context, int64_t begin, int64_
 
 static void rms_norm_backward(esp_node *node) { run_norm_backward(node, rms_norm_gradient_parts); }
 
-const esp_op esp_op_rms_norm = {"rms norm", norm_plan, rms_norm_forward, rms_norm_backward, norm_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_rms_norm = {"rms norm",        norm_plan, rms_norm_forward,
+                                rms_norm_backward, norm_cost, {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_rms_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, double epsilon) {
   return esp_tape_apply(tape, &esp_op_rms_norm, (esp_tensor *[]){x, gain}, 2, &(norm_attributes){epsilon},

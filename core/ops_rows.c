@@ -41,7 +41,8 @@ static void add_rows(const rows_attributes *at, const esp_real *source, int64_t 
 }
 
 static void gather_forward(esp_node *node) {
-  copy_rows(node->attributes, node->inputs[0]->data, esp_tensor_columns(node->inputs[0]), node->outputs[0]->data, false);
+  copy_rows(node->attributes, node->inputs[0]->data, esp_tensor_columns(node->inputs[0]), node->outputs[0]->data,
+            false);
 }
 
 static void gather_backward(esp_node *node) {
@@ -65,7 +66,8 @@ static void scatter_backward(esp_node *node) {
 
 static esp_cost no_flops(const esp_node *node) { return esp_cost_elementwise(node, 0); }
 
-const esp_op esp_op_gather_rows = {"gather rows", gather_plan, gather_forward, gather_backward, no_flops, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_gather_rows = {"gather rows",   gather_plan, gather_forward,
+                                   gather_backward, no_flops,    {1e-4, 1e-8, NULL}};
 const esp_op esp_op_scatter_rows = {"scatter rows",   scatter_plan, scatter_forward,
                                     scatter_backward, no_flops,     {1e-4, 1e-8, NULL}};
 
@@ -94,7 +96,8 @@ typedef struct top_k_attributes {
 
 static void top_k_plan(esp_node *node) {
   const int64_t k = ((const top_k_attributes *)node->attributes)->k;
-  esp_require(node, k > 0 && k <= esp_tensor_columns(node->inputs[0]), "k must lie between 1 and the number of columns");
+  esp_require(node, k > 0 && k <= esp_tensor_columns(node->inputs[0]),
+              "k must lie between 1 and the number of columns");
   esp_plan_columns(node, 0, k);
   node->saved_bytes = (size_t)(esp_tensor_rows(node->inputs[0]) * k) * sizeof(int32_t);
 }
@@ -133,8 +136,9 @@ static void top_k_backward(esp_node *node) {
     dx[i / k * columns + indices[i]] += node->outputs[0]->grad[i];
 }
 
-const esp_op esp_op_top_k = {"top-k", top_k_plan, top_k_forward, top_k_backward,
-                             no_flops, {1e-5, 1e-8, "two values at the edge of the selection are equal"}};
+const esp_op esp_op_top_k = {"top-k",       top_k_plan,
+                             top_k_forward, top_k_backward,
+                             no_flops,      {1e-5, 1e-8, "two values at the edge of the selection are equal"}};
 
 esp_tensor *esp_top_k(esp_tape *tape, esp_tensor *x, int64_t k, const int32_t **indices) {
   esp_node *node = esp_tape_run(tape, &esp_op_top_k, &x, 1, &(top_k_attributes){k}, sizeof(top_k_attributes));

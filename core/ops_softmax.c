@@ -66,7 +66,8 @@ static void softmax_backward(esp_node *node) {
 
 static esp_cost softmax_cost(const esp_node *node) { return esp_cost_elementwise(node, 5); }
 
-const esp_op esp_op_softmax = {"softmax", esp_plan_same, softmax_forward, softmax_backward, softmax_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_softmax = {"softmax",        esp_plan_same, softmax_forward,
+                               softmax_backward, softmax_cost,  {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_softmax(esp_tape *tape, esp_tensor *x) { return esp_tape_apply(tape, &esp_op_softmax, &x, 1, NULL, 0); }
 

@@ -24,8 +24,8 @@ typedef struct esp_parameter {
   bool frozen;
   int64_t offset; /* of its first element in the flat arrays */
   int64_t count;
-  double deviation; /* it starts with normal numbers of this standard deviation ... */
-  double constant;  /* ... around this value */
+  double deviation;    /* it starts with normal numbers of this standard deviation ... */
+  double constant;     /* ... around this value */
   int64_t shared_init; /* > 0: the first dimension's slices all start like the first one */
 } esp_parameter;
 
@@ -37,8 +37,8 @@ ESP_API void esp_parameters_free(esp_parameters *parameters);
 /* Declares a parameter called "scope.name". Returns it (valid for the life of the store), or NULL if memory
  * is short. */
 ESP_API esp_parameter *esp_parameters_add(esp_parameters *parameters, const char *scope, const char *name,
-                                          esp_parameter_kind kind, int rank, const int64_t *shape,
-                                          double deviation, double constant);
+                                          esp_parameter_kind kind, int rank, const int64_t *shape, double deviation,
+                                          double constant);
 
 /* Makes the flat arrays and fills them. A parameter's numbers depend on the seed and its name only, so models
  * that differ elsewhere start alike where they agree. */

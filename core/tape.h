@@ -22,7 +22,7 @@ typedef struct esp_tape esp_tape;
 /* One op that ran. */
 typedef struct esp_node {
   const esp_op *op;
-  const char *scope; /* the part of the model it ran in: "blocks.3.ffn" */
+  const char *scope;                  /* the part of the model it ran in: "blocks.3.ffn" */
   esp_tensor *inputs[ESP_MAX_INPUTS]; /* an optional input that is absent is NULL */
   esp_tensor *outputs[ESP_MAX_OUTPUTS];
   int input_count, output_count;
@@ -41,7 +41,7 @@ typedef struct esp_cost {
 /* How an op's gradient is to be checked against central differences in double. */
 typedef struct esp_gradcheck {
   double step;
-  double tolerance; /* of |analytic - numeric| / max(1, |analytic|, |numeric|) */
+  double tolerance;  /* of |analytic - numeric| / max(1, |analytic|, |numeric|) */
   const char *kinks; /* where the op is not differentiable, in words; NULL if nowhere */
 } esp_gradcheck;
 

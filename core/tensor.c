@@ -9,9 +9,7 @@ int64_t esp_tensor_count(const esp_tensor *tensor) {
   return count;
 }
 
-int64_t esp_tensor_columns(const esp_tensor *tensor) {
-  return tensor->rank ? tensor->shape[tensor->rank - 1] : 1;
-}
+int64_t esp_tensor_columns(const esp_tensor *tensor) { return tensor->rank ? tensor->shape[tensor->rank - 1] : 1; }
 
 int64_t esp_tensor_rows(const esp_tensor *tensor) {
   int64_t rows = 1;

@@ -25,8 +25,8 @@ typedef struct esp_tensor {
   int64_t shape[ESP_MAX_RANK];
   int rank;
   bool requires_grad;
-  bool grad_written;  /* the first gradient of a step overwrites, the next ones add */
-  const char *name;   /* of a parameter; NULL otherwise */
+  bool grad_written;         /* the first gradient of a step overwrites, the next ones add */
+  const char *name;          /* of a parameter; NULL otherwise */
   struct esp_node *producer; /* the node whose output this is; NULL for leaves */
 } esp_tensor;
 

@@ -91,8 +91,7 @@ static esp_status fail_parse(const yaml_parser_t *parser, const overlay *layer) 
   if (parser->error == YAML_MEMORY_ERROR) return fail_memory();
   phrase message = {0};
   if (parser->error == YAML_READER_ERROR)
-    esp_phrase_add(&message, "%s%s, byte %zu", layer->is_override ? "--set " : "", layer->name,
-                   parser->problem_offset);
+    esp_phrase_add(&message, "%s%s, byte %zu", layer->is_override ? "--set " : "", layer->name, parser->problem_offset);
   else
     add_place(&message, layer, &parser->problem_mark);
   esp_phrase_add(&message, ": not valid YAML: %s", parser->problem);
@@ -167,8 +166,7 @@ static esp_status parse_override(overlay *layer) {
   const char *equals = strchr(layer->name, '=');
   const size_t length = equals ? (size_t)(equals - layer->name) : 0;
   if (!equals || !is_key_path(layer->name, length))
-    return esp_fail(ESP_ERR_USAGE, "--set %.120s: expected key=value with a key like section.name",
-                    layer->name);
+    return esp_fail(ESP_ERR_USAGE, "--set %.120s: expected key=value with a key like section.name", layer->name);
   ESP_TRY(parse_document(layer, equals + 1, strlen(equals + 1)));
   const esp_status status = wrap_in_sections(layer, layer->name, length);
   if (status != ESP_OK) yaml_document_delete(&layer->document);
@@ -309,8 +307,8 @@ static esp_status load(void *config, size_t config_size, const request *wanted) 
 }
 
 esp_status esp_yaml_load(void *config, size_t config_size, const struct cyaml_schema_value *schema,
-                         const void *defaults, const char *name, const char *text,
-                         const char *const *overrides, size_t override_count) {
+                         const void *defaults, const char *name, const char *text, const char *const *overrides,
+                         size_t override_count) {
   const request wanted = {schema, defaults, name, text, text ? strlen(text) : 0, overrides, override_count};
   return load(config, config_size, &wanted);
 }
@@ -327,8 +325,7 @@ static esp_status read_file(char **text, size_t *length, const char *path) {
   else if (ferror(file))
     status = esp_fail(ESP_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
   else if (*length > FILE_LIMIT)
-    status = esp_fail(ESP_ERR_CONFIG, "%s: is larger than %d bytes; expected a file of settings", path,
-                      FILE_LIMIT);
+    status = esp_fail(ESP_ERR_CONFIG, "%s: is larger than %d bytes; expected a file of settings", path, FILE_LIMIT);
   (void)fclose(file);
   return status;
 }

@@ -31,13 +31,13 @@ struct cyaml_schema_value;
  * out of range, bad YAML; the message gives line or override and what was expected), ESP_ERR_USAGE for an
  * override without key or '=', ESP_ERR_MEMORY. */
 ESP_API esp_status esp_yaml_load(void *config, size_t config_size, const struct cyaml_schema_value *schema,
-                                 const void *defaults, const char *name, const char *text,
-                                 const char *const *overrides, size_t override_count);
+                                 const void *defaults, const char *name, const char *text, const char *const *overrides,
+                                 size_t override_count);
 
 /* The same with the text of the file `path`, of at most 1 MiB; besides ESP_ERR_IO if it cannot be read. */
-ESP_API esp_status esp_yaml_load_file(void *config, size_t config_size,
-                                      const struct cyaml_schema_value *schema, const void *defaults,
-                                      const char *path, const char *const *overrides, size_t override_count);
+ESP_API esp_status esp_yaml_load_file(void *config, size_t config_size, const struct cyaml_schema_value *schema,
+                                      const void *defaults, const char *path, const char *const *overrides,
+                                      size_t override_count);
 
 /* Sets *text to the whole struct as YAML, from esp_alloc(); the caller frees it. Loading it gives the same
  * bits. Fails with ESP_ERR_CONFIG if a number is not finite, an enum has no name or a text is not UTF-8;

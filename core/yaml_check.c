@@ -10,8 +10,7 @@ static bool find_elsewhere(char path[PATH_SIZE], const schema_value *section, co
       memcpy(path, field_path, sizeof field_path);
       return true;
     }
-    if (field->value.type == CYAML_MAPPING && find_elsewhere(path, &field->value, field_path, key))
-      return true;
+    if (field->value.type == CYAML_MAPPING && find_elsewhere(path, &field->value, field_path, key)) return true;
   }
   return false;
 }
@@ -68,15 +67,14 @@ static const char *nearest_key(const schema_value *section, const char *key) {
   return esp_nearest(key, keys, count);
 }
 
-static esp_status fail_unknown_key(const overlay *layer, const char *section_path,
-                                   const schema_value *section, const yaml_node_t *node, const char *key) {
+static esp_status fail_unknown_key(const overlay *layer, const char *section_path, const schema_value *section,
+                                   const yaml_node_t *node, const char *key) {
   char path[PATH_SIZE], elsewhere[PATH_SIZE];
   join_path(path, section_path, key);
   phrase message = {0};
   start_message(&message, layer, &node->start_mark);
   esp_phrase_add(&message, "unknown key \"%s\"", path);
-  const char *near =
-      find_elsewhere(elsewhere, layer->schema, "", key) ? elsewhere : nearest_key(section, key);
+  const char *near = find_elsewhere(elsewhere, layer->schema, "", key) ? elsewhere : nearest_key(section, key);
   if (near) esp_phrase_add(&message, "; did you mean \"%s\"?", near);
   esp_phrase_add(&message, "%s Known keys", near ? "" : ".");
   if (*section_path) esp_phrase_add(&message, " of \"%s\"", section_path);
@@ -85,11 +83,10 @@ static esp_status fail_unknown_key(const overlay *layer, const char *section_pat
   return esp_fail(ESP_ERR_CONFIG, "%s", message.text);
 }
 
-static esp_status check_node(overlay *layer, const char *path, const schema_value *schema,
-                             const yaml_node_t *node);
+static esp_status check_node(overlay *layer, const char *path, const schema_value *schema, const yaml_node_t *node);
 
-static esp_status check_pair(overlay *layer, const char *path, const schema_value *schema,
-                             const yaml_node_t *section, size_t index) {
+static esp_status check_pair(overlay *layer, const char *path, const schema_value *schema, const yaml_node_t *section,
+                             size_t index) {
   const yaml_node_pair_t pair = section->data.mapping.pairs.start[index];
   const yaml_node_t *key = node_at(&layer->document, pair.key);
   const char *name = scalar_text(key);
@@ -106,16 +103,14 @@ static esp_status check_pair(overlay *layer, const char *path, const schema_valu
   return check_node(layer, field_path, &field->value, node_at(&layer->document, pair.value));
 }
 
-static esp_status check_section(overlay *layer, const char *path, const schema_value *schema,
-                                const yaml_node_t *node) {
+static esp_status check_section(overlay *layer, const char *path, const schema_value *schema, const yaml_node_t *node) {
   if (is_empty(node)) return ESP_OK; /* "model:" with all its lines commented out */
   if (node->type != YAML_MAPPING_NODE) return fail_value(layer, *path ? path : "the document", schema, node);
   for (size_t i = 0; i < pair_count(node); i++) ESP_TRY(check_pair(layer, path, schema, node, i));
   return ESP_OK;
 }
 
-static esp_status check_list(overlay *layer, const char *path, const schema_value *schema,
-                             const yaml_node_t *node) {
+static esp_status check_list(overlay *layer, const char *path, const schema_value *schema, const yaml_node_t *node) {
   if (node->type != YAML_SEQUENCE_NODE || item_count(node) < schema->sequence.min ||
       item_count(node) > schema->sequence.max)
     return fail_value(layer, path, schema, node);
@@ -128,8 +123,7 @@ static esp_status check_list(overlay *layer, const char *path, const schema_valu
   return ESP_OK;
 }
 
-static esp_status check_node(overlay *layer, const char *path, const schema_value *schema,
-                             const yaml_node_t *node) {
+static esp_status check_node(overlay *layer, const char *path, const schema_value *schema, const yaml_node_t *node) {
   if (schema->type == CYAML_MAPPING) return check_section(layer, path, schema, node);
   if (is_list(schema)) return check_list(layer, path, schema, node);
   const char *text = scalar_text(node);

@@ -30,8 +30,7 @@ static void check_schema(const schema_value *schema, const char *key);
 static void check_fields(const schema_field *fields) {
   size_t count = 0;
   for (; fields[count].key; count++) check_schema(&fields[count].value, fields[count].key);
-  if (count > MOST_KEYS)
-    esp_panic("a settings schema has a section of %zu keys; at most %d", count, MOST_KEYS);
+  if (count > MOST_KEYS) esp_panic("a settings schema has a section of %zu keys; at most %d", count, MOST_KEYS);
 }
 
 static void check_schema(const schema_value *schema, const char *key) {
@@ -73,22 +72,15 @@ void esp_schema_add_keys(phrase *to, const schema_value *section) {
     esp_phrase_add(to, "%s%s", field == section->mapping.fields ? "" : ", ", field->key);
 }
 
-static int64_t least_int(uint32_t size) {
-  return size >= 8 ? INT64_MIN : -((int64_t)1 << (8 * size - 1));
-}
-static int64_t greatest_int(uint32_t size) {
-  return -(least_int(size) + 1);
-}
-static uint64_t greatest_uint(uint32_t size) {
-  return size >= 8 ? UINT64_MAX : ((uint64_t)1 << (8 * size)) - 1;
-}
+static int64_t least_int(uint32_t size) { return size >= 8 ? INT64_MIN : -((int64_t)1 << (8 * size - 1)); }
+static int64_t greatest_int(uint32_t size) { return -(least_int(size) + 1); }
+static uint64_t greatest_uint(uint32_t size) { return size >= 8 ? UINT64_MAX : ((uint64_t)1 << (8 * size)) - 1; }
 
 void esp_schema_add_expectation(phrase *to, const schema_value *schema) {
   const uint32_t size = schema->data_size;
   switch (schema->type) {
   case CYAML_INT:
-    esp_phrase_add(to, "a whole number from %lld to %lld", (long long)least_int(size),
-                   (long long)greatest_int(size));
+    esp_phrase_add(to, "a whole number from %lld to %lld", (long long)least_int(size), (long long)greatest_int(size));
     break;
   case CYAML_UINT:
     esp_phrase_add(to, "a whole number from 0 to %llu", (unsigned long long)greatest_uint(size));
@@ -121,9 +113,7 @@ void esp_schema_add_expectation(phrase *to, const schema_value *schema) {
 
 /* ---- Values ---- */
 
-static bool is_digit(char c) {
-  return c >= '0' && c <= '9';
-}
+static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
 static size_t digits(const char *text) {
   size_t count = 0;
@@ -248,8 +238,7 @@ static int64_t read_int(const char *data, uint32_t size) {
 static const char *enum_name(const schema_value *schema, uint64_t bits) {
   const uint64_t mask = greatest_uint(schema->data_size);
   for (uint32_t i = 0; i < schema->enumeration.count; i++)
-    if (((uint64_t)schema->enumeration.strings[i].val & mask) == bits)
-      return schema->enumeration.strings[i].str;
+    if (((uint64_t)schema->enumeration.strings[i].val & mask) == bits) return schema->enumeration.strings[i].str;
   return "(a number without a name)";
 }
 

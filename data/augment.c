@@ -49,9 +49,7 @@ static int random_offset(esp_random *stream, int padding) {
   return (int)esp_random_below(stream, 2 * (uint32_t)padding + 1) - padding;
 }
 
-static int clamp(int value, int most) {
-  return value < 0 ? 0 : value > most ? most : value;
-}
+static int clamp(int value, int most) { return value < 0 ? 0 : value > most ? most : value; }
 
 static choice choose(const esp_augmentation *augmentation, const esp_dataset_info *info, esp_random *stream) {
   choice c = {0};
@@ -81,13 +79,11 @@ static void mirror_row(float *row, int width, int channels) {
     }
 }
 
-static void clear(float *out, int values) {
-  memset(out, 0, (size_t)values * sizeof *out);
-}
+static void clear(float *out, int values) { memset(out, 0, (size_t)values * sizeof *out); }
 
 /* Row `y` of the crop. */
-static void crop_row(const esp_dataset_info *info, const esp_pixels pixels, const affine *map,
-                     const choice *c, int y, float *row) {
+static void crop_row(const esp_dataset_info *info, const esp_pixels pixels, const affine *map, const choice *c, int y,
+                     float *row) {
   const int channels = info->channels, width = info->width;
   const int source_y = y + c->down;
   if (source_y < 0 || source_y >= info->height) {
@@ -113,14 +109,13 @@ esp_status esp_augmentation_check(const esp_augmentation *augmentation, int heig
     return esp_fail(ESP_ERR_CONFIG, "cutout is %d; expected 0 (off) to %d for images of %d x %d pixels",
                     augmentation->cutout, side, height, width);
   if (!(augmentation->mixup >= 0.0 && augmentation->mixup <= 1e3))
-    return esp_fail(ESP_ERR_CONFIG, "mixup is %g; expected 0 (off) to 1000, usually 0.1 to 1",
-                    augmentation->mixup);
+    return esp_fail(ESP_ERR_CONFIG, "mixup is %g; expected 0 (off) to 1000, usually 0.1 to 1", augmentation->mixup);
   return ESP_OK;
 }
 
 void esp_augment_image(const esp_dataset *dataset, esp_split_name split, int64_t index,
-                       const esp_normalisation *normalisation, const esp_augmentation *augmentation,
-                       uint64_t seed, uint64_t position, float *out) {
+                       const esp_normalisation *normalisation, const esp_augmentation *augmentation, uint64_t seed,
+                       uint64_t position, float *out) {
   static const esp_augmentation none = {0};
   const esp_dataset_info *const info = esp_dataset_info_of(dataset);
   uint8_t scratch[ESP_DRAWN_BYTES];

@@ -20,8 +20,7 @@ typedef struct esp_augmentation {
 } esp_augmentation;
 
 /* ESP_ERR_CONFIG if a setting is negative or does not fit images of this size. */
-ESP_API esp_status esp_augmentation_check(const esp_augmentation *augmentation, int height,
-                                          int width) ESP_MUST_CHECK;
+ESP_API esp_status esp_augmentation_check(const esp_augmentation *augmentation, int height, int width) ESP_MUST_CHECK;
 
 /* Image `index` of a split, normalised and augmented (all but mixup, which takes a batch), into
  * out [height, width, channels]. Same (seed, position): same bytes. `position` is the sample's in the run;

@@ -27,9 +27,8 @@ typedef struct layout {
 
 static const layout cifar10 = {.folder = "cifar-10-batches-bin",
                                .archive = "cifar-10-binary.tar.gz",
-                               .files = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
-                                         "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin",
-                                         "batches.meta.txt"},
+                               .files = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin",
+                                         "data_batch_5.bin", "test_batch.bin", "batches.meta.txt"},
                                .train_files = 5,
                                .record_files = 6,
                                .file_count = 7,
@@ -58,9 +57,7 @@ static void free_blobs(blob *blobs) {
   }
 }
 
-static bool is_record_file(const layout *form, int file) {
-  return file < form->record_files;
-}
+static bool is_record_file(const layout *form, int file) { return file < form->record_files; }
 
 /* Reads `size` bytes of the stream as file number `file`. `path` is for messages; its ownership passes. */
 static esp_status read_blob(const layout *form, int file, esp_gz *gz, uint64_t size, char *path, blob *into) {
@@ -127,8 +124,7 @@ static esp_status read_folder(const layout *form, const char *path, blob *blobs)
   char *folder;
   ESP_TRY(locate_folder(form, path, &folder));
   esp_status status = ESP_OK;
-  for (int i = 0; i < form->file_count && status == ESP_OK; i++)
-    status = read_folder_file(form, i, folder, &blobs[i]);
+  for (int i = 0; i < form->file_count && status == ESP_OK; i++) status = read_folder_file(form, i, folder, &blobs[i]);
   esp_free(folder);
   return status;
 }
@@ -162,14 +158,13 @@ static esp_status read_archive(const layout *form, const char *path, blob *blobs
   if (status != ESP_OK) return status;
   for (int i = 0; i < form->record_files; i++)
     if (!blobs[i].bytes)
-      return esp_fail(ESP_ERR_FORMAT,
-                      "%s: the archive holds no %s; expected the published %s (binary version)", path,
+      return esp_fail(ESP_ERR_FORMAT, "%s: the archive holds no %s; expected the published %s (binary version)", path,
                       form->files[i], form->archive);
   return ESP_OK;
 }
 
-static esp_status unpack_records(esp_dataset *dataset, const layout *form, esp_split_name split,
-                                 int64_t first, const blob *from) {
+static esp_status unpack_records(esp_dataset *dataset, const layout *form, esp_split_name split, int64_t first,
+                                 const blob *from) {
   const uint64_t record = (uint64_t)form->label_bytes + IMAGE;
   const int64_t count = (int64_t)(from->size / record);
   for (int64_t i = 0; i < count; i++) {
@@ -217,10 +212,6 @@ static esp_status read_cifar(esp_dataset *dataset, const layout *form, const cha
   return status;
 }
 
-esp_status esp_read_cifar10(esp_dataset *dataset, const char *path) {
-  return read_cifar(dataset, &cifar10, path);
-}
+esp_status esp_read_cifar10(esp_dataset *dataset, const char *path) { return read_cifar(dataset, &cifar10, path); }
 
-esp_status esp_read_cifar100(esp_dataset *dataset, const char *path) {
-  return read_cifar(dataset, &cifar100, path);
-}
+esp_status esp_read_cifar100(esp_dataset *dataset, const char *path) { return read_cifar(dataset, &cifar100, path); }

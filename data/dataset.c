@@ -11,10 +11,8 @@ enum { LARGEST_SIDE = 4096, MOST_CLASSES = 65536, PATH_SIZE = 4096, STATISTICS_I
 
 static const char *const fashion_mnist_entries[] = {"fashion-mnist", NULL};
 static const char *const mnist_entries[] = {"mnist", NULL};
-static const char *const cifar10_entries[] = {"cifar10", "cifar-10-batches-bin", "cifar-10-binary.tar.gz",
-                                              NULL};
-static const char *const cifar100_entries[] = {"cifar100", "cifar-100-binary", "cifar-100-binary.tar.gz",
-                                               NULL};
+static const char *const cifar10_entries[] = {"cifar10", "cifar-10-batches-bin", "cifar-10-binary.tar.gz", NULL};
+static const char *const cifar100_entries[] = {"cifar100", "cifar-100-binary", "cifar-100-binary.tar.gz", NULL};
 
 static const esp_dataset_kind kinds[] = {
     {.name = "synthetic",
@@ -73,20 +71,18 @@ esp_status esp_dataset_set_shape(esp_dataset *dataset, const char *path, uint64_
                                  uint64_t width) {
   if (channels < 1 || channels > ESP_MAX_CHANNELS || height < 1 || height > LARGEST_SIDE || width < 1 ||
       width > LARGEST_SIDE)
-    return esp_fail(
-        ESP_ERR_FORMAT,
-        "%s: images of %llu channels, %llu x %llu pixels; expected 1 to %d channels and sides of 1 to %d "
-        "pixels",
-        path, (unsigned long long)channels, (unsigned long long)height, (unsigned long long)width,
-        ESP_MAX_CHANNELS, LARGEST_SIDE);
+    return esp_fail(ESP_ERR_FORMAT,
+                    "%s: images of %llu channels, %llu x %llu pixels; expected 1 to %d channels and sides of 1 to %d "
+                    "pixels",
+                    path, (unsigned long long)channels, (unsigned long long)height, (unsigned long long)width,
+                    ESP_MAX_CHANNELS, LARGEST_SIDE);
   dataset->info.channels = (int)channels;
   dataset->info.height = (int)height;
   dataset->info.width = (int)width;
   return ESP_OK;
 }
 
-esp_status esp_dataset_allocate(esp_dataset *dataset, esp_split_name split, int64_t count,
-                                esp_storage storage) {
+esp_status esp_dataset_allocate(esp_dataset *dataset, esp_split_name split, int64_t count, esp_storage storage) {
   esp_split *s = &dataset->splits[split];
   const size_t image = (size_t)esp_dataset_image_size(dataset);
   s->labels = esp_alloc((size_t)count, sizeof *s->labels);
@@ -121,8 +117,7 @@ esp_status esp_dataset_name_classes(esp_dataset *dataset, const char *path, cons
   memcpy(dataset->class_text, text, length);
   const int count = split_lines(dataset->class_text, NULL);
   if (count < 1 || count > MOST_CLASSES)
-    return esp_fail(ESP_ERR_FORMAT, "%s: %d class names; expected 1 to %d, one a line", path, count,
-                    MOST_CLASSES);
+    return esp_fail(ESP_ERR_FORMAT, "%s: %d class names; expected 1 to %d, one a line", path, count, MOST_CLASSES);
   dataset->class_list = esp_alloc((size_t)count, sizeof *dataset->class_list);
   if (!dataset->class_list) return ESP_ERR_MEMORY;
   split_lines(dataset->class_text, dataset->class_list);
@@ -135,8 +130,8 @@ esp_status esp_dataset_set_label(esp_dataset *dataset, esp_split_name split, int
                                  const char *path, int64_t first) {
   if (label < 0 || label >= dataset->info.classes)
     return esp_fail(ESP_ERR_FORMAT,
-                    "%s: the label of image %lld is %lld; expected 0 to %d; is this the right data set?",
-                    path, (long long)(index - first), (long long)label, dataset->info.classes - 1);
+                    "%s: the label of image %lld is %lld; expected 0 to %d; is this the right data set?", path,
+                    (long long)(index - first), (long long)label, dataset->info.classes - 1);
   dataset->splits[split].labels[index] = (int32_t)label;
   return ESP_OK;
 }
@@ -165,8 +160,7 @@ static esp_status fail_unknown(const char *spec, size_t length) {
   for (size_t i = 0; i < KIND_COUNT; i++) names[i] = kinds[i].name;
   snprintf(word, sizeof word, "%.*s", (int)(length < sizeof word ? length : sizeof word - 1), spec);
   const char *const nearest = esp_nearest(word, names, KIND_COUNT);
-  if (nearest)
-    return esp_fail(ESP_ERR_NOT_FOUND, "no data set is called '%s'; did you mean '%s'?", word, nearest);
+  if (nearest) return esp_fail(ESP_ERR_NOT_FOUND, "no data set is called '%s'; did you mean '%s'?", word, nearest);
   return esp_fail(ESP_ERR_NOT_FOUND,
                   "no data set is called '%s'; known are synthetic, fashion-mnist, mnist, cifar10, "
                   "cifar100 and hdf5, as NAME or NAME:PATH",
@@ -205,8 +199,7 @@ static esp_status choose_path(const esp_dataset_kind *kind, const char *given, c
                               const char **path) {
   *path = given;
   if (given && !*given)
-    return esp_fail(ESP_ERR_USAGE, "'%s:' has no path after the colon; expected %s", kind->name,
-                    kind->path_form);
+    return esp_fail(ESP_ERR_USAGE, "'%s:' has no path after the colon; expected %s", kind->name, kind->path_form);
   if (given || kind->read == esp_read_synthetic) return ESP_OK;
   if (!kind->entries)
     return esp_fail(ESP_ERR_USAGE, "'%s' needs a path; %s (%s)", kind->name, kind->advice, kind->path_form);
@@ -274,9 +267,7 @@ void esp_dataset_close(esp_dataset *dataset) {
 
 /* ---- reading images ---- */
 
-const esp_dataset_info *esp_dataset_info_of(const esp_dataset *dataset) {
-  return &dataset->info;
-}
+const esp_dataset_info *esp_dataset_info_of(const esp_dataset *dataset) { return &dataset->info; }
 
 static void check_index(const esp_dataset *dataset, esp_split_name split, int64_t index) {
   if (index < 0 || index >= dataset->info.count[split])
@@ -321,8 +312,7 @@ static void add_moments(const esp_pixels pixels, int64_t size, int channel, int 
 
 void esp_dataset_normalisation(const esp_dataset *dataset, esp_normalisation *normalisation) {
   const esp_dataset_info *const info = &dataset->info;
-  const int64_t images =
-      info->count[ESP_TRAIN] < STATISTICS_IMAGES ? info->count[ESP_TRAIN] : STATISTICS_IMAGES;
+  const int64_t images = info->count[ESP_TRAIN] < STATISTICS_IMAGES ? info->count[ESP_TRAIN] : STATISTICS_IMAGES;
   const int64_t size = esp_dataset_image_size(dataset);
   const double unit = dataset->splits[ESP_TRAIN].floats ? 1.0 : 255.0;
   double sums[ESP_MAX_CHANNELS][2] = {{0}};

@@ -35,7 +35,7 @@ typedef struct esp_dataset_info {
   int64_t count[2];               /* images in [ESP_TRAIN], [ESP_TEST] */
   const char *const *class_names; /* [classes]; NULL if the source names none */
   const char *digest;             /* "crc32:xxxxxxxx" of images and labels; of a generated set its version */
-  const char *note; /* what a reader of figures should know (how the split was made); "" if nothing */
+  const char *note;               /* what a reader of figures should know (how the split was made); "" if nothing */
 } esp_dataset_info;
 
 ESP_API const esp_dataset_info *esp_dataset_info_of(const esp_dataset *dataset);

@@ -30,13 +30,11 @@ esp_status esp_gz_open(esp_gz *gz, const char *path) {
   struct stat about;
   *gz = (esp_gz){.path = path};
   if (stat(path, &about) != 0)
-    return esp_fail(errno == ENOENT ? ESP_ERR_NOT_FOUND : ESP_ERR_IO, "%s: %s; check the path", path,
-                    strerror(errno));
+    return esp_fail(errno == ENOENT ? ESP_ERR_NOT_FOUND : ESP_ERR_IO, "%s: %s; check the path", path, strerror(errno));
   if (!S_ISREG(about.st_mode)) return esp_fail(ESP_ERR_IO, "%s is not a file; expected a data file", path);
   gz->file_bytes = (uint64_t)about.st_size;
   gz->file = gzopen(path, "rb");
-  if (!gz->file)
-    return esp_fail(errno ? ESP_ERR_IO : ESP_ERR_MEMORY, "%s cannot be read: %s", path, strerror(errno));
+  if (!gz->file) return esp_fail(errno ? ESP_ERR_IO : ESP_ERR_MEMORY, "%s cannot be read: %s", path, strerror(errno));
   gzbuffer(gz->file, BUFFER_BYTES);
   return ESP_OK;
 }
@@ -54,8 +52,8 @@ static esp_status fail_read(esp_gz *gz, const char *what) {
   if (code == Z_ERRNO)
     return esp_fail(ESP_ERR_IO, "%s: reading at byte %llu failed: %s", gz->path, offset, strerror(errno));
   if (code == Z_OK)
-    return esp_fail(ESP_ERR_FORMAT, "%s is cut short: it ends at byte %llu, within %s; fetch it again",
-                    gz->path, offset, what);
+    return esp_fail(ESP_ERR_FORMAT, "%s is cut short: it ends at byte %llu, within %s; fetch it again", gz->path,
+                    offset, what);
   return esp_fail(ESP_ERR_FORMAT,
                   "%s: the gzip stream is damaged or cut short at unpacked byte %llu, within %s (%s); "
                   "fetch it again",
@@ -114,8 +112,7 @@ esp_status esp_gz_expect_end(esp_gz *gz) {
   char extra;
   const int got = gzread(gz->file, &extra, 1);
   if (got > 0)
-    return esp_fail(ESP_ERR_FORMAT,
-                    "%s goes on after byte %llu, where its header says it ends; is it the right file?",
+    return esp_fail(ESP_ERR_FORMAT, "%s goes on after byte %llu, where its header says it ends; is it the right file?",
                     gz->path, (unsigned long long)gz->offset);
   return check_ended(gz, got);
 }

@@ -7,8 +7,8 @@
 
 enum { IMAGES_MAGIC = 0x803, LABELS_MAGIC = 0x801, CLASSES = 10 };
 
-static const char *const fashion_names[CLASSES] = {
-    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"};
+static const char *const fashion_names[CLASSES] = {"T-shirt/top", "trouser", "pullover", "dress", "coat",
+                                                   "sandal",      "shirt",   "sneaker",  "bag",   "ankle boot"};
 static const char *const digit_names[CLASSES] = {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"};
 
 static uint32_t big_endian(const uint8_t *b) {
@@ -35,12 +35,11 @@ static esp_status read_images(esp_dataset *dataset, esp_split_name split, esp_gz
   uint32_t shape[3] = {0};
   ESP_TRY(open_idx(gz, path, IMAGES_MAGIC, shape));
   const esp_dataset_info *const info = &dataset->info;
-  if (shape[0] == 0)
-    return esp_fail(ESP_ERR_FORMAT, "%s: the header says 0 images; expected at least 1", path);
+  if (shape[0] == 0) return esp_fail(ESP_ERR_FORMAT, "%s: the header says 0 images; expected at least 1", path);
   if (split == ESP_TRAIN) ESP_TRY(esp_dataset_set_shape(dataset, path, 1, shape[1], shape[2]));
   if (shape[1] != (uint32_t)info->height || shape[2] != (uint32_t)info->width)
-    return esp_fail(ESP_ERR_FORMAT, "%s: images of %u x %u pixels; expected %d x %d as in the training split",
-                    path, (unsigned)shape[1], (unsigned)shape[2], info->height, info->width);
+    return esp_fail(ESP_ERR_FORMAT, "%s: images of %u x %u pixels; expected %d x %d as in the training split", path,
+                    (unsigned)shape[1], (unsigned)shape[2], info->height, info->width);
   const uint64_t bytes = (uint64_t)shape[0] * shape[1] * shape[2];
   ESP_TRY(esp_gz_expect(gz, bytes, "images"));
   ESP_TRY(esp_dataset_allocate(dataset, split, shape[0], ESP_STORE_BYTES));
@@ -53,16 +52,14 @@ static esp_status read_labels(esp_dataset *dataset, esp_split_name split, esp_gz
   ESP_TRY(open_idx(gz, path, LABELS_MAGIC, shape));
   const uint32_t count = shape[0];
   if (count != dataset->info.count[split])
-    return esp_fail(ESP_ERR_FORMAT,
-                    "%s: %u labels for %lld images; expected as many; are the two files of one set?", path,
-                    (unsigned)count, (long long)dataset->info.count[split]);
+    return esp_fail(ESP_ERR_FORMAT, "%s: %u labels for %lld images; expected as many; are the two files of one set?",
+                    path, (unsigned)count, (long long)dataset->info.count[split]);
   ESP_TRY(esp_gz_expect(gz, count, "labels"));
   uint8_t chunk[4096];
   for (uint32_t done = 0; done < count;) {
     const uint32_t part = count - done < sizeof chunk ? count - done : (uint32_t)sizeof chunk;
     ESP_TRY(esp_gz_read(gz, chunk, part, "the labels"));
-    for (uint32_t i = 0; i < part; i++)
-      ESP_TRY(esp_dataset_set_label(dataset, split, done + i, chunk[i], path, 0));
+    for (uint32_t i = 0; i < part; i++) ESP_TRY(esp_dataset_set_label(dataset, split, done + i, chunk[i], path, 0));
     done += part;
   }
   return esp_gz_expect_end(gz);
@@ -101,8 +98,7 @@ static esp_status read_part(esp_dataset *dataset, esp_split_name split, const ch
 
 static esp_status read_idx(esp_dataset *dataset, const char *folder, const char *const *class_names) {
   if (!esp_exists(folder))
-    return esp_fail(ESP_ERR_NOT_FOUND, "%s does not exist; give the folder that holds the four IDX files",
-                    folder);
+    return esp_fail(ESP_ERR_NOT_FOUND, "%s does not exist; give the folder that holds the four IDX files", folder);
   if (!esp_is_folder(folder))
     return esp_fail(ESP_ERR_USAGE, "%s is a file; give the folder that holds the four IDX files", folder);
   dataset->info.classes = CLASSES;
@@ -117,6 +113,4 @@ esp_status esp_read_fashion_mnist(esp_dataset *dataset, const char *path) {
   return read_idx(dataset, path, fashion_names);
 }
 
-esp_status esp_read_mnist(esp_dataset *dataset, const char *path) {
-  return read_idx(dataset, path, digit_names);
-}
+esp_status esp_read_mnist(esp_dataset *dataset, const char *path) { return read_idx(dataset, path, digit_names); }

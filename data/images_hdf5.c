@@ -32,42 +32,37 @@ static void close_table(table *t) {
 }
 
 static esp_status fail_shape(const char *path, const table *t, int rank) {
-  return esp_fail(ESP_ERR_FORMAT, "%s: `%s` has %d dimensions; expected %d (%s)", path, t->name, t->rank,
-                  rank, rank == RANK ? "images, channels, height, width" : "one number an image");
+  return esp_fail(ESP_ERR_FORMAT, "%s: `%s` has %d dimensions; expected %d (%s)", path, t->name, t->rank, rank,
+                  rank == RANK ? "images, channels, height, width" : "one number an image");
 }
 
 static esp_status open_table(table *t, hid_t file, const char *path, const char *name, int rank) {
   *t = (table){.data = -1, .space = -1, .type = -1, .name = name};
   t->data = H5Dopen2(file, name, H5P_DEFAULT);
   if (t->data < 0)
-    return esp_fail(ESP_ERR_FORMAT,
-                    "%s: there is no dataset `%s`; expected `images` N x C x H x W and `labels` N", path,
-                    name);
+    return esp_fail(ESP_ERR_FORMAT, "%s: there is no dataset `%s`; expected `images` N x C x H x W and `labels` N",
+                    path, name);
   t->space = H5Dget_space(t->data);
   t->type = H5Dget_type(t->data);
   t->rank = H5Sget_simple_extent_ndims(t->space);
   if (t->rank != rank) return fail_shape(path, t, rank);
   H5Sget_simple_extent_dims(t->space, t->shape, NULL);
-  if (t->shape[0] == 0)
-    return esp_fail(ESP_ERR_FORMAT, "%s: `%s` is empty; expected at least 1 image", path, name);
+  if (t->shape[0] == 0) return esp_fail(ESP_ERR_FORMAT, "%s: `%s` is empty; expected at least 1 image", path, name);
   return ESP_OK;
 }
 
 /* Entries [first, first + count) along the first dimension, converted to `type`. */
-static esp_status read_rows(const table *t, const char *path, hsize_t first, hsize_t count, hid_t type,
-                            void *out) {
+static esp_status read_rows(const table *t, const char *path, hsize_t first, hsize_t count, hid_t type, void *out) {
   hsize_t start[RANK] = {first}, size[RANK];
   memcpy(size, t->shape, sizeof size);
   size[0] = count;
   const hid_t memory = H5Screate_simple(t->rank, size, NULL);
-  const bool chosen =
-      memory >= 0 && H5Sselect_hyperslab(t->space, H5S_SELECT_SET, start, NULL, size, NULL) >= 0;
+  const bool chosen = memory >= 0 && H5Sselect_hyperslab(t->space, H5S_SELECT_SET, start, NULL, size, NULL) >= 0;
   const bool done = chosen && H5Dread(t->data, type, memory, t->space, H5P_DEFAULT, out) >= 0;
   if (memory >= 0) H5Sclose(memory);
   if (done) return ESP_OK;
-  return esp_fail(ESP_ERR_FORMAT,
-                  "%s: entries %llu to %llu of `%s` cannot be read; the file is damaged or cut short", path,
-                  (unsigned long long)first, (unsigned long long)(first + count - 1), t->name);
+  return esp_fail(ESP_ERR_FORMAT, "%s: entries %llu to %llu of `%s` cannot be read; the file is damaged or cut short",
+                  path, (unsigned long long)first, (unsigned long long)(first + count - 1), t->name);
 }
 
 /* What of the file becomes a split: images and labels [first, first + count). */
@@ -76,14 +71,11 @@ typedef struct portion {
   hsize_t first, count;
 } portion;
 
-static bool holds_bytes(const table *images) {
-  return H5Tget_class(images->type) == H5T_INTEGER;
-}
+static bool holds_bytes(const table *images) { return H5Tget_class(images->type) == H5T_INTEGER; }
 
 static esp_status check_images(const table *images, const char *path) {
   const H5T_class_t kind = H5Tget_class(images->type);
-  const bool bytes =
-      kind == H5T_INTEGER && H5Tget_size(images->type) == 1 && H5Tget_sign(images->type) == H5T_SGN_NONE;
+  const bool bytes = kind == H5T_INTEGER && H5Tget_size(images->type) == 1 && H5Tget_sign(images->type) == H5T_SGN_NONE;
   if (bytes || kind == H5T_FLOAT) return ESP_OK;
   return esp_fail(ESP_ERR_FORMAT,
                   "%s: `%s` holds neither uint8 nor floating-point values; expected uint8 (0 to 255) or "
@@ -98,29 +90,27 @@ static esp_status check_stored(const table *images, const char *path) {
   for (int d = 0; d < RANK; d++) claimed *= (double)images->shape[d];
   if (claimed <= stored * LARGEST_RATIO) return ESP_OK;
   return esp_fail(ESP_ERR_FORMAT,
-                  "%s: `%s` claims %.0f bytes of images and stores %.0f; the file was not fully written",
-                  path, images->name, claimed, stored);
+                  "%s: `%s` claims %.0f bytes of images and stores %.0f; the file was not fully written", path,
+                  images->name, claimed, stored);
 }
 
 static esp_status check_labels(const table *labels, const table *images, const char *path) {
   if (H5Tget_class(labels->type) != H5T_INTEGER)
-    return esp_fail(ESP_ERR_FORMAT, "%s: `%s` holds no integers; expected one class number an image, from 0",
-                    path, labels->name);
+    return esp_fail(ESP_ERR_FORMAT, "%s: `%s` holds no integers; expected one class number an image, from 0", path,
+                    labels->name);
   if (labels->shape[0] != images->shape[0])
-    return esp_fail(ESP_ERR_FORMAT,
-                    "%s: `%s` has %llu entries and `%s` %llu; expected as many labels as images", path,
+    return esp_fail(ESP_ERR_FORMAT, "%s: `%s` has %llu entries and `%s` %llu; expected as many labels as images", path,
                     labels->name, (unsigned long long)labels->shape[0], images->name,
                     (unsigned long long)images->shape[0]);
   return ESP_OK;
 }
 
-static esp_status check_finite(const float *values, int64_t count, const portion *p, hsize_t done,
-                               int64_t image, const char *path) {
+static esp_status check_finite(const float *values, int64_t count, const portion *p, hsize_t done, int64_t image,
+                               const char *path) {
   for (int64_t i = 0; i < count; i++)
     if (!isfinite(values[i]))
       return esp_fail(ESP_ERR_NOT_FINITE, "%s: image %llu of `%s` holds a value that is not finite", path,
-                      (unsigned long long)(p->first + done) + (unsigned long long)(i / image),
-                      p->images->name);
+                      (unsigned long long)(p->first + done) + (unsigned long long)(i / image), p->images->name);
   return ESP_OK;
 }
 
@@ -131,8 +121,7 @@ static esp_status read_images(esp_dataset *dataset, esp_split_name split, const 
   const bool bytes = holds_bytes(p->images);
   for (hsize_t done = 0; done < p->count;) {
     const hsize_t part = p->count - done < IMAGES_AT_ONCE ? p->count - done : IMAGES_AT_ONCE;
-    ESP_TRY(read_rows(p->images, path, p->first + done, part, bytes ? H5T_NATIVE_UINT8 : H5T_NATIVE_FLOAT,
-                      buffer));
+    ESP_TRY(read_rows(p->images, path, p->first + done, part, bytes ? H5T_NATIVE_UINT8 : H5T_NATIVE_FLOAT, buffer));
     if (!bytes) ESP_TRY(check_finite(buffer, (int64_t)part * image, p, done, image, path));
     for (int64_t i = 0; i < (int64_t)part; i++) {
       const int64_t to = ((int64_t)done + i) * image;
@@ -148,8 +137,8 @@ static esp_status read_images(esp_dataset *dataset, esp_split_name split, const 
   return ESP_OK;
 }
 
-typedef esp_status (*label_taker)(esp_dataset *dataset, esp_split_name split, const portion *p,
-                                  int64_t number, int64_t label, const char *path);
+typedef esp_status (*label_taker)(esp_dataset *dataset, esp_split_name split, const portion *p, int64_t number,
+                                  int64_t label, const char *path);
 
 static esp_status each_label(esp_dataset *dataset, esp_split_name split, const portion *p, const char *path,
                              label_taker take) {
@@ -181,10 +170,8 @@ static esp_status keep_label(esp_dataset *dataset, esp_split_name split, const p
 
 static esp_status read_split(esp_dataset *dataset, esp_split_name split, const portion *p, const char *path) {
   const bool bytes = holds_bytes(p->images);
-  ESP_TRY(
-      esp_dataset_allocate(dataset, split, (int64_t)p->count, bytes ? ESP_STORE_BYTES : ESP_STORE_FLOATS));
-  void *const buffer =
-      esp_alloc(IMAGES_AT_ONCE * (size_t)esp_dataset_image_size(dataset), bytes ? 1 : sizeof(float));
+  ESP_TRY(esp_dataset_allocate(dataset, split, (int64_t)p->count, bytes ? ESP_STORE_BYTES : ESP_STORE_FLOATS));
+  void *const buffer = esp_alloc(IMAGES_AT_ONCE * (size_t)esp_dataset_image_size(dataset), bytes ? 1 : sizeof(float));
   if (!buffer) return ESP_ERR_MEMORY;
   const esp_status status = read_images(dataset, split, p, path, buffer);
   esp_free(buffer);
@@ -211,8 +198,7 @@ static esp_status read_fixed_names(esp_dataset *dataset, const table *t, const c
   char *const names = esp_alloc(count, width);
   char *const text = names ? esp_alloc(count, width + 1) : NULL;
   esp_status status = text ? read_rows(t, path, 0, t->shape[0], t->type, names) : ESP_ERR_MEMORY;
-  if (status == ESP_OK)
-    status = esp_dataset_name_classes(dataset, path, text, join_names(names, count, width, text));
+  if (status == ESP_OK) status = esp_dataset_name_classes(dataset, path, text, join_names(names, count, width, text));
   esp_free(names);
   esp_free(text);
   return status;
@@ -251,11 +237,10 @@ static esp_status read_names(esp_dataset *dataset, const table *t, const char *p
   if (t->shape[0] > MOST_CLASSES)
     return esp_fail(ESP_ERR_FORMAT, "%s: `class_names` has %llu entries; expected at most %d", path,
                     (unsigned long long)t->shape[0], MOST_CLASSES);
-  ESP_TRY(H5Tis_variable_str(t->type) > 0 ? read_variable_names(dataset, t, path)
-                                          : read_fixed_names(dataset, t, path));
+  ESP_TRY(H5Tis_variable_str(t->type) > 0 ? read_variable_names(dataset, t, path) : read_fixed_names(dataset, t, path));
   if ((hsize_t)dataset->info.classes != t->shape[0])
-    return esp_fail(ESP_ERR_FORMAT,
-                    "%s: `class_names` has empty names or line breaks; expected one line a class", path);
+    return esp_fail(ESP_ERR_FORMAT, "%s: `class_names` has empty names or line breaks; expected one line a class",
+                    path);
   return ESP_OK;
 }
 
@@ -267,9 +252,7 @@ typedef struct tables {
   bool has_test, has_names;
 } tables;
 
-static bool holds(hid_t file, const char *name) {
-  return H5Lexists(file, name, H5P_DEFAULT) > 0;
-}
+static bool holds(hid_t file, const char *name) { return H5Lexists(file, name, H5P_DEFAULT) > 0; }
 
 static esp_status open_pair(tables *t, int split, hid_t file, const char *path, const char *images,
                             const char *labels) {
@@ -283,13 +266,12 @@ static esp_status open_pair(tables *t, int split, hid_t file, const char *path, 
 static esp_status check_same(const table *train, const table *test, const char *path) {
   const bool same_shape = memcmp(train->shape + 1, test->shape + 1, (RANK - 1) * sizeof *train->shape) == 0;
   if (same_shape && holds_bytes(train) == holds_bytes(test)) return ESP_OK;
-  return esp_fail(
-      ESP_ERR_FORMAT,
-      "%s: `test_images` (%llu x %llu x %llu) differs from `images` (%llu x %llu x %llu) in shape "
-      "or type; expected the same",
-      path, (unsigned long long)test->shape[1], (unsigned long long)test->shape[2],
-      (unsigned long long)test->shape[3], (unsigned long long)train->shape[1],
-      (unsigned long long)train->shape[2], (unsigned long long)train->shape[3]);
+  return esp_fail(ESP_ERR_FORMAT,
+                  "%s: `test_images` (%llu x %llu x %llu) differs from `images` (%llu x %llu x %llu) in shape "
+                  "or type; expected the same",
+                  path, (unsigned long long)test->shape[1], (unsigned long long)test->shape[2],
+                  (unsigned long long)test->shape[3], (unsigned long long)train->shape[1],
+                  (unsigned long long)train->shape[2], (unsigned long long)train->shape[3]);
 }
 
 static esp_status open_tables(tables *t, hid_t file, const char *path) {
@@ -299,8 +281,7 @@ static esp_status open_tables(tables *t, hid_t file, const char *path) {
     ESP_TRY(open_pair(t, ESP_TEST, file, path, "test_images", "test_labels"));
     ESP_TRY(check_same(&t->images[ESP_TRAIN], &t->images[ESP_TEST], path));
   } else if (t->images[ESP_TRAIN].shape[0] < 2)
-    return esp_fail(ESP_ERR_FORMAT,
-                    "%s: 1 image cannot be split in training and test; expected more, or `test_images`",
+    return esp_fail(ESP_ERR_FORMAT, "%s: 1 image cannot be split in training and test; expected more, or `test_images`",
                     path);
   t->has_names = holds(file, "class_names");
   return t->has_names ? open_table(&t->names, file, path, "class_names", 1) : ESP_OK;
@@ -328,8 +309,7 @@ static esp_status read_tables(esp_dataset *dataset, const tables *t, const char 
   else
     for (int split = 0; split < 2; split++)
       ESP_TRY(each_label(dataset, (esp_split_name)split, &parts[split], path, count_class));
-  for (int split = 0; split < 2; split++)
-    ESP_TRY(read_split(dataset, (esp_split_name)split, &parts[split], path));
+  for (int split = 0; split < 2; split++) ESP_TRY(read_split(dataset, (esp_split_name)split, &parts[split], path));
   if (!t->has_test) dataset->info.note = "the file has no test_images: its last 10 % are the test split";
   return ESP_OK;
 }
@@ -339,8 +319,7 @@ static esp_status read_file(esp_dataset *dataset, const char *path) {
   const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
   if (file < 0)
     return esp_fail(ESP_ERR_FORMAT,
-                    "%s is no HDF5 file, is cut short, or is being written; expected `images` and `labels`",
-                    path);
+                    "%s is no HDF5 file, is cut short, or is being written; expected `images` and `labels`", path);
   const table none = {.data = -1, .space = -1, .type = -1};
   tables t = {.images = {none, none}, .labels = {none, none}, .names = none};
   esp_status status = open_tables(&t, file, path);

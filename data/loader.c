@@ -58,8 +58,8 @@ static void mix_up(const esp_loader *loader, esp_batch *batch, int64_t number) {
     batch->mixed_labels[i] = batch->labels[other];
     batch->mix[i] = share;
     if (i < other)
-      mix_pair(batch->images + i * loader->image_size, batch->images + other * loader->image_size,
-               loader->image_size, share);
+      mix_pair(batch->images + i * loader->image_size, batch->images + other * loader->image_size, loader->image_size,
+               share);
   }
 }
 
@@ -124,9 +124,8 @@ static esp_status check_range(const esp_loader_options *options, int64_t availab
   if (options->batch < 1)
     return esp_fail(ESP_ERR_CONFIG, "batch is %lld; expected 1 or more images", (long long)options->batch);
   if (options->first_example < 0 || options->first_example >= available)
-    return esp_fail(
-        ESP_ERR_CONFIG, "first_example is %lld; expected 0 to %lld: this split of %s has %lld images",
-        (long long)options->first_example, (long long)(available - 1), name, (long long)available);
+    return esp_fail(ESP_ERR_CONFIG, "first_example is %lld; expected 0 to %lld: this split of %s has %lld images",
+                    (long long)options->first_example, (long long)(available - 1), name, (long long)available);
   const int64_t left = available - options->first_example;
   if (options->example_limit < 0 || options->example_limit > left)
     return esp_fail(ESP_ERR_CONFIG,
@@ -155,8 +154,8 @@ static esp_status check_normalisation(const esp_normalisation *normalisation, in
   return ESP_OK;
 }
 
-static esp_status check_options(const esp_loader_options *options, const esp_dataset_info *info,
-                                esp_split_name split, int64_t first_batch) {
+static esp_status check_options(const esp_loader_options *options, const esp_dataset_info *info, esp_split_name split,
+                                int64_t first_batch) {
   ESP_TRY(check_range(options, info->count[split], info->name));
   ESP_TRY(check_normalisation(&options->normalisation, info->channels));
   ESP_TRY(esp_augmentation_check(&options->augmentation, info->height, info->width));
@@ -229,13 +228,9 @@ esp_status esp_loader_create(esp_loader **loader, const esp_dataset *dataset, es
   return ESP_OK;
 }
 
-int64_t esp_loader_batches_per_epoch(const esp_loader *loader) {
-  return loader->batches_per_epoch;
-}
+int64_t esp_loader_batches_per_epoch(const esp_loader *loader) { return loader->batches_per_epoch; }
 
-int64_t esp_loader_examples(const esp_loader *loader) {
-  return loader->examples;
-}
+int64_t esp_loader_examples(const esp_loader *loader) { return loader->examples; }
 
 static void stop(esp_loader *loader) {
   pthread_mutex_lock(&loader->mutex);

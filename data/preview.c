@@ -74,8 +74,7 @@ static void take_image(const request *r, int64_t index, uint64_t position, float
   }
   const int channels = r->dataset->info.channels;
   const int64_t size = esp_dataset_image_size(r->dataset);
-  esp_augment_image(r->dataset, r->split, index, &r->normalisation, r->augmentation, r->seed, position,
-                    image);
+  esp_augment_image(r->dataset, r->split, index, &r->normalisation, r->augmentation, r->seed, position, image);
   for (int64_t i = 0; i < size; i++)
     image[i] = image[i] * r->normalisation.deviation[i % channels] + r->normalisation.mean[i % channels];
 }
@@ -130,8 +129,8 @@ static esp_status write_file(const contact_sheet *sheet, const char *path) {
   FILE *const file = fopen(temporary, "wb");
   esp_status status =
       file ? write_png(sheet, file, path)
-           : esp_fail(ESP_ERR_IO, "%s cannot be written: %s; does its folder exist, may you write there?",
-                      path, strerror(errno));
+           : esp_fail(ESP_ERR_IO, "%s cannot be written: %s; does its folder exist, may you write there?", path,
+                      strerror(errno));
   if (file && fclose(file) != 0 && status == ESP_OK)
     status = esp_fail(ESP_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
   if (status == ESP_OK && rename(temporary, path) != 0)
@@ -146,12 +145,8 @@ esp_status esp_preview_write(const esp_dataset *dataset, esp_split_name split, i
   if (columns < 1 || rows < 1 || columns > MOST_CELLS || rows > MOST_CELLS)
     return esp_fail(ESP_ERR_USAGE, "a sheet of %lld columns and %lld rows; expected 1 to %d of each",
                     (long long)columns, (long long)rows, MOST_CELLS);
-  request r = {.dataset = dataset,
-               .split = split,
-               .columns = columns,
-               .rows = rows,
-               .augmentation = augmentation,
-               .seed = seed};
+  request r = {
+      .dataset = dataset, .split = split, .columns = columns, .rows = rows, .augmentation = augmentation, .seed = seed};
   if (augmentation) ESP_TRY(esp_augmentation_check(augmentation, dataset->info.height, dataset->info.width));
   esp_dataset_normalisation(dataset, &r.normalisation);
   r.tone = make_tone(dataset, &r.normalisation);

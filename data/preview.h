@@ -14,8 +14,8 @@ extern "C" {
  * a class with too few images leaves the rest of its row empty. Sets of 1 channel are grey, of 3 RGB; of
  * others the first channel is shown. With `augmentation` (not NULL) the first image of each class fills
  * its row, each time augmented anew from `seed`; mixup is not shown. The file appears whole or not at all. */
-ESP_API esp_status esp_preview_write(const esp_dataset *dataset, esp_split_name split, int64_t columns,
-                                     int64_t rows, const esp_augmentation *augmentation, uint64_t seed,
+ESP_API esp_status esp_preview_write(const esp_dataset *dataset, esp_split_name split, int64_t columns, int64_t rows,
+                                     const esp_augmentation *augmentation, uint64_t seed,
                                      const char *png_path) ESP_MUST_CHECK;
 
 #ifdef __cplusplus

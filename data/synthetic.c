@@ -13,8 +13,7 @@ enum { SIDE = 32, CHANNELS = 3, PIXELS = SIDE * SIDE, UNIT = 256, TURN = 64, COS
 enum { BROAD_TRAIN = 20000, BROAD_TEST = 2000, NARROW_TRAIN = 5000, NARROW_TEST = 1000 };
 enum { LEAST_CONTRAST = 150, SHADING = 24, MOST_LINES = 2, NOISE = 20, OPAQUE = 256 };
 
-static const uint64_t image_seed =
-    0x657370616c696572u; /* part of the data set: changing it makes another one */
+static const uint64_t image_seed = 0x657370616c696572u; /* part of the data set: changing it makes another one */
 static const char version[] = "synthetic-1";
 
 typedef enum primitive { DISCS, RING, BOXES, TRIANGLE, STRIPES, CHECKS } primitive;
@@ -118,16 +117,10 @@ static figure random_figure(esp_random *stream, const figure_kind *kind) {
 
 /* ---- distances to the figure's edge, negative inside ---- */
 
-static inline int32_t smaller(int32_t a, int32_t b) {
-  return a < b ? a : b;
-}
-static inline int32_t larger(int32_t a, int32_t b) {
-  return a > b ? a : b;
-}
+static inline int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
-static inline int32_t root(int32_t square) {
-  return (int32_t)sqrtf((float)square);
-}
+static inline int32_t root(int32_t square) { return (int32_t)sqrtf((float)square); }
 
 static inline int32_t to_discs(const figure *f, int32_t u, int32_t v) {
   int32_t least = INT32_MAX;
@@ -309,12 +302,10 @@ static esp_status name_classes(esp_dataset *dataset, int first) {
 esp_status esp_read_synthetic(esp_dataset *dataset, const char *path) {
   const bool narrow = path != NULL;
   if (narrow && strcmp(path, "narrow") != 0)
-    return esp_fail(ESP_ERR_USAGE, "there is no 'synthetic:%s'; expected synthetic or synthetic:narrow",
-                    path);
+    return esp_fail(ESP_ERR_USAGE, "there is no 'synthetic:%s'; expected synthetic or synthetic:narrow", path);
   dataset->info.name = narrow ? "synthetic:narrow" : "synthetic";
   dataset->info.digest = version;
-  dataset->info.note =
-      "mirroring turns some classes into others (rising and falling stripes): train without flip";
+  dataset->info.note = "mirroring turns some classes into others (rising and falling stripes): train without flip";
   dataset->info.classes = narrow ? NARROW_CLASSES : CLASSES;
   ESP_TRY(name_classes(dataset, narrow ? NARROW_FIRST : 0));
   dataset->draw = draw;

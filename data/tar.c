@@ -19,8 +19,7 @@ static bool octal(const uint8_t *field, size_t size, uint64_t *value) {
   while (i < size && field[i] == ' ') i++;
   const size_t first = i;
   *value = 0;
-  for (; i < size && field[i] >= '0' && field[i] <= '7'; i++)
-    *value = *value * 8 + (uint64_t)(field[i] - '0');
+  for (; i < size && field[i] >= '0' && field[i] <= '7'; i++) *value = *value * 8 + (uint64_t)(field[i] - '0');
   return i > first && (i == size || field[i] == ' ' || field[i] == '\0');
 }
 
@@ -47,16 +46,14 @@ esp_status esp_tar_next(esp_gz *gz, esp_tar_member *member, bool *found) {
   ESP_TRY(esp_gz_read(gz, header, BLOCK, "a tar header"));
   uint64_t sum;
   const bool has_sum = octal(header + SUM_AT, SUM_SIZE, &sum);
-  if (!has_sum && header_sum(header) == SUM_SIZE * (uint64_t)' ')
-    return ESP_OK; /* a block of zeros ends it */
+  if (!has_sum && header_sum(header) == SUM_SIZE * (uint64_t)' ') return ESP_OK; /* a block of zeros ends it */
   if (!has_sum || sum != header_sum(header))
     return esp_fail(ESP_ERR_FORMAT,
                     "%s: the tar header at unpacked byte %llu has a wrong checksum; expected the "
                     "published .tar.gz; fetch it again",
                     gz->path, offset);
   if (!octal(header + SIZE_AT, SIZE_SIZE, &member->size))
-    return esp_fail(ESP_ERR_FORMAT, "%s: the tar header at unpacked byte %llu has no readable size", gz->path,
-                    offset);
+    return esp_fail(ESP_ERR_FORMAT, "%s: the tar header at unpacked byte %llu has no readable size", gz->path, offset);
   take_name(header, member->name);
   member->is_file = header[TYPE_AT] == '0' || header[TYPE_AT] == '\0';
   ESP_TRY(esp_gz_expect(gz, member->size, member->name));
@@ -74,6 +71,4 @@ esp_status esp_tar_skip(esp_gz *gz, uint64_t bytes) {
   return ESP_OK;
 }
 
-esp_status esp_tar_skip_padding(esp_gz *gz, uint64_t size) {
-  return esp_tar_skip(gz, (BLOCK - size % BLOCK) % BLOCK);
-}
+esp_status esp_tar_skip_padding(esp_gz *gz, uint64_t size) { return esp_tar_skip(gz, (BLOCK - size % BLOCK) % BLOCK); }

@@ -19,9 +19,9 @@ int main(void) {
   esp_tape *tape = esp_tape_create();
   if (!tape) return 1;
   for (int step = 0; step <= 40; step++) {
-    esp_tape_reset(tape, true);                                                     /* forget the last step */
-    esp_tensor *error = esp_add(tape, esp_linear_map(tape, &x, &w, &b), &minus_y);  /* w x + b - y */
-    esp_tensor *loss = esp_mean(tape, esp_multiply(tape, error, error));            /* its mean square */
+    esp_tape_reset(tape, true);                                                    /* forget the last step */
+    esp_tensor *error = esp_add(tape, esp_linear_map(tape, &x, &w, &b), &minus_y); /* w x + b - y */
+    esp_tensor *loss = esp_mean(tape, esp_multiply(tape, error, error));           /* its mean square */
     if (!loss || esp_tape_backward(tape, loss) != ESP_OK) return 1;
     if (step % 10 == 0)
       printf("step %3d  loss %.5f  w %.3f  b %.3f  dloss/dw %.3f\n", step, (double)loss->data[0], (double)w_data[0],
@@ -31,7 +31,8 @@ int main(void) {
   }
 
   printf("the last step left %lld nodes on the tape:", (long long)esp_tape_node_count(tape));
-  for (int64_t i = 0; i < esp_tape_node_count(tape); i++) printf(" %s%s", i ? "-> " : "", esp_tape_node(tape, i)->op->name);
+  for (int64_t i = 0; i < esp_tape_node_count(tape); i++)
+    printf(" %s%s", i ? "-> " : "", esp_tape_node(tape, i)->op->name);
   putchar('\n');
   esp_tape_free(tape);
   return 0;

@@ -40,18 +40,21 @@ int main(void) {
   if (!gates) return 1;
   for (int t = 0; t < TOKENS; t++)
     printf("token (%2.0f, %2.0f): expert %d with gate %.3f, expert %d with gate %.3f\n", (double)token_data[2 * t],
-           (double)token_data[2 * t + 1], routing->choice[2 * t], (double)gates->data[2 * t], routing->choice[2 * t + 1],
-           (double)gates->data[2 * t + 1]);
+           (double)token_data[2 * t + 1], routing->choice[2 * t], (double)gates->data[2 * t],
+           routing->choice[2 * t + 1], (double)gates->data[2 * t + 1]);
   for (int e = 0; e < EXPERTS; e++)
     printf("expert %d gets %lld rows\n", e, (long long)(routing->first_row[e + 1] - routing->first_row[e]));
 
   esp_tensor *rows = esp_dispatch(tape, &tokens, routing);
   esp_tensor *pre = esp_grouped_map(tape, rows, &gate_up, NULL, true, routing->first_row, EXPERTS);
   esp_tensor *hidden = esp_swiglu(tape, pre);
-  esp_tensor *moe = esp_combine(tape, esp_grouped_map(tape, hidden, &down, NULL, false, routing->first_row, EXPERTS), gates, routing);
+  esp_tensor *moe =
+      esp_combine(tape, esp_grouped_map(tape, hidden, &down, NULL, false, routing->first_row, EXPERTS), gates, routing);
 
-  esp_tensor *selected = esp_neuron_top_k(tape, hidden, pre, 1); /* the one op more: the neuron with the larger |SiLU(gate)| */
-  esp_tensor *mone = esp_combine(tape, esp_grouped_map(tape, selected, &down, NULL, false, routing->first_row, EXPERTS), gates, routing);
+  esp_tensor *selected =
+      esp_neuron_top_k(tape, hidden, pre, 1); /* the one op more: the neuron with the larger |SiLU(gate)| */
+  esp_tensor *mone = esp_combine(tape, esp_grouped_map(tape, selected, &down, NULL, false, routing->first_row, EXPERTS),
+                                 gates, routing);
   if (!moe || !mone) return 1;
   for (int t = 0; t < TOKENS; t++)
     printf("token %d: MoE (%.3f, %.3f)  MoNE (%.3f, %.3f)\n", t, (double)moe->data[2 * t], (double)moe->data[2 * t + 1],

@@ -30,7 +30,8 @@ esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parame
                                    bool identical) {
   const bool gated = config->activation == ESP_ACTIVATION_SWIGLU;
   const declaration d = {parameters, scope, experts, identical};
-  *bank = (esp_expert_bank){.activation = config->activation, .experts = experts ? experts : 1, .width = width, .hidden = hidden};
+  *bank = (esp_expert_bank){
+      .activation = config->activation, .experts = experts ? experts : 1, .width = width, .hidden = hidden};
   ESP_TRY(declare(&d, &bank->up, gated ? "gate_up" : "up", gated ? 2 * hidden : hidden, width, 1 / sqrt(width)));
   ESP_TRY(declare(&d, &bank->down, "down", hidden, width, residual_scale / sqrt(hidden)));
   if (!config->bias) return ESP_OK;
@@ -40,15 +41,18 @@ esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parame
 
 static esp_tensor *activate(esp_activation_kind kind, esp_tape *tape, esp_tensor *pre) {
   switch (kind) {
-  case ESP_ACTIVATION_RELU: return esp_relu(tape, pre);
-  case ESP_ACTIVATION_GELU: return esp_gelu(tape, pre);
-  case ESP_ACTIVATION_SWIGLU: break;
+  case ESP_ACTIVATION_RELU:
+    return esp_relu(tape, pre);
+  case ESP_ACTIVATION_GELU:
+    return esp_gelu(tape, pre);
+  case ESP_ACTIVATION_SWIGLU:
+    break;
   }
   return esp_swiglu(tape, pre);
 }
 
-esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x, const int64_t *first_row,
-                                    int64_t kept, esp_bank_trace *trace) {
+esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
+                                    const int64_t *first_row, int64_t kept, esp_bank_trace *trace) {
   const bool gated = bank->activation == ESP_ACTIVATION_SWIGLU;
   esp_tensor *pre = esp_grouped_map(tape, x, bank->up, bank->up_bias, true, first_row, bank->experts);
   esp_tensor *activation = activate(bank->activation, tape, pre), *selected = activation;

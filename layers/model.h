@@ -40,7 +40,8 @@ ESP_API esp_status esp_model_create(esp_model **model, const esp_model_config *c
 ESP_API void esp_model_free(esp_model *model);
 
 /* images [N, H, W, C], normalised. */
-ESP_API esp_model_output esp_model_forward(const esp_model *model, esp_tape *tape, esp_tensor *images, const esp_pass *pass);
+ESP_API esp_model_output esp_model_forward(const esp_model *model, esp_tape *tape, esp_tensor *images,
+                                           const esp_pass *pass);
 
 /* task + sum of weight x raw over the auxiliary losses -> [1]. */
 ESP_API esp_tensor *esp_total_loss(esp_tape *tape, esp_tensor *task, const esp_auxiliary_losses *auxiliary);
@@ -52,7 +53,8 @@ ESP_API esp_moe *esp_model_moe(const esp_model *model, int index);
 /* Copies the parameters of `source` into those of `target` by name; those that match one of the comma-separated
  * shell patterns `except` are left as they are. ESP_ERR_MISMATCH, naming the tensor and both shapes, if one that is
  * to be copied is missing on either side or has another shape; nothing is copied then. */
-ESP_API esp_status esp_model_copy_parameters(esp_model *target, const esp_model *source, const char *except) ESP_MUST_CHECK;
+ESP_API esp_status esp_model_copy_parameters(esp_model *target, const esp_model *source,
+                                             const char *except) ESP_MUST_CHECK;
 
 #ifdef __cplusplus
 }

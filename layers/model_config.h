@@ -55,9 +55,9 @@ typedef struct esp_router_config {
 typedef struct esp_moe_config {
   int experts;
   int top_k;
-  int hidden;        /* neurons of one expert */
-  int shared_hidden; /* neurons of the always-on shared expert; 0: none */
-  double neurons_kept; /* MoNE: the share of an expert's neurons kept for a token, in (0, 1] */
+  int hidden;             /* neurons of one expert */
+  int shared_hidden;      /* neurons of the always-on shared expert; 0: none */
+  double neurons_kept;    /* MoNE: the share of an expert's neurons kept for a token, in (0, 1] */
   bool identical_experts; /* all experts start from the same weights (V-MoE) */
   esp_router_config router;
 } esp_moe_config;
@@ -67,7 +67,7 @@ typedef struct esp_stem_config {
   int patch;
   int channels[ESP_MAX_STAGES]; /* convolution: outputs of the stages before the last, which gives `width` */
   unsigned channels_count;
-  int pools[ESP_MAX_STAGES];    /* convolution: size of the max pooling after each stage, the last included */
+  int pools[ESP_MAX_STAGES]; /* convolution: size of the max pooling after each stage, the last included */
   unsigned pools_count;
 } esp_stem_config;
 
@@ -80,11 +80,11 @@ typedef struct esp_feed_forward_config {
 typedef struct esp_model_config {
   int image_height, image_width, image_channels, classes; /* 0: taken from the data */
   esp_stem_config stem;
-  int width;  /* of a token */
+  int width; /* of a token */
   int blocks;
   esp_mixing_kind mixing;
-  int heads;  /* attention */
-  int kernel; /* convolution mixing */
+  int heads;      /* attention */
+  int kernel;     /* convolution mixing */
   bool positions; /* learned position embedding */
   esp_norm_kind norm;
   double dropout; /* on the outputs of mixing and feed-forward, in training */

@@ -8,10 +8,12 @@ esp_status esp_take_parameter(esp_tensor **place, esp_parameter *parameter) {
   return parameter ? ESP_OK : ESP_ERR_MEMORY;
 }
 
-esp_status esp_norm_declare(esp_norm *norm, esp_parameters *parameters, const char *scope, esp_norm_kind kind, int width) {
+esp_status esp_norm_declare(esp_norm *norm, esp_parameters *parameters, const char *scope, esp_norm_kind kind,
+                            int width) {
   const int64_t shape[] = {width};
   *norm = (esp_norm){.kind = kind};
-  ESP_TRY(esp_take_parameter(&norm->gain, esp_parameters_add(parameters, scope, "gain", ESP_KIND_NORM, 1, shape, 0, 1)));
+  ESP_TRY(
+      esp_take_parameter(&norm->gain, esp_parameters_add(parameters, scope, "gain", ESP_KIND_NORM, 1, shape, 0, 1)));
   if (kind == ESP_NORM_RMS) return ESP_OK;
   return esp_take_parameter(&norm->bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, shape, 0, 0));
 }
@@ -25,8 +27,8 @@ esp_status esp_linear_declare(esp_linear *linear, esp_parameters *parameters, co
                               double deviation) {
   ESP_TRY(esp_take_parameter(&linear->weight, esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 2,
                                                                  (const int64_t[]){out, in}, deviation, 0)));
-  return esp_take_parameter(&linear->bias,
-                            esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, (const int64_t[]){out}, 0, 0));
+  return esp_take_parameter(
+      &linear->bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, (const int64_t[]){out}, 0, 0));
 }
 
 esp_tensor *esp_linear_forward(const esp_linear *linear, esp_tape *tape, esp_tensor *x) {

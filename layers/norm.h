@@ -28,8 +28,8 @@ typedef struct esp_linear {
 } esp_linear;
 
 /* Declares "scope.weight", normal with `deviation`, and "scope.bias", zero. */
-ESP_API esp_status esp_linear_declare(esp_linear *linear, esp_parameters *parameters, const char *scope, int in, int out,
-                                      double deviation) ESP_MUST_CHECK;
+ESP_API esp_status esp_linear_declare(esp_linear *linear, esp_parameters *parameters, const char *scope, int in,
+                                      int out, double deviation) ESP_MUST_CHECK;
 
 ESP_API esp_tensor *esp_linear_forward(const esp_linear *linear, esp_tape *tape, esp_tensor *x);
 

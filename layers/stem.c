@@ -11,7 +11,8 @@ static esp_status declare_kernel(esp_tensor **weight, esp_tensor **bias, esp_par
                                  int out, int kernel, int in, double gain) {
   const int64_t shape[] = {out, kernel, kernel, in};
   const double deviation = gain / sqrt((double)kernel * kernel * in);
-  ESP_TRY(esp_take_parameter(weight, esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 4, shape, deviation, 0)));
+  ESP_TRY(esp_take_parameter(weight,
+                             esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 4, shape, deviation, 0)));
   return esp_take_parameter(bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, shape, 0, 0));
 }
 
@@ -46,10 +47,15 @@ esp_status esp_stem_declare(esp_stem *stem, esp_parameters *parameters, const es
   esp_token_grid(config, &stem->grid[0], &stem->grid[1]);
   switch (stem->kind) {
   case ESP_STEM_PATCH:
-    ESP_TRY(declare_kernel(&stem->weight, &stem->bias, parameters, "stem", config->width, stem->patch, config->image_channels, 1));
+    ESP_TRY(declare_kernel(&stem->weight, &stem->bias, parameters, "stem", config->width, stem->patch,
+                           config->image_channels, 1));
     break;
-  case ESP_STEM_CONVOLUTION: ESP_TRY(declare_stages(stem, parameters, config)); break;
-  case ESP_STEM_FLATTEN: ESP_TRY(declare_flat(stem, parameters, config)); break;
+  case ESP_STEM_CONVOLUTION:
+    ESP_TRY(declare_stages(stem, parameters, config));
+    break;
+  case ESP_STEM_FLATTEN:
+    ESP_TRY(declare_flat(stem, parameters, config));
+    break;
   }
   if (!config->positions) return ESP_OK;
   const int64_t shape[] = {(int64_t)stem->grid[0] * stem->grid[1], config->width};
@@ -73,8 +79,12 @@ esp_tensor *esp_stem_forward(const esp_stem *stem, esp_tape *tape, esp_tensor *i
   esp_tape_scope(tape, "stem");
   esp_tensor *x = images;
   switch (stem->kind) {
-  case ESP_STEM_PATCH: x = esp_convolution(tape, x, stem->weight, stem->bias, stem->patch, 0); break;
-  case ESP_STEM_CONVOLUTION: x = run_stages(stem, tape, x); break;
+  case ESP_STEM_PATCH:
+    x = esp_convolution(tape, x, stem->weight, stem->bias, stem->patch, 0);
+    break;
+  case ESP_STEM_CONVOLUTION:
+    x = run_stages(stem, tape, x);
+    break;
   case ESP_STEM_FLATTEN:
     x = esp_reshape(tape, x, 2, (const int64_t[]){count, esp_tensor_count(images) / count});
     x = esp_linear_map(tape, x, stem->weight, stem->bias);
@@ -92,17 +102,18 @@ esp_status esp_mixing_declare(esp_mixing *mixing, esp_parameters *parameters, co
   const int64_t kernel_shape[] = {kernel, kernel, width};
   char inner[64];
   switch (config->mixing) {
-  case ESP_MIXING_NONE: break;
+  case ESP_MIXING_NONE:
+    break;
   case ESP_MIXING_ATTENTION:
     snprintf(inner, sizeof inner, "%s.qkv", scope);
     ESP_TRY(esp_linear_declare(&mixing->qkv, parameters, inner, width, 3 * width, 1 / sqrt(width)));
     snprintf(inner, sizeof inner, "%s.projection", scope);
     return esp_linear_declare(&mixing->projection, parameters, inner, width, width, residual_scale / sqrt(width));
   case ESP_MIXING_CONVOLUTION:
-    ESP_TRY(esp_take_parameter(&mixing->kernel_weight, esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 3,
-                                                                          kernel_shape, 1.0 / kernel, 0)));
-    return esp_take_parameter(&mixing->kernel_bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1,
-                                                                       kernel_shape + 2, 0, 0));
+    ESP_TRY(esp_take_parameter(&mixing->kernel_weight, esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT,
+                                                                          3, kernel_shape, 1.0 / kernel, 0)));
+    return esp_take_parameter(&mixing->kernel_bias,
+                              esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, kernel_shape + 2, 0, 0));
   }
   return ESP_OK;
 }

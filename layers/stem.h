@@ -25,7 +25,8 @@ typedef struct esp_stem {
   esp_tensor *positions; /* [T, width] or NULL */
 } esp_stem;
 
-ESP_API esp_status esp_stem_declare(esp_stem *stem, esp_parameters *parameters, const esp_model_config *config) ESP_MUST_CHECK;
+ESP_API esp_status esp_stem_declare(esp_stem *stem, esp_parameters *parameters,
+                                    const esp_model_config *config) ESP_MUST_CHECK;
 
 /* images [N, H, W, C] -> tokens [N, T, width]. */
 ESP_API esp_tensor *esp_stem_forward(const esp_stem *stem, esp_tape *tape, esp_tensor *images);

@@ -1,16 +1,10 @@
 #include <espalier/cost.h>
 
-static int64_t size_of(const esp_tensor *tensor) {
-  return tensor ? esp_tensor_count(tensor) : 0;
-}
+static int64_t size_of(const esp_tensor *tensor) { return tensor ? esp_tensor_count(tensor) : 0; }
 
-static int64_t norm_size(const esp_norm *norm) {
-  return size_of(norm->gain) + size_of(norm->bias);
-}
+static int64_t norm_size(const esp_norm *norm) { return size_of(norm->gain) + size_of(norm->bias); }
 
-static int64_t linear_size(const esp_linear *linear) {
-  return size_of(linear->weight) + size_of(linear->bias);
-}
+static int64_t linear_size(const esp_linear *linear) { return size_of(linear->weight) + size_of(linear->bias); }
 
 static int64_t bank_size(const esp_expert_bank *bank) {
   return size_of(bank->up) + size_of(bank->up_bias) + size_of(bank->down) + size_of(bank->down_bias);
@@ -45,9 +39,7 @@ static void count_dense(esp_layer_cost *layer, const esp_expert_bank *bank, int6
   layer->flops = layer->flops_selected = (double)tokens * cost_of_expert(bank, bank->hidden).flops;
 }
 
-static int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static void count_moe(esp_layer_cost *layer, const esp_moe *moe, int64_t tokens) {
   const expert_cost expert = cost_of_expert(&moe->bank, moe->neurons_kept);
@@ -90,8 +82,8 @@ static void count_block(esp_layer_cost *layer, const esp_model *model, int index
     count_dense(layer, &block->dense, tokens);
   else
     count_moe(layer, &block->moe, tokens);
-  layer->block_parameters = layer->parameters + norm_size(&block->layer_norm) +
-                            norm_size(&block->mixing_norm) + mixing_size(&block->mixing);
+  layer->block_parameters =
+      layer->parameters + norm_size(&block->layer_norm) + norm_size(&block->mixing_norm) + mixing_size(&block->mixing);
   layer->block_flops = layer->flops + mixing_flops(&block->mixing, tokens, model->config.width);
 }
 
@@ -129,8 +121,7 @@ void esp_model_cost_of(const esp_model *model, esp_model_cost *cost) {
   const int64_t tokens = (int64_t)model->stem.grid[0] * model->stem.grid[1];
   *cost = (esp_model_cost){.layer_count = model->config.blocks};
   cost->parameters = count_parameters(model);
-  cost->activated = cost->activated_selected = cost->touched =
-      cost->parameters; /* but for what layers leave out */
+  cost->activated = cost->activated_selected = cost->touched = cost->parameters; /* but for what layers leave out */
   cost->stem_flops = stem_flops(model, tokens);
   cost->head_flops = 2.0 * (double)size_of(model->head.weight);
   cost->flops = cost->flops_selected = cost->stem_flops + cost->head_flops;

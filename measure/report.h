@@ -41,8 +41,7 @@ ESP_API struct json_t *esp_measurement_json(const esp_measurement *measurement);
 
 /* Writes measure.json, experts.csv (a row per layer and expert) and, with statistics, routing.csv and
  * sparsity.csv (a row per layer) and activations.csv (a row per layer and bin) into a folder that exists. */
-ESP_API esp_status esp_measurement_write(const esp_measurement *measurement,
-                                         const char *folder) ESP_MUST_CHECK;
+ESP_API esp_status esp_measurement_write(const esp_measurement *measurement, const char *folder) ESP_MUST_CHECK;
 
 /* A table per mixture layer. */
 ESP_API void esp_measurement_print(const esp_measurement *measurement, FILE *file);

@@ -8,13 +8,12 @@
 
 static void write_expert(const esp_measurement *m, int layer, int expert, FILE *file) {
   const esp_moe *moe = esp_model_moe(m->model, layer);
-  fprintf(file, "%s,%s,%d,%d,%d", moe->scope, esp_layer_kind_name(moe->kind), expert,
-          moe->layout.original_ids[expert], moe->layout.index[expert]);
+  fprintf(file, "%s,%s,%d,%d,%d", moe->scope, esp_layer_kind_name(moe->kind), expert, moe->layout.original_ids[expert],
+          moe->layout.index[expert]);
   fprintf(file, ",%.9g", esp_router_norm(moe, expert));
   if (m->changes) {
     const esp_router_change *c = &m->changes->layers[layer].experts[expert];
-    fprintf(file, ",%.9g,%.9g,%.9g,%.9g", c->reference_norm, c->signed_change, c->absolute_change,
-            c->difference_norm);
+    fprintf(file, ",%.9g,%.9g,%.9g,%.9g", c->reference_norm, c->signed_change, c->absolute_change, c->difference_norm);
   } else {
     fputs(",,,,", file);
   }
@@ -43,10 +42,9 @@ static void write_routing(const esp_measurement *m, FILE *file) {
   for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) {
     esp_layer_statistics s;
     esp_statistics_layer(m->statistics, i, &s);
-    fprintf(file, "%s,%s,%d,%d,%lld,%lld,%lld,%.9g,%.9g,%.9g,%.9g,%d,%.9g\n", s.scope,
-            esp_layer_kind_name(s.kind), s.experts, s.routable, (long long)s.tokens, (long long)s.slots,
-            (long long)s.served, s.entropy, s.normalised_entropy, s.token_entropy, s.imbalance,
-            s.dead_experts, s.logit_rms);
+    fprintf(file, "%s,%s,%d,%d,%lld,%lld,%lld,%.9g,%.9g,%.9g,%.9g,%d,%.9g\n", s.scope, esp_layer_kind_name(s.kind),
+            s.experts, s.routable, (long long)s.tokens, (long long)s.slots, (long long)s.served, s.entropy,
+            s.normalised_entropy, s.token_entropy, s.imbalance, s.dead_experts, s.logit_rms);
   }
 }
 
@@ -100,8 +98,7 @@ static esp_status write_json(const esp_measurement *m, const char *folder) {
 typedef void csv_writer(const esp_measurement *m, FILE *file);
 
 /* The text is made in memory first, so that a file is replaced as a whole or not at all. */
-static esp_status write_csv(const esp_measurement *m, const char *folder, const char *name,
-                            csv_writer *write) {
+static esp_status write_csv(const esp_measurement *m, const char *folder, const char *name, csv_writer *write) {
   char path[ESP_PATH_SIZE], *text = NULL;
   size_t size;
   ESP_TRY(esp_folder_path(path, folder, name));

@@ -9,25 +9,17 @@ typedef struct object {
   bool failed;
 } object;
 
-static object start(void) {
-  return (object){.json = json_object()};
-}
+static object start(void) { return (object){.json = json_object()}; }
 
 static void put(object *o, const char *key, json_t *value) {
   if (json_object_set_new(o->json, key, value) != 0) o->failed = true;
 }
 
-static void put_integer(object *o, const char *key, int64_t value) {
-  put(o, key, json_integer(value));
-}
+static void put_integer(object *o, const char *key, int64_t value) { put(o, key, json_integer(value)); }
 
-static json_t *real(double value) {
-  return isfinite(value) ? json_real(value) : json_null();
-}
+static json_t *real(double value) { return isfinite(value) ? json_real(value) : json_null(); }
 
-static void put_real(object *o, const char *key, double value) {
-  put(o, key, real(value));
-}
+static void put_real(object *o, const char *key, double value) { put(o, key, real(value)); }
 
 static void put_text(object *o, const char *key, const char *text) {
   if (text) put(o, key, json_string(text));
@@ -85,8 +77,7 @@ static json_t *experts_json(const esp_measurement *m, int layer) {
 
 static json_t *histogram_json(const esp_layer_statistics *s) {
   json_t *edges = json_array(), *counts = json_array();
-  for (int i = 0; i <= ESP_HISTOGRAM_BINS; i++)
-    json_array_append_new(edges, json_real(esp_histogram_edge(i)));
+  for (int i = 0; i <= ESP_HISTOGRAM_BINS; i++) json_array_append_new(edges, json_real(esp_histogram_edge(i)));
   for (int i = 0; i < ESP_HISTOGRAM_BINS; i++) json_array_append_new(counts, json_integer(s->histogram[i]));
   object o = start();
   put(&o, "edges", edges);

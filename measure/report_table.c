@@ -2,9 +2,7 @@
 
 enum { BAR_WIDTH = 16 };
 
-static double percent(double share) {
-  return 100 * share;
-}
+static double percent(double share) { return 100 * share; }
 
 /* --- measurement ---------------------------------------------------------------------------------------- */
 
@@ -17,22 +15,18 @@ static void print_bar(double share, int experts, FILE *file) {
 
 static void print_layer_title(const esp_measurement *m, int layer, FILE *file) {
   const esp_moe *moe = esp_model_moe(m->model, layer);
-  fprintf(file, "%s: %s, %d experts (%d stored) of %d neurons, %d a token", moe->scope,
-          esp_layer_kind_name(moe->kind), moe->layout.experts, moe->layout.stored, moe->bank.hidden,
-          moe->config.top_k);
+  fprintf(file, "%s: %s, %d experts (%d stored) of %d neurons, %d a token", moe->scope, esp_layer_kind_name(moe->kind),
+          moe->layout.experts, moe->layout.stored, moe->bank.hidden, moe->config.top_k);
   if (moe->neurons_kept < moe->bank.hidden) fprintf(file, ", %d neurons kept", moe->neurons_kept);
   fputc('\n', file);
 }
 
 static void print_layer_statistics(const esp_layer_statistics *s, FILE *file) {
-  fprintf(file,
-          "  %lld tokens; load imbalance %.2f (max/mean), entropy of the shares %.3f of 1; dead experts %d\n",
+  fprintf(file, "  %lld tokens; load imbalance %.2f (max/mean), entropy of the shares %.3f of 1; dead experts %d\n",
           (long long)s->tokens, s->imbalance, s->normalised_entropy, s->dead_experts);
-  fprintf(file, "  entropy of a token's scores %.3f nats; router logits rms %.3f", s->token_entropy,
-          s->logit_rms);
+  fprintf(file, "  entropy of a token's scores %.3f nats; router logits rms %.3f", s->token_entropy, s->logit_rms);
   if (s->served < s->slots)
-    fprintf(file, "; %.1f %% of the choices meet a removed expert",
-            percent(1 - (double)s->served / (double)s->slots));
+    fprintf(file, "; %.1f %% of the choices meet a removed expert", percent(1 - (double)s->served / (double)s->slots));
   fputc('\n', file);
 }
 
@@ -61,8 +55,7 @@ static void print_expert_statistics(const esp_statistics *statistics, int layer,
   esp_statistics_layer(statistics, layer, &whole);
   esp_statistics_expert(statistics, layer, expert, &s);
   const double first = whole.tokens ? (double)s.first_choices / (double)whole.tokens : 0;
-  fprintf(file, "  %5.1f%%  %5.1f%%  %6.4f  %6.4f  ", percent(s.share), percent(first), s.mean_gate,
-          s.mean_score);
+  fprintf(file, "  %5.1f%%  %5.1f%%  %6.4f  %6.4f  ", percent(s.share), percent(first), s.mean_gate, s.mean_score);
   print_bar(s.share, whole.routable, file);
 }
 
@@ -72,8 +65,7 @@ static void print_expert(const esp_measurement *m, int layer, int expert, FILE *
   print_stored(moe->layout.index[expert], file);
   if (m->changes) {
     const esp_router_change *c = &m->changes->layers[layer].experts[expert];
-    fprintf(file, "  %8.4f  %8.4f  %+7.4f  %7.4f", c->reference_norm, c->norm, c->signed_change,
-            c->difference_norm);
+    fprintf(file, "  %8.4f  %8.4f  %+7.4f  %7.4f", c->reference_norm, c->norm, c->signed_change, c->difference_norm);
   } else {
     fprintf(file, "  %8.4f", esp_router_norm(moe, expert));
   }
@@ -113,8 +105,7 @@ void esp_measurement_print(const esp_measurement *measurement, FILE *file) {
 
 /* --- cost ----------------------------------------------------------------------------------------------- */
 
-static void print_cost_row(const char *name, const char *kind, const int64_t *counts, double flops,
-                           FILE *file) {
+static void print_cost_row(const char *name, const char *kind, const int64_t *counts, double flops, FILE *file) {
   fprintf(file, "  %-14s %-5s", name, kind);
   for (int i = 0; i < 4; i++) fprintf(file, " %11lld", (long long)counts[i]);
   fprintf(file, " %10.3f", flops / 1e6);

@@ -21,11 +21,10 @@ static esp_status check_blocks(const esp_model *model, const esp_model *referenc
   for (int i = 0; i < blocks; i++) {
     const esp_block *block = &model->blocks[i], *other = &reference->blocks[i];
     if ((block->kind == ESP_LAYER_DENSE) != (other->kind == ESP_LAYER_DENSE))
-      return esp_fail(
-          ESP_ERR_MISMATCH,
-          "the model has %s where the reference has %s, so their routers cannot be compared; give "
-          "the checkpoint that the model was finetuned from",
-          block->layer_scope, other->layer_scope);
+      return esp_fail(ESP_ERR_MISMATCH,
+                      "the model has %s where the reference has %s, so their routers cannot be compared; give "
+                      "the checkpoint that the model was finetuned from",
+                      block->layer_scope, other->layer_scope);
   }
   const int width = model->config.width, reference_width = reference->config.width;
   if (width == reference_width) return ESP_OK;
@@ -65,8 +64,7 @@ static esp_router_change compare_rows(const esp_moe *moe, int expert, const esp_
       distance(moe->router->data + expert * width, reference->router->data + row * width, width)};
 }
 
-static esp_status compare_layer(esp_layer_router_change *layer, const esp_moe *moe,
-                                const esp_moe *reference) {
+static esp_status compare_layer(esp_layer_router_change *layer, const esp_moe *moe, const esp_moe *reference) {
   layer->block = moe->block;
   layer->expert_count = moe->layout.experts;
   layer->experts = esp_alloc((size_t)moe->layout.experts, sizeof *layer->experts);
@@ -84,8 +82,7 @@ static esp_status compare_layer(esp_layer_router_change *layer, const esp_moe *m
   return ESP_OK;
 }
 
-static esp_status compare_all(esp_router_changes *changes, const esp_model *model,
-                              const esp_model *reference) {
+static esp_status compare_all(esp_router_changes *changes, const esp_model *model, const esp_model *reference) {
   ESP_TRY(check_blocks(model, reference));
   changes->layer_count = esp_model_moe_count(model);
   if (changes->layer_count == 0)
@@ -100,8 +97,7 @@ static esp_status compare_all(esp_router_changes *changes, const esp_model *mode
   return ESP_OK;
 }
 
-esp_status esp_router_changes_create(esp_router_changes **changes, const esp_model *model,
-                                     const esp_model *reference) {
+esp_status esp_router_changes_create(esp_router_changes **changes, const esp_model *model, const esp_model *reference) {
   *changes = NULL;
   esp_router_changes *made = esp_alloc(1, sizeof *made);
   if (!made) return ESP_ERR_MEMORY;

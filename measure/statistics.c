@@ -13,9 +13,7 @@ const int esp_top_mass_percents[ESP_TOP_MASS_LEVELS] = {1, 5, 10, 20, 30, 50};
 static const double bins_per_unit = 20;
 static const double dead_share = 0.1; /* of an even share */
 
-double esp_histogram_edge(int index) {
-  return (index - 0.5 * ESP_HISTOGRAM_BINS) / bins_per_unit;
-}
+double esp_histogram_edge(int index) { return (index - 0.5 * ESP_HISTOGRAM_BINS) / bins_per_unit; }
 
 typedef struct expert_sums {
   int64_t count, first_choices;
@@ -68,15 +66,13 @@ static esp_status prepare(esp_statistics *statistics, const esp_model *model, in
   statistics->layers = esp_alloc((size_t)count, sizeof *statistics->layers);
   if (!statistics->layers) return ESP_ERR_MEMORY;
   statistics->layer_count = count;
-  for (int i = 0; i < count; i++)
-    ESP_TRY(prepare_layer(&statistics->layers[i], model, esp_model_moe(model, i)));
+  for (int i = 0; i < count; i++) ESP_TRY(prepare_layer(&statistics->layers[i], model, esp_model_moe(model, i)));
   return ESP_OK;
 }
 
 esp_status esp_statistics_create(esp_statistics **statistics, const esp_model *model, int stride) {
   *statistics = NULL;
-  if (stride < 1)
-    return esp_fail(ESP_ERR_USAGE, "a statistic of every %d-th row: the number must be positive", stride);
+  if (stride < 1) return esp_fail(ESP_ERR_USAGE, "a statistic of every %d-th row: the number must be positive", stride);
   esp_statistics *made = esp_alloc(1, sizeof *made);
   if (!made) return ESP_ERR_MEMORY;
   const esp_status status = prepare(made, model, stride);
@@ -129,8 +125,7 @@ static void add_scores(layer_sums *layer, const esp_moe_record *record) {
     layer->token_entropy += entropy_of_scores(scores, experts);
     for (int e = 0; e < experts; e++) {
       layer->experts[e].score += (double)scores[e];
-      if (layer->layout.index[e] != ESP_EXPERT_MASKED)
-        layer->squared_logits += (double)logits[e] * (double)logits[e];
+      if (layer->layout.index[e] != ESP_EXPERT_MASKED) layer->squared_logits += (double)logits[e] * (double)logits[e];
     }
   }
 }
@@ -228,12 +223,11 @@ static void add_neurons(layer_sums *layer, const esp_moe_record *record, int str
 static layer_sums *layer_of(esp_statistics *statistics, const esp_moe *moe) {
   for (int i = 0; i < statistics->layer_count; i++) {
     layer_sums *layer = &statistics->layers[i];
-    if (layer->block == moe->block && layer->layout.experts == moe->layout.experts &&
-        layer->hidden == moe->bank.hidden)
+    if (layer->block == moe->block && layer->layout.experts == moe->layout.experts && layer->hidden == moe->bank.hidden)
       return layer;
   }
-  esp_panic("the statistics were not made for the model with %s, which has %d experts of %d neurons",
-            moe->scope, moe->layout.experts, moe->bank.hidden);
+  esp_panic("the statistics were not made for the model with %s, which has %d experts of %d neurons", moe->scope,
+            moe->layout.experts, moe->bank.hidden);
 }
 
 static void observe(void *context, const esp_moe_record *record) {
@@ -247,32 +241,28 @@ static void observe(void *context, const esp_moe_record *record) {
   add_neurons(layer, record, statistics->stride);
 }
 
-esp_observer esp_statistics_observer(esp_statistics *statistics) {
-  return (esp_observer){observe, statistics};
-}
+esp_observer esp_statistics_observer(esp_statistics *statistics) { return (esp_observer){observe, statistics}; }
 
 /* --- merging -------------------------------------------------------------------------------------------- */
 
 static bool same_layout(const layer_sums *a, const layer_sums *b) {
   const size_t size = (size_t)a->layout.experts * sizeof a->layout.index[0];
-  return a->layout.experts == b->layout.experts && strcmp(a->scope, b->scope) == 0 &&
-         a->hidden == b->hidden && a->activation == b->activation &&
-         memcmp(a->layout.index, b->layout.index, size) == 0 &&
+  return a->layout.experts == b->layout.experts && strcmp(a->scope, b->scope) == 0 && a->hidden == b->hidden &&
+         a->activation == b->activation && memcmp(a->layout.index, b->layout.index, size) == 0 &&
          memcmp(a->layout.original_ids, b->layout.original_ids, size) == 0;
 }
 
 static esp_status check_same(const esp_statistics *a, const esp_statistics *b) {
   if (a->layer_count != b->layer_count)
-    return esp_fail(ESP_ERR_MISMATCH, "statistics of %d and of %d mixture layers cannot be merged",
-                    a->layer_count, b->layer_count);
+    return esp_fail(ESP_ERR_MISMATCH, "statistics of %d and of %d mixture layers cannot be merged", a->layer_count,
+                    b->layer_count);
   for (int i = 0; i < a->layer_count; i++)
     if (!same_layout(&a->layers[i], &b->layers[i]))
-      return esp_fail(
-          ESP_ERR_MISMATCH,
-          "statistics of different models cannot be merged: %s, with %d experts of %d neurons, is "
-          "not %s, with %d experts of %d neurons, or its experts are others",
-          a->layers[i].scope, a->layers[i].layout.experts, a->layers[i].hidden, b->layers[i].scope,
-          b->layers[i].layout.experts, b->layers[i].hidden);
+      return esp_fail(ESP_ERR_MISMATCH,
+                      "statistics of different models cannot be merged: %s, with %d experts of %d neurons, is "
+                      "not %s, with %d experts of %d neurons, or its experts are others",
+                      a->layers[i].scope, a->layers[i].layout.experts, a->layers[i].hidden, b->layers[i].scope,
+                      b->layers[i].layout.experts, b->layers[i].hidden);
   return ESP_OK;
 }
 
@@ -299,13 +289,9 @@ esp_status esp_statistics_merge(esp_statistics *statistics, const esp_statistics
 
 /* --- results -------------------------------------------------------------------------------------------- */
 
-static double ratio(double a, double b) {
-  return b > 0 ? a / b : 0;
-}
+static double ratio(double a, double b) { return b > 0 ? a / b : 0; }
 
-int esp_statistics_layer_count(const esp_statistics *statistics) {
-  return statistics->layer_count;
-}
+int esp_statistics_layer_count(const esp_statistics *statistics) { return statistics->layer_count; }
 
 static const layer_sums *layer_at(const esp_statistics *statistics, int layer) {
   if (layer < 0 || layer >= statistics->layer_count)
@@ -337,10 +323,8 @@ static void set_neurons(const neuron_sums *sums, esp_layer_statistics *result) {
   result->above = sums->above;
   result->silent_rows = sums->silent_rows;
   memcpy(result->histogram, sums->histogram, sizeof result->histogram);
-  const double values = (double)(sums->values - sums->not_finite),
-               rows = (double)(sums->rows - sums->silent_rows);
-  for (int i = 0; i < ESP_NEAR_ZERO_LEVELS; i++)
-    result->near_zero[i] = ratio((double)sums->near_zero[i], values);
+  const double values = (double)(sums->values - sums->not_finite), rows = (double)(sums->rows - sums->silent_rows);
+  for (int i = 0; i < ESP_NEAR_ZERO_LEVELS; i++) result->near_zero[i] = ratio((double)sums->near_zero[i], values);
   for (int i = 0; i < ESP_TOP_MASS_LEVELS; i++) result->top_mass[i] = ratio(sums->top_mass[i], rows);
 }
 
@@ -361,8 +345,7 @@ void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer
   set_neurons(&sums->neurons, result);
 }
 
-void esp_statistics_expert(const esp_statistics *statistics, int layer, int expert,
-                           esp_expert_statistics *result) {
+void esp_statistics_expert(const esp_statistics *statistics, int layer, int expert, esp_expert_statistics *result) {
   const layer_sums *sums = layer_at(statistics, layer);
   if (expert < 0 || expert >= sums->layout.experts)
     esp_panic("expert %d of %d of %s was asked for", expert, sums->layout.experts, sums->scope);

@@ -76,8 +76,7 @@ ESP_API void esp_statistics_free(esp_statistics *statistics);
 ESP_API esp_observer esp_statistics_observer(esp_statistics *statistics);
 
 /* Adds what `other` has seen. ESP_ERR_MISMATCH if they were created for different layouts. */
-ESP_API esp_status esp_statistics_merge(esp_statistics *statistics,
-                                        const esp_statistics *other) ESP_MUST_CHECK;
+ESP_API esp_status esp_statistics_merge(esp_statistics *statistics, const esp_statistics *other) ESP_MUST_CHECK;
 
 /* Mixture layers, as esp_model_moe() counts them. Statistics of nothing are 0. */
 ESP_API int esp_statistics_layer_count(const esp_statistics *statistics);

@@ -15,7 +15,8 @@ struct esp_optimizer {
   esp_real *first, *second; /* SGD has no second */
 };
 
-esp_status esp_optimizer_create(esp_optimizer **optimizer, const esp_optimizer_config *config, esp_parameters *parameters) {
+esp_status esp_optimizer_create(esp_optimizer **optimizer, const esp_optimizer_config *config,
+                                esp_parameters *parameters) {
   *optimizer = NULL;
   ESP_TRY(esp_optimizer_config_check(config));
   esp_optimizer *made = esp_alloc(1, sizeof *made);
@@ -89,14 +90,21 @@ static update make_update(const esp_optimizer *o, const esp_parameter *p, double
   const esp_optimizer_config *c = &o->config;
   const bool decays = p->kind == ESP_KIND_WEIGHT || p->kind == ESP_KIND_ROUTER;
   const bool clips = c->clip_norm > 0 && gradient_norm > c->clip_norm;
-  return (update){
-      .w = p->tensor.data, .g = p->tensor.grad, .m = o->first + p->offset, .v = o->second ? o->second + p->offset : NULL,
-      .rate = (esp_real)(rate_share * c->learning_rate * (p->kind == ESP_KIND_ROUTER ? c->router_rate : 1)),
-      .decay = (esp_real)(decays ? c->weight_decay : 0), .scale = (esp_real)(clips ? c->clip_norm / gradient_norm : 1),
-      .momentum = (esp_real)c->momentum, .beta1 = (esp_real)c->beta1, .beta2 = (esp_real)c->beta2,
-      .rest1 = (esp_real)(1 - c->beta1), .rest2 = (esp_real)(1 - c->beta2),
-      .epsilon = (esp_real)c->epsilon, .correction1 = (esp_real)(1 / (1 - pow(c->beta1, (double)o->steps))),
-      .correction2 = (esp_real)(1 / (1 - pow(c->beta2, (double)o->steps)))};
+  return (update){.w = p->tensor.data,
+                  .g = p->tensor.grad,
+                  .m = o->first + p->offset,
+                  .v = o->second ? o->second + p->offset : NULL,
+                  .rate = (esp_real)(rate_share * c->learning_rate * (p->kind == ESP_KIND_ROUTER ? c->router_rate : 1)),
+                  .decay = (esp_real)(decays ? c->weight_decay : 0),
+                  .scale = (esp_real)(clips ? c->clip_norm / gradient_norm : 1),
+                  .momentum = (esp_real)c->momentum,
+                  .beta1 = (esp_real)c->beta1,
+                  .beta2 = (esp_real)c->beta2,
+                  .rest1 = (esp_real)(1 - c->beta1),
+                  .rest2 = (esp_real)(1 - c->beta2),
+                  .epsilon = (esp_real)c->epsilon,
+                  .correction1 = (esp_real)(1 / (1 - pow(c->beta1, (double)o->steps))),
+                  .correction2 = (esp_real)(1 / (1 - pow(c->beta2, (double)o->steps)))};
 }
 
 void esp_optimizer_step(esp_optimizer *optimizer, double rate_share, double gradient_norm) {

@@ -23,12 +23,12 @@ typedef struct esp_schedule_config {
 
 typedef struct esp_optimizer_config {
   esp_optimizer_kind kind;
-  double learning_rate;      /* the peak */
-  double router_rate;        /* times learning_rate, for routers */
-  double weight_decay;       /* not on biases, norms and positions */
-  double momentum;           /* SGD */
+  double learning_rate;         /* the peak */
+  double router_rate;           /* times learning_rate, for routers */
+  double weight_decay;          /* not on biases, norms and positions */
+  double momentum;              /* SGD */
   double beta1, beta2, epsilon; /* AdamW */
-  double clip_norm;          /* the gradient's global norm is scaled down to this; 0: no clipping */
+  double clip_norm;             /* the gradient's global norm is scaled down to this; 0: no clipping */
   esp_schedule_config schedule;
 } esp_optimizer_config;
 

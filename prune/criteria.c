@@ -11,10 +11,11 @@ static esp_status check_routers_trained(const esp_criterion_inputs *inputs) {
       const esp_history_entry *entry = &inputs->info->history[h];
       const char *router = esp_model_moe(inputs->model, i)->router->name;
       if (esp_name_matches(entry->frozen, router))
-        return esp_fail(ESP_ERR_MISMATCH,
-                        "router-norm-change needs routers that were trained, but %s was frozen (training.freeze=\"%s\") in the "
-                        "%s on %s; finetune with the routers trained, or use another criterion",
-                        router, entry->frozen, entry->action, entry->detail);
+        return esp_fail(
+            ESP_ERR_MISMATCH,
+            "router-norm-change needs routers that were trained, but %s was frozen (training.freeze=\"%s\") in the "
+            "%s on %s; finetune with the routers trained, or use another criterion",
+            router, entry->frozen, entry->action, entry->detail);
     }
   return ESP_OK;
 }
@@ -23,13 +24,16 @@ static esp_status check_something_moved(const esp_router_changes *changes) {
   for (int i = 0; i < changes->layer_count; i++)
     for (int e = 0; e < changes->layers[i].expert_count; e++)
       if (changes->layers[i].experts[e].difference_norm > 0) return ESP_OK;
-  return esp_fail(ESP_ERR_MISMATCH, "router-norm-change: no router differs from the reference's; give the finetuned model first "
-                                    "and the pretrained one it came from as --reference");
+  return esp_fail(ESP_ERR_MISMATCH,
+                  "router-norm-change: no router differs from the reference's; give the finetuned model first "
+                  "and the pretrained one it came from as --reference");
 }
 
 typedef enum change_form { SIGNED_CHANGE, ABSOLUTE_CHANGE, DIFFERENCE_NORM } change_form;
 
 static esp_status score_change(const esp_criterion_inputs *inputs, esp_plan *plan, change_form form) {
+  if (!inputs->reference || !inputs->reference_info)
+    return esp_fail(ESP_ERR_USAGE, "%s compares with the model from before finetuning, and no reference was given", plan->criterion);
   ESP_TRY(check_routers_trained(inputs));
   esp_router_changes *changes;
   ESP_TRY(esp_router_changes_create(&changes, inputs->model, inputs->reference));
@@ -37,8 +41,9 @@ static esp_status score_change(const esp_criterion_inputs *inputs, esp_plan *pla
   for (int i = 0; status == ESP_OK && i < plan->layer_count; i++)
     for (int e = 0; e < plan->layers[i].experts; e++) {
       const esp_router_change *c = &changes->layers[i].experts[e];
-      plan->layers[i].score[e] = form == SIGNED_CHANGE ? c->signed_change
-                                 : form == ABSOLUTE_CHANGE ? c->absolute_change : c->difference_norm;
+      plan->layers[i].score[e] = form == SIGNED_CHANGE     ? c->signed_change
+                                 : form == ABSOLUTE_CHANGE ? c->absolute_change
+                                                           : c->difference_norm;
     }
   esp_router_changes_free(changes);
   return status;
@@ -58,7 +63,8 @@ static esp_status score_difference(const esp_criterion_inputs *inputs, esp_plan 
 
 static esp_status score_random(const esp_criterion_inputs *inputs, esp_plan *plan) {
   for (int i = 0; i < plan->layer_count; i++) {
-    esp_random stream = esp_random_stream(inputs->seed, ESP_PURPOSE_PRUNE, (uint64_t)esp_model_moe(inputs->model, i)->block);
+    esp_random stream =
+        esp_random_stream(inputs->seed, ESP_PURPOSE_PRUNE, (uint64_t)esp_model_moe(inputs->model, i)->block);
     for (int e = 0; e < plan->layers[i].experts; e++) plan->layers[i].score[e] = esp_random_uniform(&stream);
   }
   return ESP_OK;

@@ -17,14 +17,17 @@ esp_status esp_prune_mode_parse(esp_prune_mode *mode, const char *name) {
       *mode = (esp_prune_mode)i;
       return ESP_OK;
     }
-  return esp_fail(ESP_ERR_USAGE, "--mode %s is unknown; it is zero (expert gone, router kept), remove (router row gone too) or "
-                  "mask (router row kept, never chosen)", name);
+  return esp_fail(ESP_ERR_USAGE,
+                  "--mode %s is unknown; it is zero (expert gone, router kept), remove (router row gone too) or "
+                  "mask (router row kept, never chosen)",
+                  name);
 }
 
 esp_status esp_plan_create(esp_plan **plan, const esp_model *model, const char *criterion, esp_prune_mode mode) {
   *plan = NULL;
   const int count = esp_model_moe_count(model);
-  if (count == 0) return esp_fail(ESP_ERR_MISMATCH, "the model has no mixture layers, so there are no experts to prune");
+  if (count == 0)
+    return esp_fail(ESP_ERR_MISMATCH, "the model has no mixture layers, so there are no experts to prune");
   esp_plan *made = esp_alloc(1, sizeof *made);
   if (!made) return ESP_ERR_MEMORY;
   made->layers = esp_alloc((size_t)count, sizeof *made->layers);
@@ -66,8 +69,18 @@ static int drop_count(const esp_prune_budget *budget, int alive) {
 static esp_status check_budget(const esp_layer_plan *layer, esp_prune_mode mode, int alive, int drop, int top_k) {
   const int least = mode == ESP_PRUNE_ZERO ? 1 : top_k;
   if (alive - drop >= least) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "%s has %d experts; dropping %d would leave %d, but mode %s needs at least %d%s", layer->scope,
-                  alive, drop, alive - drop, mode_names[mode], least, mode == ESP_PRUNE_ZERO ? "" : " (the router's top_k)");
+  return esp_fail(ESP_ERR_USAGE, "%s has %d experts; dropping %d would leave %d, but mode %s needs at least %d%s",
+                  layer->scope, alive, drop, alive - drop, mode_names[mode], least,
+                  mode == ESP_PRUNE_ZERO ? "" : " (the router's top_k)");
+}
+
+static esp_status check_scores(const esp_plan *plan) {
+  for (int i = 0; i < plan->layer_count; i++)
+    for (int e = 0; e < plan->layers[i].experts; e++)
+      if (!isfinite(plan->layers[i].score[e]))
+        return esp_fail(ESP_ERR_NOT_FINITE, "%s scores expert %d of %s with %g: are all parameters of the model finite?",
+                        plan->criterion, e, plan->layers[i].scope, plan->layers[i].score[e]);
+  return ESP_OK;
 }
 
 static int lowest(const esp_layer_plan *layer) {
@@ -81,6 +94,7 @@ esp_status esp_plan_drop_lowest(esp_plan *plan, const esp_model *model, const es
   static const int32_t targets[] = {ESP_TARGET_ZERO, ESP_TARGET_REMOVED, ESP_TARGET_MASKED};
   if (budget->drop < 0 && !(budget->ratio >= 0 && budget->ratio < 1))
     return esp_fail(ESP_ERR_USAGE, "the ratio of experts to drop is %g; it must lie in [0, 1)", budget->ratio);
+  ESP_TRY(check_scores(plan));
   for (int i = 0; i < plan->layer_count; i++) {
     esp_layer_plan *layer = &plan->layers[i];
     const int alive = layer->experts - esp_plan_dropped(layer), drop = drop_count(budget, alive);
@@ -93,15 +107,16 @@ esp_status esp_plan_drop_lowest(esp_plan *plan, const esp_model *model, const es
 static json_t *layer_json(const esp_layer_plan *layer) {
   json_t *experts = json_array();
   for (int e = 0; e < layer->experts; e++)
-    json_array_append_new(experts, json_pack("{s:i, s:i, s:f}", "expert", e, "target", (int)layer->target[e], "score", layer->score[e]));
+    json_array_append_new(
+        experts, json_pack("{s:i, s:i, s:f}", "expert", e, "target", (int)layer->target[e], "score", layer->score[e]));
   return json_pack("{s:s, s:i, s:o}", "name", layer->scope, "dropped", esp_plan_dropped(layer), "experts", experts);
 }
 
 esp_status esp_plan_json(char **text, const esp_plan *plan) {
   json_t *layers = json_array();
   for (int i = 0; i < plan->layer_count; i++) json_array_append_new(layers, layer_json(&plan->layers[i]));
-  json_t *root = json_pack("{s:s, s:s, s:s, s:o}", "model_digest", plan->model_digest, "criterion", plan->criterion, "mode",
-                           esp_prune_mode_name(plan->mode), "layers", layers);
+  json_t *root = json_pack("{s:s, s:s, s:s, s:o}", "model_digest", plan->model_digest, "criterion", plan->criterion,
+                           "mode", esp_prune_mode_name(plan->mode), "layers", layers);
   char *dumped = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
   json_decref(root);
   *text = dumped ? esp_copy_text(dumped) : NULL;

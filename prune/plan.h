@@ -23,8 +23,8 @@ ESP_API esp_status esp_prune_mode_parse(esp_prune_mode *mode, const char *name) 
 enum { ESP_TARGET_ZERO = ESP_EXPERT_ZERO, ESP_TARGET_MASKED = ESP_EXPERT_MASKED, ESP_TARGET_REMOVED = -3 };
 
 typedef struct esp_layer_plan {
-  char scope[64]; /* "blocks.1.moe" */
-  int experts;    /* logical experts of the layer before */
+  char scope[64];                  /* "blocks.1.moe" */
+  int experts;                     /* logical experts of the layer before */
   int32_t target[ESP_MAX_EXPERTS]; /* whose weights expert e uses afterwards: e itself where it is kept, another
                                       expert where it is merged into that, or an ESP_TARGET_ */
   double score[ESP_MAX_EXPERTS];   /* what the criterion said: the higher, the more worth keeping */
@@ -45,13 +45,15 @@ typedef struct esp_prune_budget {
 } esp_prune_budget;
 
 /* A plan for the model in which every expert stays. On failure *plan is NULL. Freed by esp_plan_free(). */
-ESP_API esp_status esp_plan_create(esp_plan **plan, const esp_model *model, const char *criterion, esp_prune_mode mode) ESP_MUST_CHECK;
+ESP_API esp_status esp_plan_create(esp_plan **plan, const esp_model *model, const char *criterion,
+                                   esp_prune_mode mode) ESP_MUST_CHECK;
 ESP_API void esp_plan_free(esp_plan *plan);
 
 /* Drops in each layer the experts with the lowest scores among those that still have weights; of equal ones the
  * higher index goes first, so that ties favour the lower. ESP_ERR_USAGE if that would leave none, or (modes remove
  * and mask) fewer than top_k. */
-ESP_API esp_status esp_plan_drop_lowest(esp_plan *plan, const esp_model *model, const esp_prune_budget *budget) ESP_MUST_CHECK;
+ESP_API esp_status esp_plan_drop_lowest(esp_plan *plan, const esp_model *model,
+                                        const esp_prune_budget *budget) ESP_MUST_CHECK;
 
 /* Experts of a layer that the plan drops. */
 ESP_API int esp_plan_dropped(const esp_layer_plan *layer);

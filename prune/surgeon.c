@@ -6,20 +6,21 @@
 /* Which of the old bank's experts a layer keeps, and its new layout. */
 typedef struct operation {
   esp_expert_layout layout;
-  int32_t old_stored[ESP_MAX_EXPERTS]; /* [layout.stored] */
+  int32_t old_stored[ESP_MAX_EXPERTS];  /* [layout.stored] */
   int32_t old_logical[ESP_MAX_EXPERTS]; /* [layout.experts] */
 } operation;
 
 static esp_status check_layer(const esp_layer_plan *plan, const esp_moe *moe) {
   if (strcmp(plan->scope, moe->scope) != 0 || plan->experts != moe->layout.experts)
-    return esp_fail(ESP_ERR_MISMATCH, "the plan speaks of %s with %d experts, the model has %s with %d: it was made for another model",
+    return esp_fail(ESP_ERR_MISMATCH,
+                    "the plan speaks of %s with %d experts, the model has %s with %d: it was made for another model",
                     plan->scope, plan->experts, moe->scope, moe->layout.experts);
   for (int e = 0; e < plan->experts; e++) {
     const int32_t target = plan->target[e];
     const bool lives = target >= 0 && target < plan->experts && moe->layout.index[target] >= 0;
     if (!lives && (target < ESP_TARGET_REMOVED || target >= 0))
-      return esp_fail(ESP_ERR_MISMATCH, "the plan sends expert %d of %s to expert %d, which has no weights", e, plan->scope,
-                      (int)target);
+      return esp_fail(ESP_ERR_MISMATCH, "the plan sends expert %d of %s to expert %d, which has no weights", e,
+                      plan->scope, (int)target);
   }
   return ESP_OK;
 }
@@ -81,7 +82,8 @@ esp_status esp_apply_plan(esp_model **pruned, const esp_model *model, const esp_
   char digest[ESP_DIGEST_SIZE];
   ESP_TRY(esp_model_digest(model, digest));
   if (strcmp(digest, plan->model_digest) != 0 || plan->layer_count != esp_model_moe_count(model))
-    return esp_fail(ESP_ERR_MISMATCH, "the plan was made for the model %s, but this one is %s", plan->model_digest, digest);
+    return esp_fail(ESP_ERR_MISMATCH, "the plan was made for the model %s, but this one is %s", plan->model_digest,
+                    digest);
   operation *operations = esp_alloc((size_t)plan->layer_count, sizeof *operations);
   esp_expert_layout *layouts = esp_alloc((size_t)model->config.blocks, sizeof *layouts);
   esp_status status = operations && layouts ? operate(pruned, model, plan, operations, layouts) : ESP_ERR_MEMORY;

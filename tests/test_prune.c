@@ -330,6 +330,23 @@ static void unmoved_routers_are_refused(void **state) {
   free_pair(&p);
 }
 
+static void missing_references_are_refused(void **state) {
+  (void)state;
+  pair p = make_pair();
+  set_known_rows(&p);
+  esp_model_free(p.before);
+  p.before = NULL;
+  const esp_criterion *list;
+  const size_t count = esp_criterion_list(&list);
+  for (size_t i = 0; i < count; i++) {
+    if (list[i].needs_reference)
+      assert_says(score(&p, list[i].name, 0), ESP_ERR_USAGE, "no reference was given");
+    else
+      assert_int_equal(score(&p, list[i].name, 0), ESP_OK);
+  }
+  free_pair(&p);
+}
+
 static void references_of_another_architecture_are_refused(void **state) {
   (void)state;
   pair p = make_pair();
@@ -402,6 +419,7 @@ int main(void) {
       TEST(known_rows_have_known_scores),
       TEST(frozen_routers_are_refused),
       TEST(unmoved_routers_are_refused),
+      TEST(missing_references_are_refused),
       TEST(references_of_another_architecture_are_refused),
       TEST(random_scores_depend_on_the_seed_and_the_layer),
       TEST(criteria_are_found_by_name),

@@ -12,21 +12,24 @@ double esp_seconds(void) {
 
 esp_status esp_check_data_fits(const esp_model_config *config, const esp_dataset *dataset, bool classes) {
   const esp_dataset_info *info = esp_dataset_info_of(dataset);
-  if (info->height != config->image_height || info->width != config->image_width || info->channels != config->image_channels)
+  if (info->height != config->image_height || info->width != config->image_width ||
+      info->channels != config->image_channels)
     return esp_fail(ESP_ERR_MISMATCH, "the model takes images of %d x %d x %d, but those of %s (%s) are %d x %d x %d",
                     config->image_height, config->image_width, config->image_channels, info->name, info->source,
                     info->height, info->width, info->channels);
   if (classes && info->classes != config->classes)
-    return esp_fail(ESP_ERR_MISMATCH,
-                    "the model knows %d classes, but %s (%s) has %d; use the data it was trained on, or finetune it first",
-                    config->classes, info->name, info->source, info->classes);
+    return esp_fail(
+        ESP_ERR_MISMATCH,
+        "the model knows %d classes, but %s (%s) has %d; use the data it was trained on, or finetune it first",
+        config->classes, info->name, info->source, info->classes);
   return ESP_OK;
 }
 
 esp_tensor *esp_batch_images(esp_tape *tape, const esp_batch *batch, const esp_model_config *config) {
   esp_tensor *images = esp_tape_take(tape, sizeof *images);
   if (!images) return NULL;
-  *images = (esp_tensor){.data = batch->images, .rank = 4,
+  *images = (esp_tensor){.data = batch->images,
+                         .rank = 4,
                          .shape = {batch->count, config->image_height, config->image_width, config->image_channels}};
   return images;
 }
@@ -42,8 +45,8 @@ int64_t esp_count_correct(const esp_tensor *logits, const int32_t *labels) {
   return correct;
 }
 
-static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const esp_batch *batch, const esp_observer *observer,
-                                 esp_evaluation *sum) {
+static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const esp_batch *batch,
+                                 const esp_observer *observer, esp_evaluation *sum) {
   esp_tape_reset(tape, false);
   const esp_pass pass = {.observer = observer};
   esp_tensor *images = esp_batch_images(tape, batch, &model->config);
@@ -69,7 +72,8 @@ static esp_status evaluate_all(const esp_model *model, esp_tape *tape, esp_loade
   sum->accuracy /= (double)sum->examples;
   sum->loss /= (double)sum->examples;
   if (isfinite(sum->loss)) return ESP_OK;
-  return esp_fail(ESP_ERR_NOT_FINITE, "the loss over %lld images is not finite: the training that made the model has diverged",
+  return esp_fail(ESP_ERR_NOT_FINITE,
+                  "the loss over %lld images is not finite: the training that made the model has diverged",
                   (long long)sum->examples);
 }
 
@@ -77,7 +81,8 @@ esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset, cons
                         const esp_evaluation_options *options, esp_evaluation *evaluation) {
   *evaluation = (esp_evaluation){0};
   ESP_TRY(esp_check_data_fits(&model->config, dataset, true));
-  const esp_loader_options loading = {.batch = options->batch, .normalisation = *normalisation, .example_limit = options->limit};
+  const esp_loader_options loading = {
+      .batch = options->batch, .normalisation = *normalisation, .example_limit = options->limit};
   esp_loader *loader;
   ESP_TRY(esp_loader_create(&loader, dataset, options->split, &loading, 0));
   esp_tape *tape = esp_tape_create();

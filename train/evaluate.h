@@ -19,17 +19,19 @@ typedef struct esp_evaluation {
 /* What an evaluation looks at, and who watches it. */
 typedef struct esp_evaluation_options {
   esp_split_name split;
-  int64_t batch, limit;       /* limit 0: all examples */
+  int64_t batch, limit;         /* limit 0: all examples */
   const esp_observer *observer; /* NULL: none */
 } esp_evaluation_options;
 
 /* Runs the model over the split in its own order, without augmentation. ESP_ERR_MISMATCH if images or classes are
  * not the model's, ESP_ERR_NOT_FINITE if the loss is not finite. */
-ESP_API esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset, const esp_normalisation *normalisation,
-                                const esp_evaluation_options *options, esp_evaluation *evaluation) ESP_MUST_CHECK;
+ESP_API esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset,
+                                const esp_normalisation *normalisation, const esp_evaluation_options *options,
+                                esp_evaluation *evaluation) ESP_MUST_CHECK;
 
 /* ESP_ERR_MISMATCH if the data's images (and, if `classes`, its number of classes) are not the model's. */
-ESP_API esp_status esp_check_data_fits(const esp_model_config *config, const esp_dataset *dataset, bool classes) ESP_MUST_CHECK;
+ESP_API esp_status esp_check_data_fits(const esp_model_config *config, const esp_dataset *dataset,
+                                       bool classes) ESP_MUST_CHECK;
 
 /* Images [count, H, W, C] of a batch as a leaf of the step; NULL if memory is short. */
 ESP_API esp_tensor *esp_batch_images(esp_tape *tape, const esp_batch *batch, const esp_model_config *config);

@@ -76,7 +76,8 @@ esp_status esp_metrics_open(esp_metrics **metrics, const char *folder, const esp
   *metrics = NULL;
   esp_metrics *made = esp_alloc(1, sizeof *made);
   if (!made) return ESP_ERR_MEMORY;
-  for (int i = 0; i < esp_model_moe_count(model); i++) made->blocks[made->block_count++] = esp_model_moe(model, i)->block;
+  for (int i = 0; i < esp_model_moe_count(model); i++)
+    made->blocks[made->block_count++] = esp_model_moe(model, i)->block;
   const esp_status status = open_file(made, folder, step);
   if (status != ESP_OK) {
     if (made->file) fclose(made->file);
@@ -101,8 +102,8 @@ esp_status esp_metrics_write_training(esp_metrics *metrics, int64_t step, double
 }
 
 esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, double epoch, const esp_evaluation *e) {
-  fprintf(metrics->file, "%lld,%.4f,test,%.6g,%.6g,,,,,%.6g,,,%.1f", (long long)step, epoch, e->loss, e->loss, e->accuracy,
-          e->seconds > 0 ? (double)e->examples / e->seconds : 0);
+  fprintf(metrics->file, "%lld,%.4f,test,%.6g,%.6g,,,,,%.6g,,,%.1f", (long long)step, epoch, e->loss, e->loss,
+          e->accuracy, e->seconds > 0 ? (double)e->examples / e->seconds : 0);
   for (int i = 0; i < metrics->block_count; i++) fputc(',', metrics->file);
   return fputc('\n', metrics->file) < 0 || fflush(metrics->file) != 0 ? failed(metrics) : ESP_OK;
 }

@@ -9,16 +9,23 @@ static const double seconds_between_drawings = 0.25, seconds_between_lines = 30;
 
 esp_progress_bar esp_progress_start(bool quiet, int64_t first_step, int64_t steps) {
   const double now = esp_seconds();
-  return (esp_progress_bar){.quiet = quiet, .terminal = isatty(STDERR_FILENO) != 0, .steps = steps, .first_step = first_step,
-                            .started = now, .shown = now, .test_accuracy = -1};
+  return (esp_progress_bar){.quiet = quiet,
+                            .terminal = isatty(STDERR_FILENO) != 0,
+                            .steps = steps,
+                            .first_step = first_step,
+                            .started = now,
+                            .shown = now,
+                            .test_accuracy = -1};
 }
 
 enum { TIME_SIZE = 32 };
 
 static void format_time(double seconds, char text[TIME_SIZE]) {
   const long total = (long)(seconds + 0.5);
-  if (total >= 3600) snprintf(text, TIME_SIZE, "%ld:%02ld:%02ld", total / 3600, total / 60 % 60, total % 60);
-  else snprintf(text, TIME_SIZE, "%ld:%02ld", total / 60, total % 60);
+  if (total >= 3600)
+    snprintf(text, TIME_SIZE, "%ld:%02ld:%02ld", total / 3600, total / 60 % 60, total % 60);
+  else
+    snprintf(text, TIME_SIZE, "%ld:%02ld", total / 60, total % 60);
 }
 
 static void draw(const esp_progress_bar *bar, int64_t step, double now) {
@@ -31,8 +38,8 @@ static void draw(const esp_progress_bar *bar, int64_t step, double now) {
   format_time(elapsed, done);
   format_time(here > 0 ? elapsed / (double)here * (double)rest : 0, left);
   fprintf(stderr, "%s%s step %lld/%lld  loss %.4f  accuracy %.1f %%  %.0f images/s  %s, %s left%s",
-          bar->terminal ? "\r\033[K" : "", cells, (long long)step, (long long)bar->steps, bar->loss, 100 * bar->accuracy,
-          bar->rate, done, left, bar->terminal ? "" : "\n");
+          bar->terminal ? "\r\033[K" : "", cells, (long long)step, (long long)bar->steps, bar->loss,
+          100 * bar->accuracy, bar->rate, done, left, bar->terminal ? "" : "\n");
 }
 
 void esp_progress_step(esp_progress_bar *bar, int64_t step) {
@@ -57,8 +64,10 @@ void esp_progress_evaluation(esp_progress_bar *bar, int64_t step, double epoch, 
   char elapsed[TIME_SIZE];
   format_time(esp_seconds() - bar->started, elapsed);
   bar->test_accuracy = e->accuracy;
-  esp_progress_note(bar, "epoch %6.2f  step %lld  train loss %.4f accuracy %.2f %%  test loss %.4f accuracy %.2f %%  %.0f images/s  %s",
-                    epoch, (long long)step, bar->loss, 100 * bar->accuracy, e->loss, 100 * e->accuracy, bar->rate, elapsed);
+  esp_progress_note(
+      bar,
+      "epoch %6.2f  step %lld  train loss %.4f accuracy %.2f %%  test loss %.4f accuracy %.2f %%  %.0f images/s  %s",
+      epoch, (long long)step, bar->loss, 100 * bar->accuracy, e->loss, 100 * e->accuracy, bar->rate, elapsed);
 }
 
 void esp_progress_end(esp_progress_bar *bar) {

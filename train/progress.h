@@ -23,7 +23,8 @@ ESP_API esp_progress_bar esp_progress_start(bool quiet, int64_t first_step, int6
 ESP_API void esp_progress_step(esp_progress_bar *bar, int64_t step);
 
 /* A line of its own after an evaluation. */
-ESP_API void esp_progress_evaluation(esp_progress_bar *bar, int64_t step, double epoch, const esp_evaluation *evaluation);
+ESP_API void esp_progress_evaluation(esp_progress_bar *bar, int64_t step, double epoch,
+                                     const esp_evaluation *evaluation);
 
 /* A line that says something else, above the bar. */
 ESP_API void esp_progress_note(esp_progress_bar *bar, const char *format, ...) ESP_PRINTF(2, 3);

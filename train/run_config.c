@@ -19,7 +19,8 @@ static const cyaml_schema_field_t training_fields[] = {
     CYAML_FIELD_FLOAT("evaluate_every", CYAML_FLAG_DEFAULT, esp_training_config, evaluate_every),
     CYAML_FIELD_INT("evaluate_examples", CYAML_FLAG_DEFAULT, esp_training_config, evaluate_examples),
     CYAML_FIELD_FLOAT("checkpoint_minutes", CYAML_FLAG_DEFAULT, esp_training_config, checkpoint_minutes),
-    CYAML_FIELD_INT("compression", CYAML_FLAG_DEFAULT, esp_training_config, compression), CYAML_FIELD_END};
+    CYAML_FIELD_INT("compression", CYAML_FLAG_DEFAULT, esp_training_config, compression),
+    CYAML_FIELD_END};
 
 static const cyaml_schema_field_t run_fields[] = {
     CYAML_FIELD_MAPPING("model", CYAML_FLAG_DEFAULT, esp_run_config, model, esp_model_fields),
@@ -30,9 +31,15 @@ static const cyaml_schema_field_t run_fields[] = {
 static const cyaml_schema_value_t run_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, esp_run_config, run_fields)};
 
 static esp_run_config defaults(void) {
-  return (esp_run_config){.model = esp_model_defaults, .optimizer = esp_optimizer_defaults,
-                          .training = {.epochs = 10, .batch = 128, .seed = 1, .log_every = 50, .evaluate_every = 1,
-                                       .checkpoint_minutes = 5, .compression = 1}};
+  return (esp_run_config){.model = esp_model_defaults,
+                          .optimizer = esp_optimizer_defaults,
+                          .training = {.epochs = 10,
+                                       .batch = 128,
+                                       .seed = 1,
+                                       .log_every = 50,
+                                       .evaluate_every = 1,
+                                       .checkpoint_minutes = 5,
+                                       .compression = 1}};
 }
 
 static esp_status check(const esp_run_config *config) {
@@ -41,10 +48,14 @@ static esp_status check(const esp_run_config *config) {
   const struct {
     const char *key;
     double value, least, most;
-  } ranges[] = {{"epochs", t->epochs, 0, 1e6},          {"batch", t->batch, 1, 65536},
-                {"label_smoothing", t->label_smoothing, 0, 0.999}, {"log_every", t->log_every, 1, 1e9},
-                {"evaluate_every", t->evaluate_every, 1e-3, 1e6}, {"evaluate_examples", t->evaluate_examples, 0, 1e9},
-                {"checkpoint_minutes", t->checkpoint_minutes, 0, 1e6}, {"compression", t->compression, 0, 9}};
+  } ranges[] = {{"epochs", t->epochs, 0, 1e6},
+                {"batch", t->batch, 1, 65536},
+                {"label_smoothing", t->label_smoothing, 0, 0.999},
+                {"log_every", t->log_every, 1, 1e9},
+                {"evaluate_every", t->evaluate_every, 1e-3, 1e6},
+                {"evaluate_examples", t->evaluate_examples, 0, 1e9},
+                {"checkpoint_minutes", t->checkpoint_minutes, 0, 1e6},
+                {"compression", t->compression, 0, 9}};
   for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
     if (!(ranges[i].value >= ranges[i].least && ranges[i].value <= ranges[i].most))
       return esp_fail(ESP_ERR_CONFIG, "training.%s is %g; it must lie in [%g, %g]", ranges[i].key, ranges[i].value,
@@ -60,11 +71,13 @@ esp_status esp_run_config_load(esp_run_config *config, const char *path, const c
   return check(config);
 }
 
-esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text, const char *const *overrides,
-                                size_t override_count) {
+esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text,
+                                const char *const *overrides, size_t override_count) {
   const esp_run_config base = defaults();
   ESP_TRY(esp_yaml_load(config, sizeof *config, &run_schema, &base, name, text, overrides, override_count));
   return check(config);
 }
 
-esp_status esp_run_config_save(char **text, const esp_run_config *config) { return esp_yaml_save(text, config, &run_schema); }
+esp_status esp_run_config_save(char **text, const esp_run_config *config) {
+  return esp_yaml_save(text, config, &run_schema);
+}

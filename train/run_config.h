@@ -15,12 +15,12 @@ typedef struct esp_training_config {
   int batch;
   uint64_t seed;
   double label_smoothing;
-  char freeze[256];         /* comma-separated patterns of parameter names that stay as they are */
-  int log_every;            /* steps between two rows of the metrics */
-  double evaluate_every;    /* epochs between two evaluations on the test split */
-  int evaluate_examples;    /* how many test images those look at; 0: all */
+  char freeze[256];          /* comma-separated patterns of parameter names that stay as they are */
+  int log_every;             /* steps between two rows of the metrics */
+  double evaluate_every;     /* epochs between two evaluations on the test split */
+  int evaluate_examples;     /* how many test images those look at; 0: all */
   double checkpoint_minutes; /* at most so long between two checkpoints; 0: only after evaluations */
-  int compression;          /* deflate level of checkpoints, 0..9 */
+  int compression;           /* deflate level of checkpoints, 0..9 */
 } esp_training_config;
 
 typedef struct esp_run_config {

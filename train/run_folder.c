@@ -12,7 +12,8 @@ bool esp_file_exists(const char *path) { return access(path, F_OK) == 0; }
 esp_status esp_folder_path(char path[ESP_PATH_SIZE], const char *folder, const char *name) {
   const int length = snprintf(path, ESP_PATH_SIZE, "%s/%s", folder, name);
   if (length >= 0 && length < ESP_PATH_SIZE) return ESP_OK;
-  return esp_fail(ESP_ERR_IO, "the path \"%.60s...\" is longer than %d letters; use a shorter one", folder, ESP_PATH_SIZE - 1);
+  return esp_fail(ESP_ERR_IO, "the path \"%.60s...\" is longer than %d letters; use a shorter one", folder,
+                  ESP_PATH_SIZE - 1);
 }
 
 static esp_status make_one(const char *folder) {

@@ -38,8 +38,11 @@ esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, e
   const double norm = esp_gradient_norm(model->parameters);
   if (!isfinite(norm)) return not_finite(tape, true, (int64_t)pass->step);
   esp_optimizer_step(optimizer, rate_share, norm);
-  *result = (esp_step_result){.loss = (double)loss->data[0], .task_loss = (double)task->data[0], .gradient_norm = norm,
-                              .correct = esp_count_correct(output.logits, batch->labels), .auxiliary = output.auxiliary};
+  *result = (esp_step_result){.loss = (double)loss->data[0],
+                              .task_loss = (double)task->data[0],
+                              .gradient_norm = norm,
+                              .correct = esp_count_correct(output.logits, batch->labels),
+                              .auxiliary = output.auxiliary};
   return ESP_OK;
 }
 
@@ -53,19 +56,17 @@ typedef struct run {
   esp_window window;
   esp_progress_bar bar;
   int64_t step, steps, batches_per_epoch;
-  int64_t saved_step;          /* in last.h5; -1: none */
-  double next_evaluation;      /* in epochs */
-  double last_checkpoint;      /* esp_seconds() */
-  double training_seconds;     /* of steps alone */
+  int64_t saved_step;      /* in last.h5; -1: none */
+  double next_evaluation;  /* in epochs */
+  double last_checkpoint;  /* esp_seconds() */
+  double training_seconds; /* of steps alone */
   int64_t images;
   esp_evaluation evaluation;
 } run;
 
 static double epoch_of(const run *r) { return (double)r->step / (double)r->batches_per_epoch; }
 
-static esp_history_entry *history_of(const run *r) {
-  return &r->job->info->history[r->job->info->history_count - 1];
-}
+static esp_history_entry *history_of(const run *r) { return &r->job->info->history[r->job->info->history_count - 1]; }
 
 static esp_status save(run *r, const char *name) {
   esp_checkpoint_info *info = r->job->info;
@@ -89,7 +90,8 @@ static esp_status close_window(run *r) {
   const esp_window *w = &r->window;
   if (w->steps == 0) return ESP_OK;
   const esp_run_config *config = r->job->config;
-  const double rate = config->optimizer.learning_rate * esp_schedule_share(&config->optimizer.schedule, r->step - 1, r->steps);
+  const double rate =
+      config->optimizer.learning_rate * esp_schedule_share(&config->optimizer.schedule, r->step - 1, r->steps);
   r->bar.loss = esp_window_mean(w, w->loss);
   r->bar.accuracy = w->correct / (double)w->images;
   r->bar.rate = (double)w->images / (esp_seconds() - w->started);
@@ -123,10 +125,12 @@ static esp_status do_step(run *r) {
   const esp_batch *batch;
   ESP_TRY(esp_loader_next(r->loader, &batch));
   const esp_observer observer = esp_window_observer(&r->window);
-  const esp_pass pass = {.training = true, .seed = config->training.seed, .step = (uint64_t)r->step, .observer = &observer};
+  const esp_pass pass = {
+      .training = true, .seed = config->training.seed, .step = (uint64_t)r->step, .observer = &observer};
   const double share = esp_schedule_share(&config->optimizer.schedule, r->step, r->steps);
   esp_step_result result;
-  ESP_TRY(esp_training_step(r->job->model, r->optimizer, r->tape, batch, &pass, config->training.label_smoothing, share, &result));
+  ESP_TRY(esp_training_step(r->job->model, r->optimizer, r->tape, batch, &pass, config->training.label_smoothing, share,
+                            &result));
   r->step++;
   esp_window *w = &r->window;
   w->steps++;
@@ -161,8 +165,8 @@ static esp_status after_step(run *r) {
 
 static esp_status explain_not_finite(const run *r) {
   if (r->saved_step < 0) return esp_fail(ESP_ERR_NOT_FINITE, "%s. There is no checkpoint yet", esp_error_message());
-  return esp_fail(ESP_ERR_NOT_FINITE, "%s. %s/" ESP_LAST_CHECKPOINT " holds the state after step %lld", esp_error_message(),
-                  r->job->folder, (long long)r->saved_step);
+  return esp_fail(ESP_ERR_NOT_FINITE, "%s. %s/" ESP_LAST_CHECKPOINT " holds the state after step %lld",
+                  esp_error_message(), r->job->folder, (long long)r->saved_step);
 }
 
 static esp_status loop(run *r) {
@@ -205,8 +209,11 @@ static esp_status prepare(run *r) {
   } else {
     job->info->progress = (esp_progress){.best_accuracy = -1};
   }
-  const esp_loader_options options = {.batch = config->training.batch, .shuffle = true, .drop_last = data->count[ESP_TRAIN] >= config->training.batch,
-                                      .augmentation = config->augmentation, .normalisation = job->info->normalisation,
+  const esp_loader_options options = {.batch = config->training.batch,
+                                      .shuffle = true,
+                                      .drop_last = data->count[ESP_TRAIN] >= config->training.batch,
+                                      .augmentation = config->augmentation,
+                                      .normalisation = job->info->normalisation,
                                       .seed = config->training.seed};
   ESP_TRY(esp_loader_create(&r->loader, job->dataset, ESP_TRAIN, &options, r->step));
   r->batches_per_epoch = esp_loader_batches_per_epoch(r->loader);
@@ -222,11 +229,15 @@ esp_status esp_train(const esp_training_job *job, esp_training_result *result) {
   const double start = esp_seconds();
   esp_status status = prepare(&r);
   if (status == ESP_OK) status = loop(&r);
-  *result = (esp_training_result){.final = r.evaluation, .best_accuracy = job->info->progress.best_accuracy,
-                                  .best_step = job->info->progress.best_step, .step = r.step, .steps = r.steps,
-                                  .seconds = esp_seconds() - start,
-                                  .images_per_second = r.training_seconds > 0 ? (double)r.images / r.training_seconds : 0,
-                                  .step_memory = r.tape ? esp_arena_capacity(esp_tape_arena(r.tape)) : 0};
+  *result =
+      (esp_training_result){.final = r.evaluation,
+                            .best_accuracy = job->info->progress.best_accuracy,
+                            .best_step = job->info->progress.best_step,
+                            .step = r.step,
+                            .steps = r.steps,
+                            .seconds = esp_seconds() - start,
+                            .images_per_second = r.training_seconds > 0 ? (double)r.images / r.training_seconds : 0,
+                            .step_memory = r.tape ? esp_arena_capacity(esp_tape_arena(r.tape)) : 0};
   const esp_status closed = esp_metrics_close(r.metrics);
   esp_tape_free(r.tape);
   esp_loader_close(r.loader);

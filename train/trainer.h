@@ -16,15 +16,15 @@ typedef struct esp_training_job {
   esp_model *model; /* trained in place; the caller's */
   const esp_dataset *dataset;
   const esp_run_config *config;
-  const char *folder;         /* of the run; it exists */
-  esp_checkpoint_info *info;  /* the last entry of its history is this training; kept up to date */
-  const char *resume_from;    /* checkpoint whose optimiser state and progress go on; NULL: from step 0 */
+  const char *folder;                /* of the run; it exists */
+  esp_checkpoint_info *info;         /* the last entry of its history is this training; kept up to date */
+  const char *resume_from;           /* checkpoint whose optimiser state and progress go on; NULL: from step 0 */
   const volatile sig_atomic_t *stop; /* set by a signal handler: end at the next safe point; NULL: never */
   bool quiet;
 } esp_training_job;
 
 typedef struct esp_training_result {
-  esp_evaluation final;     /* of the model as it is at the end */
+  esp_evaluation final; /* of the model as it is at the end */
   double best_accuracy;
   int64_t best_step, step, steps;
   double seconds;           /* of this process's part of the run */
@@ -48,8 +48,8 @@ typedef struct esp_step_result {
   esp_auxiliary_losses auxiliary;
 } esp_step_result;
 
-ESP_API esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, esp_tape *tape, const esp_batch *batch,
-                                     const esp_pass *pass, double smoothing, double rate_share,
+ESP_API esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, esp_tape *tape,
+                                     const esp_batch *batch, const esp_pass *pass, double smoothing, double rate_share,
                                      esp_step_result *result) ESP_MUST_CHECK;
 
 #ifdef __cplusplus

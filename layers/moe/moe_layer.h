@@ -25,7 +25,7 @@ typedef struct esp_moe {
 typedef struct esp_moe_record {
   const esp_moe *layer;
   const esp_routing *routing;
-  const esp_tensor *input, *output; /* [T, width] */
+  const esp_tensor *input, *output;  /* [T, width] */
   const esp_tensor *logits, *scores; /* [T, experts] */
   const esp_tensor *gates;           /* [T, k] */
   esp_bank_trace experts;            /* [rows, ...], rows as in `routing` */
@@ -40,8 +40,8 @@ typedef struct esp_observer {
 
 /* What a forward pass depends on besides the parameters. */
 typedef struct esp_pass {
-  bool training; /* noise and dropout on */
-  uint64_t seed, step; /* key of the random streams */
+  bool training;                /* noise and dropout on */
+  uint64_t seed, step;          /* key of the random streams */
   const esp_observer *observer; /* NULL: none */
 } esp_pass;
 

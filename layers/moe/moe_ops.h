@@ -39,17 +39,18 @@ ESP_API int esp_routable_experts(const esp_expert_layout *layout);
 typedef struct esp_routing {
   int64_t tokens;
   int k, experts, stored;
-  int64_t rows;            /* slots that go to a stored expert */
-  const int32_t *choice;   /* [tokens, k] logical expert of each slot, best first */
-  const int32_t *row;      /* [tokens, k] its row, -1 if it goes to a zero expert */
-  const int32_t *slot;     /* [rows] the slot of each row */
+  int64_t rows;             /* slots that go to a stored expert */
+  const int32_t *choice;    /* [tokens, k] logical expert of each slot, best first */
+  const int32_t *row;       /* [tokens, k] its row, -1 if it goes to a zero expert */
+  const int32_t *slot;      /* [rows] the slot of each row */
   const int64_t *first_row; /* [stored + 1] where each stored expert's rows begin */
-  const int64_t *wanted;   /* [experts] slots that chose each logical expert */
+  const int64_t *wanted;    /* [experts] slots that chose each logical expert */
 } esp_routing;
 
 /* Token-choice routing of logits [T, experts]. Returns gates [T, k]; *scores becomes the scores over all experts
  * [T, experts] (for the balance loss), *routing the decisions. Ties go to the lower index. In training, noise of
  * standard deviation config->noise / experts, keyed by (seed, stream), is added to the logits before all else.
+ * `layout` must outlive the step.
  * Selected scores: raw, renormalised, or taken over the selected logits only, as `config` says. */
 ESP_API esp_tensor *esp_route(esp_tape *tape, esp_tensor *logits, int k, const esp_router_config *config,
                               const esp_expert_layout *layout, bool training, uint64_t seed, uint64_t stream,
@@ -60,7 +61,7 @@ ESP_API esp_tensor *esp_dispatch(esp_tape *tape, esp_tensor *x, const esp_routin
 
 /* Each group of rows times its own matrix. x [rows, in]; first_row [groups + 1]; bank [groups, out, in] if
  * `transpose` (y = x W^T), else [groups, in, out] (y = x W); bias [groups, out] or NULL -> [rows, out].
- * With one group bank and bias may lack the first dimension. */
+ * With one group bank and bias may lack the first dimension. `first_row` must outlive the step. */
 ESP_API esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
                                     const int64_t *first_row, int64_t groups);
 

@@ -85,7 +85,8 @@ static void select_rows(void *context, int64_t begin, int64_t end) {
 }
 
 static void neuron_forward(esp_node *node) {
-  esp_parallel_for(esp_tensor_rows(node->inputs[0]), esp_row_grain(esp_tensor_columns(node->inputs[0])), select_rows, node);
+  esp_parallel_for(esp_tensor_rows(node->inputs[0]), esp_row_grain(esp_tensor_columns(node->inputs[0])), select_rows,
+                   node);
 }
 
 typedef struct mask_gradient {
@@ -106,13 +107,15 @@ static void neuron_backward(esp_node *node) {
   mask_gradient g = {.node = node};
   g.dh = esp_grad(node->inputs[0], &g.accumulate);
   if (!g.dh) return;
-  esp_parallel_for(esp_tensor_rows(node->inputs[0]), esp_row_grain(esp_tensor_columns(node->inputs[0])), mask_gradient_rows, &g);
+  esp_parallel_for(esp_tensor_rows(node->inputs[0]), esp_row_grain(esp_tensor_columns(node->inputs[0])),
+                   mask_gradient_rows, &g);
 }
 
 static esp_cost neuron_cost(const esp_node *node) { return esp_cost_elementwise(node, MAGNITUDE_BITS); }
 
-const esp_op esp_op_neuron_top_k = {"neuron top-k", neuron_plan, neuron_forward, neuron_backward,
-                                    neuron_cost,    {1e-6, 1e-6, "two magnitudes at the edge of the selection are equal"}};
+const esp_op esp_op_neuron_top_k = {
+    "neuron top-k",  neuron_plan, neuron_forward,
+    neuron_backward, neuron_cost, {1e-6, 1e-6, "two magnitudes at the edge of the selection are equal"}};
 
 esp_tensor *esp_neuron_top_k(esp_tape *tape, esp_tensor *h, esp_tensor *pre, int64_t kept) {
   return esp_tape_apply(tape, &esp_op_neuron_top_k, (esp_tensor *[]){h, pre}, 2, &(neuron_attributes){kept},

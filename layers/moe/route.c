@@ -69,8 +69,10 @@ static void sigmoid_in_place(esp_real *z, int count) {
 }
 
 static void score_in_place(const route_attributes *at, esp_real *z, int count) {
-  if (at->config.score == ESP_SCORE_SOFTMAX) softmax_in_place(z, count);
-  else sigmoid_in_place(z, count);
+  if (at->config.score == ESP_SCORE_SOFTMAX)
+    softmax_in_place(z, count);
+  else
+    sigmoid_in_place(z, count);
 }
 
 /* The gates of one token, from its noisy logits (selected only) or its scores. Returns S. */
@@ -147,9 +149,12 @@ static void gate_gradient(const esp_node *node, int64_t t, esp_real *dscores, es
     const int32_t expert = at->choice[t * at->k + i];
     const esp_real draw = at->config.renormalise ? (dgates[i] - dot) / sum : dgates[i]; /* d raw score */
     const esp_real raw = at->config.renormalise ? gates[i] * sum : gates[i];
-    if (!selected) dscores[expert] += draw;
-    else if (softmax) dlogits[expert] += gates[i] * (dgates[i] - dot); /* the scores sum to 1, renormalised or not */
-    else dlogits[expert] += draw * raw * (1 - raw);
+    if (!selected)
+      dscores[expert] += draw;
+    else if (softmax)
+      dlogits[expert] += gates[i] * (dgates[i] - dot); /* the scores sum to 1, renormalised or not */
+    else
+      dlogits[expert] += draw * raw * (1 - raw);
   }
 }
 
@@ -186,18 +191,27 @@ static esp_cost route_cost(const esp_node *node) {
   return esp_cost_elementwise(node, 8.0 * (double)esp_tensor_columns(node->inputs[0]));
 }
 
-const esp_op esp_op_route = {"route", route_plan, route_forward, route_backward,
-                             route_cost, {1e-5, 1e-7, "two logits at the edge of the selection are equal"}};
+const esp_op esp_op_route = {"route",       route_plan,
+                             route_forward, route_backward,
+                             route_cost,    {1e-5, 1e-7, "two logits at the edge of the selection are equal"}};
 
-static esp_routing *take_routing(esp_tape *tape, int64_t tokens, int k, const esp_expert_layout *layout, int32_t *choice) {
+static esp_routing *take_routing(esp_tape *tape, int64_t tokens, int k, const esp_expert_layout *layout,
+                                 int32_t *choice) {
   const size_t slots = (size_t)tokens * (size_t)k;
   esp_routing *routing = esp_tape_take(tape, sizeof *routing);
   int32_t *row = esp_tape_take(tape, slots * sizeof *row), *slot = esp_tape_take(tape, slots * sizeof *slot);
   int64_t *first = esp_tape_take(tape, (size_t)(layout->stored + 1) * sizeof *first);
   int64_t *wanted = esp_tape_take(tape, (size_t)layout->experts * sizeof *wanted);
   if (!routing || !row || !slot || !first || !wanted) return NULL;
-  *routing = (esp_routing){.tokens = tokens, .k = k, .experts = layout->experts, .stored = layout->stored,
-                           .choice = choice, .row = row, .slot = slot, .first_row = first, .wanted = wanted};
+  *routing = (esp_routing){.tokens = tokens,
+                           .k = k,
+                           .experts = layout->experts,
+                           .stored = layout->stored,
+                           .choice = choice,
+                           .row = row,
+                           .slot = slot,
+                           .first_row = first,
+                           .wanted = wanted};
   return routing;
 }
 
@@ -211,8 +225,13 @@ esp_tensor *esp_route(esp_tape *tape, esp_tensor *logits, int k, const esp_route
   int32_t *choice = esp_tape_take(tape, (size_t)tokens * (size_t)k * sizeof *choice);
   esp_routing *made = choice ? take_routing(tape, tokens, k, layout, choice) : NULL;
   if (!made) return NULL;
-  const route_attributes at = {.layout = layout, .config = *config, .k = k, .seed = seed, .stream = stream,
-                               .noise_deviation = training ? config->noise / layout->experts : 0, .routing = made,
+  const route_attributes at = {.layout = layout,
+                               .config = *config,
+                               .k = k,
+                               .seed = seed,
+                               .stream = stream,
+                               .noise_deviation = training ? config->noise / layout->experts : 0,
+                               .routing = made,
                                .choice = choice};
   esp_node *node = esp_tape_run(tape, &esp_op_route, &logits, 1, &at, sizeof at);
   if (!node) return NULL;

@@ -14,8 +14,9 @@ static esp_cost loss_cost(const esp_node *node) {
 
 static void balance_plan(esp_node *node) {
   const loss_attributes *at = node->attributes;
-  esp_require(node, esp_tensor_rows(node->inputs[0]) == at->routing->tokens &&
-                        esp_tensor_columns(node->inputs[0]) == at->routing->experts,
+  esp_require(node,
+              esp_tensor_rows(node->inputs[0]) == at->routing->tokens &&
+                  esp_tensor_columns(node->inputs[0]) == at->routing->experts,
               "needs scores [tokens, experts]");
   esp_plan_scalar(node);
 }
@@ -54,10 +55,12 @@ static void balance_backward(esp_node *node) {
     }
 }
 
-const esp_op esp_op_balance_loss = {"balance loss",   balance_plan, balance_forward,
-                                    balance_backward, loss_cost,    {1e-5, 1e-7, "the shares F change where routing does"}};
+const esp_op esp_op_balance_loss = {"balance loss",  balance_plan,
+                                    balance_forward, balance_backward,
+                                    loss_cost,       {1e-5, 1e-7, "the shares F change where routing does"}};
 
-esp_tensor *esp_balance_loss(esp_tape *tape, esp_tensor *scores, const esp_routing *routing, const esp_expert_layout *layout) {
+esp_tensor *esp_balance_loss(esp_tape *tape, esp_tensor *scores, const esp_routing *routing,
+                             const esp_expert_layout *layout) {
   const loss_attributes at = {routing, esp_routable_experts(layout)};
   return esp_tape_apply(tape, &esp_op_balance_loss, &scores, 1, &at, sizeof at);
 }
