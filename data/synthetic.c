@@ -14,7 +14,7 @@ enum { BROAD_TRAIN = 20000, BROAD_TEST = 2000, NARROW_TRAIN = 5000, NARROW_TEST 
 enum { LEAST_CONTRAST = 150, SHADING = 24, MOST_LINES = 2, NOISE = 20, OPAQUE = 256 };
 
 static const uint64_t image_seed = 0x657370616c696572u; /* part of the data set: changing it makes another one */
-static const char version[] = "synthetic-1";
+static const char broad_version[] = "synthetic-1", narrow_version[] = "synthetic-narrow-1";
 
 typedef enum primitive { DISCS, RING, BOXES, TRIANGLE, STRIPES, CHECKS } primitive;
 
@@ -304,7 +304,7 @@ esp_status esp_read_synthetic(esp_dataset *dataset, const char *path) {
   if (narrow && strcmp(path, "narrow") != 0)
     return esp_fail(ESP_ERR_USAGE, "there is no 'synthetic:%s'; expected synthetic or synthetic:narrow", path);
   dataset->info.name = narrow ? "synthetic:narrow" : "synthetic";
-  dataset->info.digest = version;
+  dataset->info.digest = narrow ? narrow_version : broad_version;
   dataset->info.note = "mirroring turns some classes into others (rising and falling stripes): train without flip";
   dataset->info.classes = narrow ? NARROW_CLASSES : CLASSES;
   ESP_TRY(name_classes(dataset, narrow ? NARROW_FIRST : 0));

@@ -41,6 +41,7 @@ static void test_same_bytes_everywhere(void **state) {
   (void)state;
   esp_dataset *const broad = open_set("synthetic"), *const narrow = open_set("synthetic:narrow");
   assert_string_equal(esp_dataset_info_of(broad)->digest, "synthetic-1");
+  assert_string_equal(esp_dataset_info_of(narrow)->digest, "synthetic-narrow-1");
   assert_true(digest(broad, ESP_TRAIN) == 0xba67922a363ff80bu);
   assert_true(digest(broad, ESP_TEST) == 0xb4e7a158fd963424u);
   assert_true(digest(narrow, ESP_TRAIN) == 0x9474ccdf8c58cd17u);
