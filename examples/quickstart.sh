@@ -20,4 +20,4 @@ echo
 bash examples/prune_table.sh "$out/pretrained" "$out/finetuned" synthetic:narrow "$out/pruned" 0.5 0.25 0.5 0.75
 echo
 echo "pretrained on synthetic: $(jq -r '.accuracy * 10000 | round / 100' "$out/pretrained/results.json") % test accuracy"
-echo "Everything is in $out: config.yaml, metrics.csv, results.json and checkpoints of each run, finetuned/finetuned/measured/*.csv, pruned/pruning.csv"
+echo "Everything is in $out: config.yaml, metrics.csv, results.json and checkpoints of each run, finetuned/measured/*.csv, pruned/pruning.csv"
