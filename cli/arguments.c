@@ -16,7 +16,7 @@ typedef struct option {
 
 static const option option_table[] = {
     {"--data", "DATA", "synthetic, NAME or NAME:PATH; `espalier data list` shows the names", TEXT(data)},
-    {"--out", "RUN", "folder (or, where one model is written, .h5 file) for what is made", TEXT(out)},
+    {"--out", "RUN", "folder for what is made (prune: or an .h5 file; data preview: a .png file)", TEXT(out)},
     {"--set", "KEY=VALUE", "overrides a setting, e.g. --set model.moe.experts=16; may be repeated", 0},
     {"--resume", NULL, "continues an interrupted run with the same bits", TEXT(resume)},
     {"--reference", "RUN|CKPT", "the model from before finetuning", TEXT(reference)},

@@ -227,16 +227,6 @@ static esp_status start_pretraining(training *t) {
   return start_history(t, "");
 }
 
-int run_pretrain(const arguments *a) {
-  training t = {.a = a, .action = "pretrain"};
-  esp_training_result result = {.step = 0};
-  esp_status status = open_data(&t.dataset, a);
-  if (status == ESP_OK) status = check_folder(&t);
-  if (status == ESP_OK) status = t.resumes ? resume(&t) : start_pretraining(&t);
-  if (status == ESP_OK) status = train(&t, &result);
-  return finish(&t, status, &result);
-}
-
 static esp_status wants_new_head(const training *t, const esp_model *source, bool *anew) {
   const char *when = t->a->new_head ? t->a->new_head : "auto";
   const bool differs = source->config.classes != esp_dataset_info_of(t->dataset)->classes;
@@ -289,12 +279,17 @@ static esp_status start_finetuning(training *t) {
   return status;
 }
 
-int run_finetune(const arguments *a) {
-  training t = {.a = a, .action = "finetune"};
+/* Both commands; `start` makes the model of a run that is not resumed. */
+static int run_training(const arguments *a, const char *action, esp_status (*start)(training *)) {
+  training t = {.a = a, .action = action};
   esp_training_result result = {.step = 0};
   esp_status status = open_data(&t.dataset, a);
   if (status == ESP_OK) status = check_folder(&t);
-  if (status == ESP_OK) status = t.resumes ? resume(&t) : start_finetuning(&t);
+  if (status == ESP_OK) status = t.resumes ? resume(&t) : start(&t);
   if (status == ESP_OK) status = train(&t, &result);
   return finish(&t, status, &result);
 }
+
+int run_pretrain(const arguments *a) { return run_training(a, "pretrain", start_pretraining); }
+
+int run_finetune(const arguments *a) { return run_training(a, "finetune", start_finetuning); }
