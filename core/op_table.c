@@ -15,5 +15,7 @@ const esp_op *const esp_core_ops[] = {
     &esp_op_attention,   &esp_op_mean_tokens,
     &esp_op_mean,        &esp_op_reshape,
     &esp_op_gather_rows, &esp_op_scatter_rows,
-    &esp_op_top_k,       NULL,
+    &esp_op_top_k,       &esp_op_unit_rows,
+    &esp_op_tile,        &esp_op_log_mean_probability,
+    NULL,
 };

@@ -49,6 +49,10 @@ ESP_API esp_tensor *esp_dropout(esp_tape *tape, esp_tensor *x, double rate, uint
 ESP_API esp_tensor *esp_softmax(esp_tape *tape, esp_tensor *x);     /* over the last dimension */
 ESP_API esp_tensor *esp_log_softmax(esp_tape *tape, esp_tensor *x); /* over the last dimension */
 
+/* The prediction of an ensemble: log of the mean over members of softmax(x), x [members N, C] member after member ->
+ * [N, C]. With one member x itself. */
+ESP_API esp_tensor *esp_log_mean_probability(esp_tape *tape, esp_tensor *x, int64_t members);
+
 /* What a row should have been. All arrays have one entry per row and must outlive the step. */
 typedef struct esp_targets {
   const int32_t *labels;
@@ -67,6 +71,9 @@ ESP_API esp_tensor *esp_layer_norm(esp_tape *tape, esp_tensor *x, esp_tensor *ga
 
 /* x / sqrt(mean(x^2) + epsilon) * gain, over the last dimension (Zhang and Sennrich, arXiv 1910.07467). */
 ESP_API esp_tensor *esp_rms_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, double epsilon);
+
+/* Each row over its Euclidean length, over the last dimension; the length counts as at least 1e-6. */
+ESP_API esp_tensor *esp_unit_rows(esp_tape *tape, esp_tensor *x);
 
 /* --- images -------------------------------------------------------------------------------------------- */
 
@@ -94,6 +101,9 @@ ESP_API esp_tensor *esp_attention(esp_tape *tape, esp_tensor *qkv, int64_t heads
 
 /* The mean over the middle dimension: [N, T, C] -> [N, C]. */
 ESP_API esp_tensor *esp_mean_tokens(esp_tape *tape, esp_tensor *x);
+
+/* x [N, ..] `times` times one after another: [times N, ..]. Once: x itself. */
+ESP_API esp_tensor *esp_tile(esp_tape *tape, esp_tensor *x, int64_t times);
 
 /* The mean of all elements -> [1]. */
 ESP_API esp_tensor *esp_mean(esp_tape *tape, esp_tensor *x);

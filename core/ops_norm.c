@@ -173,3 +173,65 @@ esp_tensor *esp_rms_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, double
   return esp_tape_apply(tape, &esp_op_rms_norm, (esp_tensor *[]){x, gain}, 2, &(norm_attributes){epsilon},
                         sizeof(norm_attributes));
 }
+
+/* --- unit rows: y = x r, r = 1 / sqrt(sum(x^2) + 1e-12);  dx = r (dy - y <dy, y>) ------------------------------ */
+
+static void unit_plan(esp_node *node) { esp_plan_same(node); }
+
+static esp_real inverse_length(const esp_real *restrict x, int64_t columns) {
+  esp_real squares = 0;
+  ESP_SUMS(squares)
+  for (int64_t j = 0; j < columns; j++) squares += x[j] * x[j];
+  return 1 / esp_sqrt(squares + (esp_real)1e-12);
+}
+
+ESP_HOT static void unit_rows(void *context, int64_t begin, int64_t end) {
+  const esp_node *node = context;
+  const int64_t columns = esp_tensor_columns(node->inputs[0]);
+  for (int64_t r = begin; r < end; r++) {
+    const esp_real *restrict x = node->inputs[0]->data + r * columns;
+    esp_real *restrict y = node->outputs[0]->data + r * columns;
+    const esp_real inverse = inverse_length(x, columns);
+    for (int64_t j = 0; j < columns; j++) y[j] = x[j] * inverse;
+  }
+}
+
+static void unit_forward(esp_node *node) {
+  const esp_tensor *x = node->inputs[0];
+  esp_parallel_for(esp_tensor_rows(x), esp_row_grain(esp_tensor_columns(x)), unit_rows, node);
+}
+
+typedef struct unit_gradient {
+  const esp_node *node;
+  esp_real *dx;
+  bool accumulate;
+} unit_gradient;
+
+ESP_HOT static void unit_gradient_rows(void *context, int64_t begin, int64_t end) {
+  const unit_gradient *g = context;
+  const int64_t columns = esp_tensor_columns(g->node->inputs[0]);
+  for (int64_t r = begin; r < end; r++) {
+    const esp_real *restrict y = g->node->outputs[0]->data + r * columns;
+    const esp_real *restrict dy = g->node->outputs[0]->grad + r * columns;
+    esp_real *restrict dx = g->dx + r * columns;
+    const esp_real inverse = inverse_length(g->node->inputs[0]->data + r * columns, columns);
+    esp_real dot = 0;
+    ESP_SUMS(dot)
+    for (int64_t j = 0; j < columns; j++) dot += dy[j] * y[j];
+    if (!g->accumulate) memset(dx, 0, (size_t)columns * sizeof *dx);
+    for (int64_t j = 0; j < columns; j++) dx[j] += inverse * (dy[j] - y[j] * dot);
+  }
+}
+
+static void unit_backward(esp_node *node) {
+  unit_gradient g = {.node = node};
+  g.dx = esp_grad(node->inputs[0], &g.accumulate);
+  esp_parallel_for(esp_tensor_rows(node->inputs[0]), esp_row_grain(esp_tensor_columns(node->inputs[0])),
+                   unit_gradient_rows, &g);
+}
+
+const esp_op esp_op_unit_rows = {"unit rows", unit_plan, unit_forward, unit_backward, norm_cost, {1e-5, 1e-7, NULL}};
+
+esp_tensor *esp_unit_rows(esp_tape *tape, esp_tensor *x) {
+  return esp_tape_apply(tape, &esp_op_unit_rows, &x, 1, NULL, 0);
+}

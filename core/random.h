@@ -22,7 +22,8 @@ typedef enum esp_purpose {
   ESP_PURPOSE_DROPOUT,      /* index = step and layer */
   ESP_PURPOSE_SYNTHETIC,    /* index = sample */
   ESP_PURPOSE_PRUNE,        /* index = layer */
-  ESP_PURPOSE_TEST
+  ESP_PURPOSE_TEST,
+  ESP_PURPOSE_ROUTER_HASH /* index = block */
 } esp_purpose;
 
 typedef struct esp_random {

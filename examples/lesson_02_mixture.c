@@ -33,11 +33,12 @@ int main(void) {
   esp_expert_layout_full(&layout, EXPERTS);
   const esp_router_config config = {.score = ESP_SCORE_SOFTMAX, .renormalise = true};
 
-  const esp_routing *routing;
-  esp_tensor *scores;
   esp_tensor *logits = esp_linear_map(tape, &tokens, &router, NULL);
-  esp_tensor *gates = esp_route(tape, logits, TOP_K, &config, &layout, false, 0, 0, &scores, &routing);
+  const esp_route_request request = esp_plain_request(&config, &layout, TOP_K, TOKENS);
+  esp_routed routed = {0};
+  esp_tensor *gates = esp_route(tape, logits, &request, &routed);
   if (!gates) return 1;
+  const esp_routing *routing = routed.routing;
   for (int t = 0; t < TOKENS; t++)
     printf("token (%2.0f, %2.0f): expert %d with gate %.3f, expert %d with gate %.3f\n", (double)token_data[2 * t],
            (double)token_data[2 * t + 1], routing->choice[2 * t], (double)gates->data[2 * t],

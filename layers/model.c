@@ -92,14 +92,41 @@ static esp_tensor *run_block(const esp_model *model, int index, esp_tape *tape, 
   return esp_add(tape, x, drop(model, tape, y, pass, 2 * index + 1));
 }
 
+/* The block before which an E3 repeats its tokens, one copy a member: the first mixture. */
+static int first_mixture(const esp_model *model) {
+  int index = 0;
+  while (index < model->config.blocks && model->blocks[index].kind == ESP_LAYER_DENSE) index++;
+  return index;
+}
+
 esp_model_output esp_model_forward(const esp_model *model, esp_tape *tape, esp_tensor *images, const esp_pass *pass) {
-  esp_model_output output = {.logits = NULL};
+  esp_model_output output = {.members = 1};
   esp_tensor *x = esp_stem_forward(&model->stem, tape, images);
-  for (int i = 0; i < model->config.blocks; i++) x = run_block(model, i, tape, x, pass, &output.auxiliary);
+  const int tiled = first_mixture(model);
+  for (int i = 0; i < model->config.blocks; i++) {
+    if (i == tiled) {
+      output.members = model->config.moe.members;
+      x = esp_tile(tape, x, output.members);
+    }
+    x = run_block(model, i, tape, x, pass, &output.auxiliary);
+  }
   esp_tape_scope(tape, "head");
   x = esp_norm_forward(&model->norm, tape, esp_mean_tokens(tape, x));
   output.logits = esp_linear_forward(&model->head, tape, x);
   return output;
+}
+
+esp_tensor *esp_ensemble_prediction(esp_tape *tape, const esp_model_output *output) {
+  return esp_log_mean_probability(tape, output->logits, output->members);
+}
+
+void esp_model_update_router_biases(const esp_model *model, const esp_auxiliary_losses *auxiliary) {
+  for (int i = 0; i < esp_model_moe_count(model); i++) {
+    const esp_moe *moe = esp_model_moe(model, i);
+    if (moe->router_bias && auxiliary->routing[moe->block])
+      esp_router_bias_update(moe->router_bias->data, auxiliary->routing[moe->block], &moe->layout,
+                             moe->config.router.bias_rate);
+  }
 }
 
 esp_tensor *esp_total_loss(esp_tape *tape, esp_tensor *task, const esp_auxiliary_losses *auxiliary) {

@@ -29,7 +29,8 @@ typedef struct esp_model {
 
 /* What a forward pass yields; all in the step arena. */
 typedef struct esp_model_output {
-  esp_tensor *logits; /* [N, classes]; NULL if the tape failed */
+  esp_tensor *logits; /* [members N, classes], member after member; NULL if the tape failed */
+  int members;        /* 1 but with E3 */
   esp_auxiliary_losses auxiliary;
 } esp_model_output;
 
@@ -42,6 +43,13 @@ ESP_API void esp_model_free(esp_model *model);
 /* images [N, H, W, C], normalised. */
 ESP_API esp_model_output esp_model_forward(const esp_model *model, esp_tape *tape, esp_tensor *images,
                                            const esp_pass *pass);
+
+/* The prediction of an ensemble: log of the mean over members of softmax(logits [members N, classes]) -> [N, classes];
+ * its softmax is the mean probability. With one member the logits themselves. */
+ESP_API esp_tensor *esp_ensemble_prediction(esp_tape *tape, const esp_model_output *output);
+
+/* Moves the selection biases after a training step, where the layers have some (esp_router_bias_update()). */
+ESP_API void esp_model_update_router_biases(const esp_model *model, const esp_auxiliary_losses *auxiliary);
 
 /* task + sum of weight x raw over the auxiliary losses -> [1]. */
 ESP_API esp_tensor *esp_total_loss(esp_tape *tape, esp_tensor *task, const esp_auxiliary_losses *auxiliary);

@@ -1,7 +1,9 @@
 #include <espalier/model_schema.h>
+#include <espalier/router.h>
 #include <espalier/yaml.h>
 
 #include <math.h>
+#include <stdio.h>
 
 static const cyaml_strval_t stem_names[] = {
     {"patch", ESP_STEM_PATCH}, {"convolution", ESP_STEM_CONVOLUTION}, {"flatten", ESP_STEM_FLATTEN}};
@@ -13,20 +15,37 @@ static const cyaml_strval_t activation_names[] = {
 static const cyaml_strval_t layer_names[] = {{"dense", ESP_LAYER_DENSE}, {"moe", ESP_LAYER_MOE}, {"mone", ESP_LAYER_MONE}};
 static const cyaml_strval_t score_names[] = {{"softmax", ESP_SCORE_SOFTMAX}, {"sigmoid", ESP_SCORE_SIGMOID}};
 
+static const cyaml_strval_t policy_names[] = {{"token_choice", ESP_ROUTER_TOKEN_CHOICE}, {"expert_choice", ESP_ROUTER_EXPERT_CHOICE}, {"soft", ESP_ROUTER_SOFT}, {"hash", ESP_ROUTER_HASH}, {"even", ESP_ROUTER_EVEN}};
+static const cyaml_strval_t balance_names[] = {{"all_choices", ESP_BALANCE_ALL_CHOICES}, {"first_choice", ESP_BALANCE_FIRST_CHOICE}};
+
 static const cyaml_schema_value_t int_entry = {CYAML_VALUE_INT(CYAML_FLAG_DEFAULT, int)};
 static const cyaml_schema_value_t layer_entry = {CYAML_VALUE_ENUM(CYAML_FLAG_STRICT, esp_layer_kind, layer_names, CYAML_ARRAY_LEN(layer_names))};
 
 static const cyaml_schema_field_t router_fields[] = {
+    CYAML_FIELD_ENUM("policy", CYAML_FLAG_STRICT, esp_router_config, policy, policy_names, CYAML_ARRAY_LEN(policy_names)),
     CYAML_FIELD_ENUM("score", CYAML_FLAG_STRICT, esp_router_config, score, score_names, CYAML_ARRAY_LEN(score_names)),
     CYAML_FIELD_BOOL("score_selected_only", CYAML_FLAG_DEFAULT, esp_router_config, score_selected_only),
     CYAML_FIELD_BOOL("renormalise", CYAML_FLAG_DEFAULT, esp_router_config, renormalise),
+    CYAML_FIELD_BOOL("cosine", CYAML_FLAG_DEFAULT, esp_router_config, cosine),
+    CYAML_FIELD_FLOAT("temperature", CYAML_FLAG_DEFAULT, esp_router_config, temperature),
     CYAML_FIELD_FLOAT("noise", CYAML_FLAG_DEFAULT, esp_router_config, noise),
+    CYAML_FIELD_FLOAT("bias_rate", CYAML_FLAG_DEFAULT, esp_router_config, bias_rate),
+    CYAML_FIELD_FLOAT("capacity", CYAML_FLAG_DEFAULT, esp_router_config, capacity),
+    CYAML_FIELD_FLOAT("evaluation_capacity", CYAML_FLAG_DEFAULT, esp_router_config, evaluation_capacity),
+    CYAML_FIELD_BOOL("batch_priority", CYAML_FLAG_DEFAULT, esp_router_config, batch_priority),
+    CYAML_FIELD_INT("group_images", CYAML_FLAG_DEFAULT, esp_router_config, group_images),
+    CYAML_FIELD_INT("slots", CYAML_FLAG_DEFAULT, esp_router_config, slots),
+    CYAML_FIELD_ENUM("balance", CYAML_FLAG_STRICT, esp_router_config, balance, balance_names, CYAML_ARRAY_LEN(balance_names)),
     CYAML_FIELD_FLOAT("balance_weight", CYAML_FLAG_DEFAULT, esp_router_config, balance_weight),
-    CYAML_FIELD_FLOAT("z_weight", CYAML_FLAG_DEFAULT, esp_router_config, z_weight), CYAML_FIELD_END};
+    CYAML_FIELD_FLOAT("importance_weight", CYAML_FLAG_DEFAULT, esp_router_config, importance_weight),
+    CYAML_FIELD_FLOAT("load_weight", CYAML_FLAG_DEFAULT, esp_router_config, load_weight),
+    CYAML_FIELD_FLOAT("z_weight", CYAML_FLAG_DEFAULT, esp_router_config, z_weight),
+    CYAML_FIELD_FLOAT("entropy_weight", CYAML_FLAG_DEFAULT, esp_router_config, entropy_weight), CYAML_FIELD_END};
 
 static const cyaml_schema_field_t moe_fields[] = {
     CYAML_FIELD_INT("experts", CYAML_FLAG_DEFAULT, esp_moe_config, experts),
     CYAML_FIELD_INT("top_k", CYAML_FLAG_DEFAULT, esp_moe_config, top_k),
+    CYAML_FIELD_INT("members", CYAML_FLAG_DEFAULT, esp_moe_config, members),
     CYAML_FIELD_INT("hidden", CYAML_FLAG_DEFAULT, esp_moe_config, hidden),
     CYAML_FIELD_INT("shared_hidden", CYAML_FLAG_DEFAULT, esp_moe_config, shared_hidden),
     CYAML_FIELD_FLOAT("neurons_kept", CYAML_FLAG_DEFAULT, esp_moe_config, neurons_kept),
@@ -72,8 +91,9 @@ const esp_model_config esp_model_defaults = {
     .norm = ESP_NORM_LAYER,
     .feed_forward = {.activation = ESP_ACTIVATION_SWIGLU, .hidden = 512},
     .layers = {ESP_LAYER_DENSE, ESP_LAYER_MOE}, .layers_count = 2,
-    .moe = {.experts = 8, .top_k = 2, .hidden = 384, .neurons_kept = 0.5,
-            .router = {.score = ESP_SCORE_SOFTMAX, .renormalise = true, .balance_weight = 0.01}},
+    .moe = {.experts = 8, .top_k = 2, .members = 1, .hidden = 384, .neurons_kept = 0.5,
+            .router = {.score = ESP_SCORE_SOFTMAX, .renormalise = true, .temperature = 0.1, .group_images = 8,
+                       .balance_weight = 0.01}},
 };
 
 esp_layer_kind esp_layer_kind_of(const esp_model_config *config, int index) {
@@ -172,17 +192,47 @@ static esp_status check_moe(const esp_moe_config *moe) {
   if (moe->shared_hidden < 0)
     return esp_fail(ESP_ERR_CONFIG, "model.moe.shared_hidden is %d; it must be 0 or positive", moe->shared_hidden);
   ESP_TRY(check_share("moe.neurons_kept", moe->neurons_kept, false));
-  const esp_router_config *r = &moe->router;
-  ESP_TRY(check_not_negative("moe.router.noise", r->noise));
-  ESP_TRY(check_not_negative("moe.router.balance_weight", r->balance_weight));
-  return check_not_negative("moe.router.z_weight", r->z_weight);
+  return ESP_OK;
+}
+
+static esp_status check_members(const esp_moe_config *moe) {
+  ESP_TRY(check_positive("moe.members", moe->members));
+  if (moe->experts % moe->members)
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.members is %d, which does not divide model.moe.experts, %d: each member "
+                    "of an E3 has the same number of experts", moe->members, moe->experts);
+  if (moe->top_k > moe->experts / moe->members)
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.top_k is %d, but each of the %d members has only %d experts",
+                    moe->top_k, moe->members, moe->experts / moe->members);
+  return ESP_OK;
+}
+
+static esp_status check_router(const esp_model_config *c) {
+  const esp_router_config *r = &c->moe.router;
+  const struct {
+    const char *key;
+    double value;
+  } numbers[] = {{"noise", r->noise}, {"bias_rate", r->bias_rate}, {"capacity", r->capacity},
+                 {"evaluation_capacity", r->evaluation_capacity}, {"group_images", r->group_images},
+                 {"balance_weight", r->balance_weight}, {"importance_weight", r->importance_weight},
+                 {"load_weight", r->load_weight}, {"z_weight", r->z_weight}};
+  for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+    char key[48];
+    snprintf(key, sizeof key, "moe.router.%s", numbers[i].key);
+    ESP_TRY(check_not_negative(key, numbers[i].value));
+  }
+  if (!isfinite(r->entropy_weight))
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.router.entropy_weight is %g; it must be a number", r->entropy_weight);
+  if (r->cosine && !(r->temperature > 0 && isfinite(r->temperature)))
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.router.temperature is %g; cosines are divided by it, so it must be "
+                    "positive", r->temperature);
+  return esp_router_policy_of(r->policy)->check(c);
 }
 
 /* Products of sizes that are each possible may still not be. */
 static esp_status check_products(const esp_model_config *c) {
   const double pixels = (double)c->image_height * c->image_width * c->image_channels;
-  const double hidden = c->feed_forward.hidden > c->moe.hidden ? c->feed_forward.hidden : c->moe.hidden;
-  const double bank = 3.0 * c->width * hidden * c->moe.experts;
+  const double hidden = c->feed_forward.hidden + (double)c->moe.hidden * c->moe.experts;
+  const double bank = 3.0 * c->width * hidden;
   if (pixels > 1 << 26)
     return esp_fail(ESP_ERR_CONFIG, "images of %d x %d x %d have %.3g values; at most %d are possible", c->image_height,
                     c->image_width, c->image_channels, pixels, 1 << 26);
@@ -211,6 +261,8 @@ esp_status esp_model_config_check(const esp_model_config *c) {
   ESP_TRY(check_stem(c));
   ESP_TRY(check_mixing(c));
   ESP_TRY(check_moe(&c->moe));
+  ESP_TRY(check_members(&c->moe));
+  ESP_TRY(check_router(c));
   return check_products(c);
 }
 

@@ -39,22 +39,54 @@ typedef enum esp_layer_kind {
   ESP_LAYER_MONE /* mixture of neuron experts (arXiv 2510.05781): an MoE that keeps the top neurons in each expert */
 } esp_layer_kind;
 
+/* Who chooses; a row of the table in layers/moe/router.c each. */
+typedef enum esp_router_kind {
+  ESP_ROUTER_TOKEN_CHOICE,  /* each token its top_k experts (Shazeer et al., arXiv 1701.06538) */
+  ESP_ROUTER_EXPERT_CHOICE, /* each expert the same number of tokens (Zhou et al., arXiv 2202.09368) */
+  ESP_ROUTER_SOFT,          /* every slot of an expert takes a mixture of all tokens (Puigcerver et al., 2308.00951) */
+  ESP_ROUTER_HASH,          /* fixed: the position of a token decides, by a hash (Roller et al., arXiv 2106.04426) */
+  ESP_ROUTER_EVEN           /* forced: all experts in turn, whatever the scores; for benchmarks */
+} esp_router_kind;
+
 typedef enum esp_score_kind { ESP_SCORE_SOFTMAX, ESP_SCORE_SIGMOID } esp_score_kind;
+
+/* Which slots count as an expert's load in the balance loss. */
+typedef enum esp_balance_kind {
+  ESP_BALANCE_ALL_CHOICES, /* Switch with k = 1, DeepSeek */
+  ESP_BALANCE_FIRST_CHOICE /* GShard: a token's first choice only */
+} esp_balance_kind;
 
 /* The systems disagree on all of this (V-MoE: softmax, selection after, not renormalised; Mixtral: the same,
  * renormalised), so that all of it is a setting. */
 typedef struct esp_router_config {
+  esp_router_kind policy;
   esp_score_kind score;
-  bool score_selected_only; /* false: scores over all experts, then top-k; true: top-k logits, then scores of these k */
+  bool score_selected_only; /* false: scores over all experts, then top-k; true: top-k logits, then scores of these k
+                               (expert choice: of the tokens an expert chose) */
   bool renormalise;         /* divide the k gates by their sum */
-  double noise;             /* training only: normal noise of standard deviation noise / experts on the logits */
+  bool cosine;              /* logits are cosines of token and router vector, divided by `temperature` */
+  double temperature;
+  double noise;     /* training only: normal noise of standard deviation noise / experts on the logits */
+  double bias_rate; /* > 0: selection, not the gates, adds a bias to the scores, which is moved by this much after each
+                       training step, up where the load was below the mean (Wang et al., arXiv 2408.15664) */
+  double capacity, evaluation_capacity; /* slots of an expert over an even share, in training and otherwise; 0: as many
+                                           as are wanted (dropless) */
+  bool batch_priority;   /* with a capacity: tokens are served by descending gate, not by position */
+  int group_images;      /* images that share a capacity; expert choice: among whose tokens an expert chooses;
+                            0: the whole batch */
+  int slots;             /* Soft MoE: of each expert and image; 0: tokens / experts, rounded up */
+  esp_balance_kind balance;
   double balance_weight;    /* of the Switch load-balance loss */
+  double importance_weight; /* of V-MoE's importance loss */
+  double load_weight;       /* of V-MoE's load loss; needs noise */
   double z_weight;          /* of the router z-loss */
+  double entropy_weight;    /* of the mean entropy of a token's scores; negative rewards undecided routers */
 } esp_router_config;
 
 typedef struct esp_moe_config {
   int experts;
   int top_k;
+  int members;            /* E3 (arXiv 2110.03360): ensemble members that share the experts out among them; 1: none */
   int hidden;             /* neurons of one expert */
   int shared_hidden;      /* neurons of the always-on shared expert; 0: none */
   double neurons_kept;    /* MoNE: the share of an expert's neurons kept for a token, in (0, 1] */

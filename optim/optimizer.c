@@ -112,7 +112,7 @@ void esp_optimizer_step(esp_optimizer *optimizer, double rate_share, double grad
   esp_range_body *range = optimizer->config.kind == ESP_OPTIMIZER_SGD ? sgd_range : adamw_range;
   for (int64_t i = 0; i < esp_parameters_count(optimizer->parameters); i++) {
     esp_parameter *p = esp_parameters_at(optimizer->parameters, i);
-    if (p->frozen) continue;
+    if (p->frozen || p->kind == ESP_KIND_STATE) continue;
     if (!p->tensor.grad_written) memset(p->tensor.grad, 0, (size_t)p->count * sizeof *p->tensor.grad);
     p->tensor.grad_written = false;
     update u = make_update(optimizer, p, rate_share, gradient_norm);

@@ -56,6 +56,7 @@ static void copy_slices(const esp_tensor *target, const esp_tensor *source, cons
 
 static void copy_layer(const esp_moe *target, const esp_moe *source, const operation *o) {
   copy_slices(target->router, source->router, o->old_logical);
+  copy_slices(target->router_bias, source->router_bias, o->old_logical);
   copy_slices(target->bank.up, source->bank.up, o->old_stored);
   copy_slices(target->bank.up_bias, source->bank.up_bias, o->old_stored);
   copy_slices(target->bank.down, source->bank.down, o->old_stored);
@@ -71,7 +72,7 @@ static esp_status operate(esp_model **pruned, const esp_model *model, const esp_
     layouts[moe->block] = operations[i].layout;
   }
   ESP_TRY(esp_model_create(pruned, &model->config, layouts, 0));
-  ESP_TRY(esp_model_copy_parameters(*pruned, model, "*.router,*.experts.*"));
+  ESP_TRY(esp_model_copy_parameters(*pruned, model, "*.router,*.router_bias,*.experts.*"));
   for (int i = 0; i < plan->layer_count; i++)
     copy_layer(esp_model_moe(*pruned, i), esp_model_moe(model, i), &operations[i]);
   return ESP_OK;

@@ -1,7 +1,7 @@
 #include "op_examples.h"
 #include "testing.h"
 
-#include <espalier/moe_ops.h>
+#include <espalier/router.h>
 #include <espalier/ops.h>
 
 /* --- what builders use ----------------------------------------------------------------------------------- */
@@ -345,24 +345,136 @@ static const esp_expert_layout large_layout = {7, 3, {0, M, 1, Z, 2, 0, Z}, {0, 
 /* What a router may have decided for 5 tokens with `layout`: zero experts are chosen, expert 2 is not. */
 static const esp_routing routing = {
     .tokens = 5,
+    .slots = 10,
     .k = 2,
     .experts = 5,
     .stored = 3,
     .rows = 8,
+    .first_slot = (const int64_t[]){0, 2, 4, 6, 8, 10},
+    .token = (const int32_t[]){0, 0, 1, 1, 2, 2, 3, 3, 4, 4},
     .choice = (const int32_t[]){0, 4, 4, 1, 0, 4, 1, 0, 4, 0},
     .row = (const int32_t[]){0, 4, 5, -1, 1, 6, -1, 2, 7, 3},
     .slot = (const int32_t[]){0, 4, 7, 9, 1, 2, 5, 8},
     .first_row = (const int64_t[]){0, 4, 4, 8},
     .wanted = (const int64_t[]){4, 2, 0, 0, 4},
+    .served = (const int64_t[]){4, 2, 0, 0, 4},
 };
 
+/* The same with other numbers of slots: token 1 has none, token 3 three. */
+static const esp_routing uneven_routing = {
+    .tokens = 5,
+    .slots = 8,
+    .experts = 5,
+    .stored = 3,
+    .rows = 6,
+    .first_slot = (const int64_t[]){0, 2, 2, 3, 6, 8},
+    .token = (const int32_t[]){0, 0, 2, 3, 3, 3, 4, 4},
+    .choice = (const int32_t[]){0, 4, 4, 0, 4, 1, 0, 1},
+    .row = (const int32_t[]){0, 3, 4, 1, 5, -1, 2, -1},
+    .slot = (const int32_t[]){0, 3, 6, 1, 2, 4},
+    .first_row = (const int64_t[]){0, 3, 3, 6},
+    .wanted = (const int64_t[]){3, 2, 0, 0, 3},
+    .served = (const int64_t[]){3, 2, 0, 0, 3},
+};
+
+typedef esp_tensor *router(esp_tape *tape, esp_tensor *logits, const esp_route_request *request, esp_routed *routed);
+
 /* Both outputs count: gates and scores. */
+static esp_tensor *routed_loss(example *e, router *route_by, esp_tensor *logits, const esp_route_request *request) {
+  esp_routed routed = {0};
+  esp_tensor *gates = route_by(e->tape, logits, request, &routed);
+  return esp_add(e->tape, example_loss(e, gates), example_loss(e, routed.scores));
+}
+
+static esp_route_request training_request(const esp_router_config *config, const esp_expert_layout *of, int k,
+                                          const esp_tensor *logits) {
+  esp_route_request request = esp_plain_request(config, of, k, logits ? logits->shape[0] : 0);
+  request.training = true;
+  request.seed = 3;
+  request.stream = 4;
+  return request;
+}
+
 static esp_tensor *route_loss(example *e, esp_tensor *logits, int k, const esp_router_config *config,
                               const esp_expert_layout *of) {
-  esp_tensor *scores;
-  const esp_routing *decided;
-  esp_tensor *gates = esp_route(e->tape, logits, k, config, of, true, 3, 4, &scores, &decided);
-  return esp_add(e->tape, example_loss(e, gates), example_loss(e, scores));
+  const esp_route_request request = training_request(config, of, k, logits);
+  return routed_loss(e, esp_route, logits, &request);
+}
+
+/* 12 tokens of 6 images in 2 members of 3 experts, one of them a zero expert; with bias, noise and capacity. */
+static const esp_expert_layout member_layout = {6, 5, {0, 1, 2, 3, Z, 4}, {0, 1, 2, 3, 4, 5}};
+
+static esp_tensor *route_members(example *e) {
+  static const esp_real bias[] = {0.125, -0.25, 0.0625, 0, 0.25, -0.125};
+  const esp_router_config config = {.renormalise = true, .noise = 0.3, .capacity = 0.8, .batch_priority = true,
+                                    .group_images = 2};
+  esp_tensor *logits = example_apart(e, SHAPE(12, 6));
+  esp_route_request request = training_request(&config, &member_layout, 2, logits);
+  request.members = 2;
+  request.images = 6;
+  request.bias = bias;
+  return routed_loss(e, esp_route, logits, &request);
+}
+
+static esp_tensor *route_assigned(example *e) {
+  static const int32_t choices[] = {0, 2, 4, 0, 5, 6, 2, 3, 6, 0};
+  const esp_router_config config = {.renormalise = true};
+  esp_tensor *logits = example_normal(e, SHAPE(5, 7));
+  esp_route_request request = training_request(&config, &large_layout, 2, logits);
+  request.choices = choices;
+  return routed_loss(e, esp_route, logits, &request);
+}
+
+/* 2 members, groups of 4 and 2 tokens. */
+static esp_tensor *route_experts(example *e, esp_score_kind score, bool selected_only) {
+  const esp_router_config config = {
+      .score = score, .score_selected_only = selected_only, .noise = 0.2, .group_images = 2};
+  esp_tensor *logits = example_apart(e, SHAPE(12, 6));
+  esp_route_request request = training_request(&config, &member_layout, 1, logits);
+  request.members = 2;
+  request.images = 6;
+  return routed_loss(e, esp_route_experts, logits, &request);
+}
+
+static esp_tensor *route_experts_softmax(example *e) {
+  return route_experts(e, ESP_SCORE_SOFTMAX, false);
+}
+
+static esp_tensor *route_experts_softmax_chosen(example *e) {
+  return route_experts(e, ESP_SCORE_SOFTMAX, true);
+}
+
+static esp_tensor *route_experts_sigmoid(example *e) {
+  return route_experts(e, ESP_SCORE_SIGMOID, false);
+}
+
+static esp_tensor *route_experts_sigmoid_chosen(example *e) {
+  return route_experts(e, ESP_SCORE_SIGMOID, true);
+}
+
+static esp_tensor *softmax_tokens(example *e) {
+  return example_loss(e, esp_softmax_tokens(e->tape, example_normal(e, SHAPE(3, 5, 4))));
+}
+
+static esp_tensor *uneven_combine(example *e) {
+  esp_tensor *rows = example_normal(e, SHAPE(6, 3)), *gates = example_normal(e, SHAPE(8, 1));
+  return example_loss(e, esp_combine(e->tape, rows, gates, &uneven_routing));
+}
+
+static esp_tensor *uneven_dispatch(example *e) {
+  return example_loss(e, esp_dispatch(e->tape, example_normal(e, SHAPE(5, 3)), &uneven_routing));
+}
+
+static esp_tensor *tile(example *e) {
+  return example_loss(e, esp_tile(e->tape, example_normal(e, SHAPE(2, 3, 4)), 3));
+}
+
+static esp_tensor *log_mean_probability(example *e) {
+  return example_loss(e, esp_log_mean_probability(e->tape, example_normal(e, SHAPE(6, 5)), 3));
+}
+
+static esp_tensor *unit_rows(example *e) {
+  return example_loss(e, esp_unit_rows(e->tape, example_normal(e, SHAPE(4, 6))));
 }
 
 /* With 1, 2 and 3 choices. */
@@ -460,25 +572,74 @@ static esp_tensor *combine(example *e) {
   return example_loss(e, esp_combine(e->tape, rows, gates, &routing));
 }
 
+static const esp_router_config loss_config = {.noise = 1, .group_images = 2};
+
 static esp_tensor *balance_loss(example *e) {
-  return esp_balance_loss(e->tape, example_normal(e, SHAPE(5, 5)), &routing, &layout);
+  const esp_route_request request = esp_plain_request(&loss_config, &layout, 2, 5);
+  return esp_balance_loss(e->tape, example_normal(e, SHAPE(5, 5)), &routing, &request);
+}
+
+static esp_tensor *balance_loss_of_first_choices(example *e) {
+  const esp_router_config config = {.balance = ESP_BALANCE_FIRST_CHOICE};
+  const esp_route_request request = esp_plain_request(&config, &layout, 2, 5);
+  return esp_balance_loss(e->tape, example_normal(e, SHAPE(5, 5)), &routing, &request);
+}
+
+/* 20 tokens of 10 images, 2 members of 4 experts each, one masked; groups of 4 and of 2 tokens. */
+static const esp_expert_layout masked_member_layout = {8, 7, {0, 1, 2, 3, 4, M, 5, 6}, {0, 1, 2, 3, 4, 5, 6, 7}};
+
+static esp_route_request member_request(void) {
+  esp_route_request request = esp_plain_request(&loss_config, &masked_member_layout, 2, 20);
+  request.members = 2;
+  request.images = 10;
+  return request;
+}
+
+typedef esp_tensor *loss_of_logits(esp_tape *tape, esp_tensor *logits, const esp_route_request *request);
+
+static esp_tensor *both_losses(example *e, loss_of_logits *loss) {
+  const esp_route_request plain = esp_plain_request(&loss_config, &layout, 2, 5), members = member_request();
+  esp_tensor *first = loss(e->tape, example_normal(e, SHAPE(5, 5)), &plain);
+  return esp_add(e->tape, first, loss(e->tape, example_normal(e, SHAPE(20, 8)), &members));
 }
 
 static esp_tensor *z_loss(example *e) {
-  return esp_z_loss(e->tape, example_normal(e, SHAPE(5, 5)), &layout);
+  return both_losses(e, esp_z_loss);
+}
+
+static esp_tensor *entropy_loss(example *e) {
+  return both_losses(e, esp_entropy_loss);
+}
+
+static esp_tensor *importance_loss(example *e) {
+  return both_losses(e, esp_importance_loss);
+}
+
+/* The noise is the same for all logits of an expert, so the noisy logits move with the logits. */
+static esp_tensor *load_loss(example *e) {
+  const esp_route_request request = member_request();
+  esp_tensor *logits = example_apart(e, SHAPE(20, 8)), *noisy = esp_tape_tensor(e->tape, 2, (const int64_t[]){20, 8});
+  if (!logits || !noisy) return NULL;
+  for (int64_t i = 0; i < 160; i++) {
+    const bool open = i % 8 / 4 == i / 80 && i % 8 != 5;
+    noisy->data[i] = open ? logits->data[i] + (esp_real)(i % 8) / 16 : (esp_real)-INFINITY;
+  }
+  return esp_load_loss(e->tape, logits, noisy, &request);
 }
 
 /* Logits and scores get gradients from several ops, tokens from dispatch and router. */
 static esp_tensor *mixture(example *e) {
-  esp_tensor *x = example_normal(e, SHAPE(6, 4)), *router = example_normal(e, SHAPE(5, 4));
+  esp_tensor *x = example_normal(e, SHAPE(6, 4)), *matrix = example_normal(e, SHAPE(5, 4));
   esp_tensor *up = example_normal(e, SHAPE(3, 10, 4)), *down = example_normal(e, SHAPE(3, 5, 4));
-  esp_tensor *logits = esp_linear_map(e->tape, x, router, NULL), *scores;
-  const esp_routing *r;
+  esp_tensor *logits = esp_linear_map(e->tape, x, matrix, NULL);
   const esp_router_config config = {.renormalise = true};
-  esp_tensor *gates = esp_route(e->tape, logits, 2, &config, &layout, false, 0, 0, &scores, &r);
+  const esp_route_request request = esp_plain_request(&config, &layout, 2, 6);
+  esp_routed routed = {0};
+  esp_tensor *gates = esp_route(e->tape, logits, &request, &routed);
   if (!gates) return NULL;
+  const esp_routing *r = routed.routing;
   esp_tensor *losses =
-      esp_add(e->tape, esp_balance_loss(e->tape, scores, r, &layout), esp_z_loss(e->tape, logits, &layout));
+      esp_add(e->tape, esp_balance_loss(e->tape, routed.scores, r, &request), esp_z_loss(e->tape, logits, &request));
   esp_tensor *rows = esp_dispatch(e->tape, x, r);
   esp_tensor *pre = esp_grouped_map(e->tape, rows, up, NULL, true, r->first_row, r->stored);
   esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, 3);
@@ -516,6 +677,9 @@ const op_example op_examples[] = {
     {"cross-entropy", "smoothed and mixed-up labels", cross_entropy_mixed},
     {"layer norm", "more rows than parts", layer_norm},
     {"rms norm", "more rows than parts", rms_norm},
+    {"unit rows", "normal numbers", unit_rows},
+    {"tile", "three times", tile},
+    {"log mean probability", "three members", log_mean_probability},
     {"convolution", "padded, with bias", convolution},
     {"convolution", "strided and padded, no bias", convolution_strided},
     {"convolution", "patches, more images than parts", convolution_patches},
@@ -543,7 +707,15 @@ const op_example op_examples[] = {
     {"route", "sigmoid of the selected", route_sigmoid_selected},
     {"route", "sigmoid of the selected, renormalised", route_sigmoid_selected_divided},
     {"route", "noise, several ranges of tokens", route_noise},
+    {"route", "members, bias, noise, capacity, priority", route_members},
+    {"route", "choices made elsewhere", route_assigned},
+    {"route experts", "softmax over all", route_experts_softmax},
+    {"route experts", "softmax over the chosen tokens", route_experts_softmax_chosen},
+    {"route experts", "sigmoid of all", route_experts_sigmoid},
+    {"route experts", "sigmoid of the chosen tokens", route_experts_sigmoid_chosen},
+    {"softmax over tokens", "normal numbers", softmax_tokens},
     {"dispatch", "zero experts", dispatch},
+    {"dispatch", "tokens without and with several slots", uneven_dispatch},
     {"grouped map", "an empty group", grouped_map},
     {"grouped map", "an empty group, bias", grouped_map_bias},
     {"grouped map", "transposed, the first and last group empty", grouped_map_transposed},
@@ -553,7 +725,12 @@ const op_example op_examples[] = {
     {"neuron top-k", "largest by the gate's activation", neuron_top_k_pre},
     {"neuron top-k", "in a whole mixture layer", mixture},
     {"combine", "zero experts", combine},
+    {"combine", "tokens without and with several slots", uneven_combine},
     {"balance loss", "zero and masked experts", balance_loss},
-    {"z-loss", "zero and masked experts", z_loss},
+    {"balance loss", "of first choices", balance_loss_of_first_choices},
+    {"z-loss", "masked experts, members", z_loss},
+    {"entropy loss", "masked experts, members", entropy_loss},
+    {"importance loss", "masked experts, members, groups", importance_loss},
+    {"load loss", "masked experts, members, groups", load_loss},
     {NULL, NULL, NULL},
 };

@@ -29,7 +29,7 @@ static esp_model_config model_config(esp_stem_kind stem, esp_mixing_kind mixing)
       .layers = {ESP_LAYER_MOE, ESP_LAYER_MONE, ESP_LAYER_DENSE},
       .layers_count = 3,
       .moe = {.experts = 4,
-              .top_k = 2,
+              .top_k = 2, .members = 1,
               .hidden = 24,
               .shared_hidden = 8,
               .neurons_kept = 0.5,
@@ -78,7 +78,7 @@ static esp_model_output run_model(const trainer *t, bool training, uint64_t step
   esp_tensor *x = esp_tape_tensor(t->tape, 4, (const int64_t[]){t->batch, SIDE, SIDE, CHANNELS});
   assert_non_null(x);
   memcpy(x->data, t->images, (size_t)(t->batch * PIXELS) * sizeof *x->data);
-  const esp_model_output out = esp_model_forward(t->model, t->tape, x, &(esp_pass){training, 11, step, NULL});
+  const esp_model_output out = esp_model_forward(t->model, t->tape, x, &(esp_pass){.training = training, .seed = 11, .step = step});
   assert_int_equal(esp_tape_status(t->tape), ESP_OK);
   return out;
 }
@@ -211,7 +211,9 @@ static void each_layer_and_step_has_its_own_noise(void **state) {
   trainer t = make_trainer(&c, 1, BATCH);
   noises n = {.count = 0};
   const esp_observer observer = {note_noise, &n};
-  const esp_pass passes[] = {{true, 11, 0, &observer}, {true, 11, 1, &observer}, {true, 12, 0, &observer}};
+  const esp_pass passes[] = {{.training = true, .seed = 11, .step = 0, .observer = &observer},
+                             {.training = true, .seed = 11, .step = 1, .observer = &observer},
+                             {.training = true, .seed = 12, .step = 0, .observer = &observer}};
   for (int i = 0; i < 3; i++) {
     esp_tape_reset(t.tape, false);
     esp_tensor *x = esp_tape_tensor(t.tape, 4, (const int64_t[]){1, SIDE, SIDE, CHANNELS});

@@ -48,10 +48,11 @@ int64_t esp_count_correct(const esp_tensor *logits, const int32_t *labels) {
 static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const esp_batch *batch,
                                  const esp_observer *observer, esp_evaluation *sum) {
   esp_tape_reset(tape, false);
-  const esp_pass pass = {.observer = observer};
+  const esp_pass pass = {.observer = observer, .labels = batch->labels};
   esp_tensor *images = esp_batch_images(tape, batch, &model->config);
   if (!images) return esp_tape_status(tape);
-  esp_tensor *logits = esp_model_forward(model, tape, images, &pass).logits;
+  const esp_model_output output = esp_model_forward(model, tape, images, &pass);
+  esp_tensor *logits = esp_ensemble_prediction(tape, &output);
   esp_tensor *loss = logits ? esp_cross_entropy(tape, logits, &(esp_targets){.labels = batch->labels}) : NULL;
   if (!loss) return esp_tape_status(tape);
   sum->accuracy += (double)esp_count_correct(logits, batch->labels);

@@ -21,6 +21,23 @@ static esp_status not_finite(esp_tape *tape, bool gradients, int64_t step) {
                   node ? node->op->name : "unknown", node && *node->scope ? node->scope : "the loss");
 }
 
+static void *repeat(esp_tape *tape, const void *values, size_t size, int64_t count, int times) {
+  if (!values || times == 1) return (void *)(uintptr_t)values;
+  char *repeated = esp_tape_take(tape, size * (size_t)(count * times));
+  for (int i = 0; repeated && i < times; i++) memcpy(repeated + (size_t)(i * count) * size, values, size * (size_t)count);
+  return repeated;
+}
+
+/* Each member of an E3 answers for itself: its own cross-entropy against the same labels. */
+static esp_tensor *task_loss(esp_tape *tape, const esp_model_output *output, const esp_batch *batch, double smoothing) {
+  const int members = output->members;
+  const esp_targets targets = {repeat(tape, batch->labels, sizeof *batch->labels, batch->count, members),
+                               repeat(tape, batch->mixed_labels, sizeof *batch->mixed_labels, batch->count, members),
+                               repeat(tape, batch->mix, sizeof *batch->mix, batch->count, members), smoothing};
+  if (!targets.labels || (batch->mixed_labels && !targets.mixed_labels) || (batch->mix && !targets.mix)) return NULL;
+  return esp_cross_entropy(tape, output->logits, &targets);
+}
+
 esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, esp_tape *tape, const esp_batch *batch,
                              const esp_pass *pass, double smoothing, double rate_share, esp_step_result *result) {
   esp_tape_reset(tape, true);
@@ -29,19 +46,20 @@ esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, e
   const esp_model_output output = esp_model_forward(model, tape, images, pass);
   if (!output.logits) return esp_tape_status(tape);
   esp_tape_scope(tape, "loss");
-  const esp_targets targets = {batch->labels, batch->mixed_labels, batch->mix, smoothing};
-  esp_tensor *task = esp_cross_entropy(tape, output.logits, &targets);
+  esp_tensor *task = task_loss(tape, &output, batch, smoothing);
   esp_tensor *loss = esp_total_loss(tape, task, &output.auxiliary);
-  if (!loss) return esp_tape_status(tape);
+  const esp_tensor *prediction = esp_ensemble_prediction(tape, &output);
+  if (!loss || !prediction) return esp_tape_status(tape);
   if (!isfinite(loss->data[0])) return not_finite(tape, false, (int64_t)pass->step);
   ESP_TRY(esp_tape_backward(tape, loss));
   const double norm = esp_gradient_norm(model->parameters);
   if (!isfinite(norm)) return not_finite(tape, true, (int64_t)pass->step);
   esp_optimizer_step(optimizer, rate_share, norm);
+  esp_model_update_router_biases(model, &output.auxiliary);
   *result = (esp_step_result){.loss = (double)loss->data[0],
                               .task_loss = (double)task->data[0],
                               .gradient_norm = norm,
-                              .correct = esp_count_correct(output.logits, batch->labels),
+                              .correct = esp_count_correct(prediction, batch->labels),
                               .auxiliary = output.auxiliary};
   return ESP_OK;
 }

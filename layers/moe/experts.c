@@ -26,7 +26,7 @@ static void dispatch_rows(void *context, int64_t begin, int64_t end) {
   const esp_routing *r = routing_of(node);
   const int64_t columns = esp_tensor_columns(node->inputs[0]);
   for (int64_t row = begin; row < end; row++)
-    memcpy(node->outputs[0]->data + row * columns, node->inputs[0]->data + r->slot[row] / r->k * columns,
+    memcpy(node->outputs[0]->data + row * columns, node->inputs[0]->data + r->token[r->slot[row]] * columns,
            (size_t)columns * sizeof(esp_real));
 }
 
@@ -47,7 +47,7 @@ ESP_HOT static void dispatch_gradient_tokens(void *context, int64_t begin, int64
   for (int64_t t = begin; t < end; t++) {
     esp_real *restrict dx = g->dx + t * columns;
     if (!g->accumulate) memset(dx, 0, (size_t)columns * sizeof *dx);
-    for (int64_t i = t * r->k; i < (t + 1) * r->k; i++) {
+    for (int64_t i = r->first_slot[t]; i < r->first_slot[t + 1]; i++) {
       if (r->row[i] < 0) continue;
       const esp_real *restrict dy = g->node->outputs[0]->grad + r->row[i] * columns;
       for (int64_t j = 0; j < columns; j++) dx[j] += dy[j];
@@ -182,8 +182,8 @@ esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp
 static void combine_plan(esp_node *node) {
   const esp_routing *r = routing_of(node);
   const esp_tensor *rows = node->inputs[0], *gates = node->inputs[1];
-  esp_require(node, esp_tensor_rows(rows) == r->rows && esp_tensor_count(gates) == r->tokens * r->k,
-              "needs the routing's rows and gates [tokens, k]");
+  esp_require(node, esp_tensor_rows(rows) == r->rows && esp_tensor_count(gates) == r->slots,
+              "needs the routing's rows and a gate of each slot");
   esp_plan_output(node, 0, 2, (const int64_t[]){r->tokens, esp_tensor_columns(rows)});
 }
 
@@ -195,7 +195,7 @@ ESP_HOT static void combine_tokens(void *context, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; t++) {
     esp_real *restrict y = node->outputs[0]->data + t * columns;
     memset(y, 0, (size_t)columns * sizeof *y);
-    for (int64_t i = t * r->k; i < (t + 1) * r->k; i++) {
+    for (int64_t i = r->first_slot[t]; i < r->first_slot[t + 1]; i++) {
       if (r->row[i] < 0) continue;
       const esp_real *restrict x = node->inputs[0]->data + r->row[i] * columns, gate = node->inputs[1]->data[i];
       for (int64_t j = 0; j < columns; j++) y[j] += gate * x[j];
@@ -215,7 +215,7 @@ typedef struct combine_gradient {
 
 ESP_HOT static void combine_gradient_slot(const combine_gradient *g, int64_t slot, int64_t columns) {
   const esp_routing *r = routing_of(g->node);
-  const esp_real *restrict dy = g->node->outputs[0]->grad + slot / r->k * columns;
+  const esp_real *restrict dy = g->node->outputs[0]->grad + r->token[slot] * columns;
   esp_real dot = 0;
   if (r->row[slot] >= 0) {
     const int64_t offset = r->row[slot] * columns;
@@ -233,8 +233,8 @@ ESP_HOT static void combine_gradient_slot(const combine_gradient *g, int64_t slo
 
 static void combine_gradient_tokens(void *context, int64_t begin, int64_t end) {
   const combine_gradient *g = context;
-  const int64_t columns = esp_tensor_columns(g->node->inputs[0]), k = routing_of(g->node)->k;
-  for (int64_t slot = begin * k; slot < end * k; slot++) combine_gradient_slot(g, slot, columns);
+  const int64_t columns = esp_tensor_columns(g->node->inputs[0]), *first_slot = routing_of(g->node)->first_slot;
+  for (int64_t slot = first_slot[begin]; slot < first_slot[end]; slot++) combine_gradient_slot(g, slot, columns);
 }
 
 static void combine_backward(esp_node *node) {
@@ -244,7 +244,10 @@ static void combine_backward(esp_node *node) {
   esp_parallel_for(routing_of(node)->tokens, esp_row_grain(esp_tensor_columns(node->inputs[0])), combine_gradient_tokens, &g);
 }
 
-static esp_cost combine_cost(const esp_node *node) { return esp_cost_elementwise(node, 2.0 * routing_of(node)->k); }
+static esp_cost combine_cost(const esp_node *node) { 
+  const esp_routing *r = routing_of(node);
+  return esp_cost_elementwise(node, 2.0 * (double)r->slots / (double)r->tokens);
+}
 
 const esp_op esp_op_combine = {"combine", combine_plan, combine_forward, combine_backward, combine_cost, {1e-4, 1e-7, NULL}};
 

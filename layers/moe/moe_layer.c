@@ -6,14 +6,50 @@
 
 static const double router_deviation = 0.02;
 
+const char *esp_loss_kind_name(esp_loss_kind kind) {
+  static const char *const names[ESP_LOSS_KINDS] = {"balance", "importance", "load", "z", "entropy"};
+  return names[kind];
+}
+
+/* --- declaration ----------------------------------------------------------------------------------------- */
+
+static int routable_of_member(const esp_moe *moe, int member) {
+  const int own = moe->layout.experts / moe->config.members;
+  int count = 0;
+  for (int e = member * own; e < (member + 1) * own; e++) count += moe->layout.index[e] != ESP_EXPERT_MASKED;
+  return count;
+}
+
 static esp_status check_layout(const esp_moe *moe) {
-  const int routable = esp_routable_experts(&moe->layout);
+  const int members = moe->config.members;
   if (moe->layout.stored < 1)
     return esp_fail(ESP_ERR_CONFIG, "%s has no stored expert; a mixture layer needs at least one", moe->scope);
-  if (moe->config.top_k > routable)
-    return esp_fail(ESP_ERR_CONFIG, "%s can route to %d of its %d experts, but model.moe.top_k is %d", moe->scope,
-                    routable, moe->layout.experts, moe->config.top_k);
+  if (moe->layout.experts % members)
+    return esp_fail(ESP_ERR_CONFIG, "%s has %d experts, which %d members cannot share out evenly", moe->scope,
+                    moe->layout.experts, members);
+  for (int m = 0; m < members; m++)
+    if (moe->config.top_k > routable_of_member(moe, m))
+      return esp_fail(ESP_ERR_CONFIG, "%s can route to %d of its %d experts, but model.moe.top_k is %d", moe->scope,
+                      routable_of_member(moe, m), moe->layout.experts / members, moe->config.top_k);
+  if (moe->config.router.policy == ESP_ROUTER_SOFT && esp_routable_experts(&moe->layout) < moe->layout.experts)
+    return esp_fail(ESP_ERR_CONFIG, "%s has masked experts, but policy soft mixes all; remove their router rows instead",
+                    moe->scope);
   return ESP_OK;
+}
+
+/* One row an expert; Soft MoE: one an expert and slot. */
+static esp_status declare_router(esp_moe *moe, esp_parameters *parameters, const esp_model_config *config) {
+  int rows, columns;
+  esp_token_grid(config, &rows, &columns);
+  const int64_t experts = moe->layout.experts, slots = esp_soft_slots(&config->moe, (int64_t)rows * columns);
+  const bool soft = config->moe.router.policy == ESP_ROUTER_SOFT;
+  const int64_t shape[] = {experts, soft ? slots : config->width, config->width};
+  if (moe->policy->has_weights)
+    ESP_TRY(esp_take_parameter(&moe->router, esp_parameters_add(parameters, moe->scope, "router", ESP_KIND_ROUTER,
+                                                                soft ? 3 : 2, shape, router_deviation, 0)));
+  if (!(config->moe.router.bias_rate > 0)) return ESP_OK;
+  return esp_take_parameter(&moe->router_bias, esp_parameters_add(parameters, moe->scope, "router_bias",
+                                                                  ESP_KIND_STATE, 1, &experts, 0, 0));
 }
 
 esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char *scope, int block,
@@ -24,6 +60,7 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
                    .kind = kind,
                    .config = config->moe,
                    .neurons_kept = esp_neurons_kept(config, kind),
+                   .policy = esp_router_policy_of(config->moe.router.policy),
                    .has_shared = config->moe.shared_hidden > 0};
   if (layout)
     moe->layout = *layout;
@@ -33,9 +70,7 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
   char bank_scope[64], shared_scope[64];
   snprintf(bank_scope, sizeof bank_scope, "%s.experts", scope);
   snprintf(shared_scope, sizeof shared_scope, "%s.shared", scope);
-  const int64_t shape[] = {moe->layout.experts, config->width};
-  ESP_TRY(esp_take_parameter(
-      &moe->router, esp_parameters_add(parameters, scope, "router", ESP_KIND_ROUTER, 2, shape, router_deviation, 0)));
+  ESP_TRY(declare_router(moe, parameters, config));
   ESP_TRY(esp_expert_bank_declare(&moe->bank, parameters, bank_scope, moe->layout.stored, config->width,
                                   config->moe.hidden, &config->feed_forward, residual_scale,
                                   config->moe.identical_experts));
@@ -44,37 +79,94 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
                                  &config->feed_forward, residual_scale, false);
 }
 
-static void add_loss(esp_auxiliary_losses *losses, const char *kind, int block, double weight, esp_tensor *raw) {
+/* --- forward --------------------------------------------------------------------------------------------- */
+
+/* tokens [T, width] -> [T, rows of the router], by products or by cosines over a temperature. */
+static esp_tensor *make_logits(const esp_moe *moe, esp_tape *tape, esp_tensor *tokens) {
+  esp_tensor *router = moe->router;
+  if (!router) return NULL;
+  const int64_t width = esp_tensor_columns(router);
+  if (router->rank == 3) router = esp_reshape(tape, router, 2, (const int64_t[]){esp_tensor_rows(router), width});
+  if (!moe->config.router.cosine) return esp_linear_map(tape, tokens, router, NULL);
+  esp_tensor *logits = esp_linear_map(tape, esp_unit_rows(tape, tokens), esp_unit_rows(tape, router), NULL);
+  return esp_scale(tape, logits, 1 / moe->config.router.temperature);
+}
+
+static void add_loss(esp_auxiliary_losses *losses, esp_loss_kind kind, int block, double weight, esp_tensor *raw) {
   losses->loss[losses->count++] = (esp_auxiliary_loss){kind, block, weight, raw};
 }
 
-static void add_losses(const esp_moe *moe, esp_tape *tape, esp_tensor *logits, esp_tensor *scores,
-                       const esp_routing *routing, esp_auxiliary_losses *losses) {
-  const esp_router_config *config = &moe->config.router;
-  if (config->balance_weight > 0)
-    add_loss(losses, "balance", moe->block, config->balance_weight,
-             esp_balance_loss(tape, scores, routing, &moe->layout));
-  if (config->z_weight > 0) add_loss(losses, "z", moe->block, config->z_weight, esp_z_loss(tape, logits, &moe->layout));
+/* Only token choice can be unbalanced: the others' loads are even, or nobody's choice. */
+static void add_losses(const esp_moe *moe, esp_tape *tape, const esp_route_request *request, const esp_routed *routed,
+                       esp_auxiliary_losses *losses) {
+  const esp_router_config *c = &moe->config.router;
+  const int block = moe->block;
+  const bool chooses = c->policy == ESP_ROUTER_TOKEN_CHOICE;
+  if (chooses && c->balance_weight > 0)
+    add_loss(losses, ESP_LOSS_BALANCE, block, c->balance_weight,
+             esp_balance_loss(tape, routed->scores, routed->routing, request));
+  if (c->importance_weight > 0)
+    add_loss(losses, ESP_LOSS_IMPORTANCE, block, c->importance_weight,
+             esp_importance_loss(tape, routed->logits, request));
+  if (c->load_weight > 0 && request->training)
+    add_loss(losses, ESP_LOSS_LOAD, block, c->load_weight,
+             esp_load_loss(tape, routed->logits, routed->noisy, request));
+  if (c->z_weight > 0)
+    add_loss(losses, ESP_LOSS_Z, block, c->z_weight, esp_z_loss(tape, routed->logits, request));
+  if (c->entropy_weight != 0)
+    add_loss(losses, ESP_LOSS_ENTROPY, block, c->entropy_weight, esp_entropy_loss(tape, routed->logits, request));
+}
+
+static esp_route_request make_request(const esp_moe *moe, const esp_tensor *x, const esp_pass *pass) {
+  return (esp_route_request){.config = &moe->config.router,
+                             .layout = &moe->layout,
+                             .k = moe->config.top_k,
+                             .original_experts = moe->config.experts,
+                             .members = moe->config.members,
+                             .block = moe->block,
+                             .tokens = esp_tensor_rows(x),
+                             .images = x->shape[0],
+                             .training = pass->training,
+                             .seed = pass->seed,
+                             .stream = pass->step * ESP_MAX_BLOCKS + (uint64_t)moe->block,
+                             .bias = moe->router_bias ? moe->router_bias->data : NULL,
+                             .choices = pass->choices ? pass->choices[moe->block] : NULL};
+}
+
+static void notify(const esp_moe *moe, const esp_pass *pass, const esp_route_request *request, esp_moe_record record) {
+  if (!record.output || !pass->observer) return;
+  record.layer = moe;
+  record.labels = pass->labels;
+  record.tokens_per_image = request->tokens / request->images;
+  record.images = request->images / request->members;
+  pass->observer->moe(pass->observer->context, &record);
 }
 
 esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
                             esp_auxiliary_losses *losses) {
   if (!x) return NULL;
-  esp_tensor *tokens = esp_reshape(tape, x, 2, (const int64_t[]){esp_tensor_rows(x), esp_tensor_columns(x)});
-  esp_tensor *logits = esp_linear_map(tape, tokens, moe->router, NULL);
-  const esp_routing *routing;
-  esp_tensor *scores;
-  esp_tensor *gates = esp_route(tape, logits, moe->config.top_k, &moe->config.router, &moe->layout, pass->training,
-                                pass->seed, pass->step * ESP_MAX_BLOCKS + (uint64_t)moe->block, &scores, &routing);
-  if (!gates) return NULL;
-  add_losses(moe, tape, logits, scores, routing, losses);
+  const esp_route_request request = make_request(moe, x, pass);
+  esp_tensor *tokens = esp_reshape(tape, x, 2, (const int64_t[]){request.tokens, esp_tensor_columns(x)});
+  esp_route_request *kept = esp_tape_take(tape, sizeof *kept);
+  if (!kept) return NULL;
+  *kept = request;
+  esp_routed routed = {.logits = make_logits(moe, tape, tokens)};
+  moe->policy->route(tape, kept, &routed);
+  if (!routed.routing) return NULL;
+  losses->routing[moe->block] = routed.routing;
+  add_losses(moe, tape, kept, &routed, losses);
   esp_bank_trace trace;
-  esp_tensor *rows = esp_dispatch(tape, tokens, routing);
-  rows = esp_expert_bank_forward(&moe->bank, tape, rows, routing->first_row, moe->neurons_kept, &trace);
-  esp_tensor *y = esp_combine(tape, rows, gates, routing);
+  esp_tensor *rows = moe->policy->dispatch(tape, tokens, &routed);
+  rows = esp_expert_bank_forward(&moe->bank, tape, rows, routed.routing->first_row, moe->neurons_kept, &trace);
+  esp_tensor *y = moe->policy->combine(tape, rows, &routed);
   if (moe->has_shared) y = esp_add(tape, y, esp_expert_bank_forward_all(&moe->shared, tape, tokens));
-  if (y && pass->observer)
-    pass->observer->moe(pass->observer->context,
-                        &(esp_moe_record){moe, routing, tokens, y, logits, scores, gates, trace});
+  notify(moe, pass, &request,
+         (esp_moe_record){.routing = routed.routing,
+                          .input = tokens,
+                          .output = y,
+                          .logits = routed.scores ? routed.logits : NULL,
+                          .scores = routed.scores,
+                          .gates = routed.gates,
+                          .experts = trace});
   return y;
 }

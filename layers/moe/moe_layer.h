@@ -3,7 +3,7 @@
 #define ESPALIER_MOE_LAYER_H
 
 #include <espalier/expert_bank.h>
-#include <espalier/moe_ops.h>
+#include <espalier/router.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -16,7 +16,10 @@ typedef struct esp_moe {
   esp_moe_config config;
   int neurons_kept; /* per token and expert; config.hidden in an MoE */
   esp_expert_layout layout;
-  esp_tensor *router; /* [experts, width]: row e is expert e's routing vector */
+  const esp_router_policy *policy;
+  esp_tensor *router;      /* [experts, width]: row e is expert e's routing vector; Soft MoE [experts x slots, width];
+                              NULL if the policy has none */
+  esp_tensor *router_bias; /* [experts], added for selection only; NULL without */
   esp_expert_bank bank, shared;
   bool has_shared;
 } esp_moe;
@@ -26,9 +29,12 @@ typedef struct esp_moe_record {
   const esp_moe *layer;
   const esp_routing *routing;
   const esp_tensor *input, *output;  /* [T, width] */
-  const esp_tensor *logits, *scores; /* [T, experts] */
-  const esp_tensor *gates;           /* [T, k] */
+  const esp_tensor *logits, *scores; /* [T, experts]; NULL if the router has none */
+  const esp_tensor *gates;           /* one of each slot; Soft MoE: the weight of the slot, summed over the tokens */
   esp_bank_trace experts;            /* [rows, ...], rows as in `routing` */
+  const int32_t *labels;             /* [images] their classes; NULL: not known */
+  int64_t tokens_per_image;          /* token t belongs to image t / tokens_per_image */
+  int64_t images;                    /* of one member: with E3, image i of member m is m images + i */
 } esp_moe_record;
 
 /* Someone who watches the mixture layers without their knowing who. Called in the order of the layers, on the
@@ -43,11 +49,25 @@ typedef struct esp_pass {
   bool training;                /* noise and dropout on */
   uint64_t seed, step;          /* key of the random streams */
   const esp_observer *observer; /* NULL: none */
+  const int32_t *labels;        /* [N] for observers; NULL: not known */
+  const int32_t *const *choices; /* [blocks] of [T, k] routing to be replayed in the mixture of that block; NULL: none */
 } esp_pass;
+
+typedef enum esp_loss_kind {
+  ESP_LOSS_BALANCE,
+  ESP_LOSS_IMPORTANCE,
+  ESP_LOSS_LOAD,
+  ESP_LOSS_Z,
+  ESP_LOSS_ENTROPY,
+  ESP_LOSS_KINDS
+} esp_loss_kind;
+
+/* "balance", "importance" ... as the columns of metrics are called. */
+ESP_API const char *esp_loss_kind_name(esp_loss_kind kind);
 
 /* A loss that a layer adds to the task's. */
 typedef struct esp_auxiliary_loss {
-  const char *kind; /* "balance" or "z" */
+  esp_loss_kind kind;
   int block;
   double weight;
   esp_tensor *raw; /* [1] */
@@ -55,7 +75,8 @@ typedef struct esp_auxiliary_loss {
 
 typedef struct esp_auxiliary_losses {
   int count;
-  esp_auxiliary_loss loss[2 * ESP_MAX_BLOCKS];
+  esp_auxiliary_loss loss[ESP_LOSS_KINDS * ESP_MAX_BLOCKS];
+  const esp_routing *routing[ESP_MAX_BLOCKS]; /* of each mixture block, for esp_model_update_router_biases() */
 } esp_auxiliary_losses;
 
 /* Declares "scope.router", "scope.experts.*" and "scope.shared.*". `layout` NULL: all experts are there.
@@ -64,7 +85,7 @@ ESP_API esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, con
                                    const esp_model_config *config, const esp_expert_layout *layout,
                                    double residual_scale) ESP_MUST_CHECK;
 
-/* x [.., width] -> [T, width]; appends the layer's losses (those of weight 0 are not computed). */
+/* x [images, T / images, width] -> [T, width]; with E3 the members' images one after another. Appends the layer's losses (those of weight 0 are not computed). */
 ESP_API esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
                                     esp_auxiliary_losses *losses);
 

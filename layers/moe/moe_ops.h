@@ -34,27 +34,40 @@ ESP_API void esp_expert_layout_full(esp_expert_layout *layout, int experts);
 /* Logical experts that can be routed to (not masked). */
 ESP_API int esp_routable_experts(const esp_expert_layout *layout);
 
-/* What a router decided for one batch, in the step arena. A slot is one of a token's k choices: slot i belongs to
- * token i / k. A row is a slot's place after sorting by stored expert. */
+/* What a router decided for one batch, in the step arena. A slot is one token in one expert. A row is a slot's place
+ * after sorting by stored expert. */
 typedef struct esp_routing {
-  int64_t tokens;
-  int k, experts, stored;
-  int64_t rows;             /* slots that go to a stored expert */
-  const int32_t *choice;    /* [tokens, k] logical expert of each slot, best first */
-  const int32_t *row;       /* [tokens, k] its row, -1 if it goes to a zero expert */
-  const int32_t *slot;      /* [rows] the slot of each row */
-  const int64_t *first_row; /* [stored + 1] where each stored expert's rows begin */
-  const int64_t *wanted;    /* [experts] slots that chose each logical expert */
+  int64_t tokens, slots;
+  int k;                     /* token choice: slot i belongs to token i / k; else 0 */
+  int experts, stored;       /* logical and stored */
+  int64_t rows;              /* slots that go to a stored expert and within its capacity */
+  const int64_t *first_slot; /* [tokens + 1] where each token's slots begin; NULL with Soft MoE */
+  const int32_t *token;      /* [slots]; NULL with Soft MoE, where a slot is a mixture of an image's tokens */
+  const int32_t *choice;     /* [slots] logical expert, of a token's slots the best one first */
+  const int32_t *row;        /* [slots] its row, -1 if it goes to a zero expert or beyond the capacity */
+  const int32_t *slot;       /* [rows] the slot of each row */
+  const int64_t *first_row;  /* [stored + 1] where each stored expert's rows begin */
+  const int64_t *wanted;     /* [experts] slots that chose each logical expert */
+  const int64_t *served;     /* [experts] ... of them within its capacity */
 } esp_routing;
 
-/* Token-choice routing of logits [T, experts]. Returns gates [T, k]; *scores becomes the scores over all experts
- * [T, experts] (for the balance loss), *routing the decisions. Ties go to the lower index. In training, noise of
- * standard deviation config->noise / experts, keyed by (seed, stream), is added to the logits before all else.
- * `layout` must outlive the step.
- * Selected scores: raw, renormalised, or taken over the selected logits only, as `config` says. */
-ESP_API esp_tensor *esp_route(esp_tape *tape, esp_tensor *logits, int k, const esp_router_config *config,
-                              const esp_expert_layout *layout, bool training, uint64_t seed, uint64_t stream,
-                              esp_tensor **scores, const esp_routing **routing);
+struct esp_route_request; /* router.h */
+struct esp_routed;
+
+/* Token-choice routing of logits [T, experts]. Returns gates [T, k] and sets the other members of *routed: the scores
+ * over all experts [T, experts] (for the losses), the decisions. Ties go to the lower index. In training, noise of standard
+ * deviation config->noise / experts (of a member), keyed by (seed, stream), is added to the logits before all else.
+ * Selected scores: raw, renormalised, or taken over the selected logits only, as the request's config says. The
+ * request and its config are copied; its layout, bias and choices must outlive the step. */
+ESP_API esp_tensor *esp_route(esp_tape *tape, esp_tensor *logits, const struct esp_route_request *request,
+                              struct esp_routed *routed);
+
+/* Expert-choice routing of logits [T, experts]: of each group of tokens every expert that can be routed to takes the
+ * l = min(S, S k / original experts, rounded up) with its highest scores, S the group's tokens. Returns gates
+ * [slots, 1], a token's slots by expert: the scores, or their softmax resp. sigmoid over the expert's chosen tokens
+ * (score_selected_only). Noise and the rest as esp_route(). */
+ESP_API esp_tensor *esp_route_experts(esp_tape *tape, esp_tensor *logits, const struct esp_route_request *request,
+                                      struct esp_routed *routed);
 
 /* The rows of x [T, C] in the order of the experts: [rows, C]. Its gradient sums a token's slots in their order. */
 ESP_API esp_tensor *esp_dispatch(esp_tape *tape, esp_tensor *x, const esp_routing *routing);
@@ -74,15 +87,35 @@ ESP_API esp_tensor *esp_neuron_top_k(esp_tape *tape, esp_tensor *h, esp_tensor *
 /* y_t = sum over the slots of token t, in their order, of gate times its row of `rows` [rows, C] -> [T, C]. */
 ESP_API esp_tensor *esp_combine(esp_tape *tape, esp_tensor *rows, esp_tensor *gates, const esp_routing *routing);
 
-/* The load-balance loss of Switch (arXiv 2101.03961, eq. 4), for any k: E sum_i F_i P_i -> [1], F_i the share of
- * slots that chose expert i (a constant), P_i the mean over tokens of its score. 1 at perfect balance of softmax
- * scores. Counts the experts that can be routed to. */
-ESP_API esp_tensor *esp_balance_loss(esp_tape *tape, esp_tensor *scores, const esp_routing *routing,
-                                     const esp_expert_layout *layout);
+/* Softmax over the middle dimension: [images, tokens, slots], each slot's weights sum to 1 over its image's tokens. */
+ESP_API esp_tensor *esp_softmax_tokens(esp_tape *tape, esp_tensor *x);
 
-/* Router z-loss (ST-MoE, arXiv 2202.08906, eq. 5): the mean over tokens of log(sum_i e^(logit_i))^2 -> [1],
- * over the experts that can be routed to. `layout` must outlive the step. */
-ESP_API esp_tensor *esp_z_loss(esp_tape *tape, esp_tensor *logits, const esp_expert_layout *layout);
+/* --- losses. Each is a mean over the members of an E3, which count as layers of their own with their share of the
+ * experts; only experts that can be routed to count. Layouts must outlive the step. --- */
+
+/* The load-balance loss of Switch (arXiv 2101.03961, eq. 4), for any k: E sum_i F_i P_i -> [1], F_i the share of
+ * slots (GShard: of first choices) that chose expert i before any capacity (a constant), P_i the mean over tokens of
+ * its score. 1 at perfect balance of softmax scores. */
+ESP_API esp_tensor *esp_balance_loss(esp_tape *tape, esp_tensor *scores, const esp_routing *routing,
+                                     const struct esp_route_request *request);
+
+/* V-MoE's importance loss (arXiv 2106.05974, appendix A.1): of each group, I_e = the sum over tokens of expert e's
+ * noise-free softmax probability, then variance(I) / mean(I)^2 over the experts -> [1], the mean over groups. The
+ * variance, not the standard deviation: the gradient is finite at perfect balance. 0 there. */
+ESP_API esp_tensor *esp_importance_loss(esp_tape *tape, esp_tensor *logits, const struct esp_route_request *request);
+
+/* V-MoE's load loss (appendix A.2): p_te = the probability that expert e would be among the k best of token t if its
+ * noise were drawn anew = 1 - Phi((threshold_t - z_te) / deviation), threshold_t the k-th largest noisy logit; of each
+ * group, the mean over tokens, then variance / mean^2 over the experts -> [1]. z are the noise-free logits; the
+ * threshold's gradient flows to the logit that it is. `noisy` [T, experts] are values only. */
+ESP_API esp_tensor *esp_load_loss(esp_tape *tape, esp_tensor *logits, const esp_tensor *noisy,
+                                  const struct esp_route_request *request);
+
+/* Router z-loss (ST-MoE, arXiv 2202.08906, eq. 5): the mean over tokens of log(sum_i e^(logit_i))^2 -> [1]. */
+ESP_API esp_tensor *esp_z_loss(esp_tape *tape, esp_tensor *logits, const struct esp_route_request *request);
+
+/* The mean over tokens of the entropy, in nats, of softmax(logits) -> [1]. */
+ESP_API esp_tensor *esp_entropy_loss(esp_tape *tape, esp_tensor *logits, const struct esp_route_request *request);
 
 #ifdef __cplusplus
 }

@@ -1,61 +1,28 @@
-/* Token-choice routing and the counting sort that follows it. */
+/* Token-choice routing. */
 #include "moe_ops_internal.h"
 #include <espalier/ops.h>
 
 #include <string.h>
 
-void esp_expert_layout_full(esp_expert_layout *layout, int experts) {
-  memset(layout, 0, sizeof *layout);
-  layout->experts = layout->stored = experts;
-  for (int i = 0; i < experts; i++) layout->index[i] = layout->original_ids[i] = i;
-}
+/* --- what routers share ---------------------------------------------------------------------------------- */
 
-int esp_routable_experts(const esp_expert_layout *layout) {
-  int count = 0;
-  for (int i = 0; i < layout->experts; i++) count += layout->index[i] != ESP_EXPERT_MASKED;
-  return count;
-}
-
-/* --- route ------------------------------------------------------------------------------------------------
- * z' = z + noise.  Scores p = softmax(z') or sigmoid(z').  Selection: the k largest z' (softmax and sigmoid are
- * monotonic, so these are the k largest scores).  Gates g_i: p_i; p_i / S with S the sum over the selected; or
- * softmax resp. sigmoid over the selected logits only.
- * Backward: raw        dp_i += dg_i
- *           divided    dp_i += (dg_i - sum_j dg_j g_j) / S
- *           selected   dz_i += g_i (dg_i - sum_j dg_j g_j)   (softmax over the selected)
- *           softmax    dz = p (dp - sum_j dp_j p_j);   sigmoid  dz = dp p (1 - p). */
-
-typedef struct route_attributes {
-  const esp_expert_layout *layout;
-  esp_router_config config;
-  int k;
-  double noise_deviation;
-  uint64_t seed, stream;
-  esp_routing *routing;
-  int32_t *choice;
-} route_attributes;
-
-static void route_plan(esp_node *node) {
-  const route_attributes *at = node->attributes;
-  const esp_tensor *logits = node->inputs[0];
-  esp_require(node, logits->rank == 2 && logits->shape[1] == at->layout->experts, "needs logits [tokens, experts]");
-  esp_require(node, at->k > 0 && at->k <= esp_routable_experts(at->layout), "fewer experts than k can be routed to");
-  esp_plan_columns(node, 0, at->k);
-  esp_plan_columns(node, 1, logits->shape[1]);
-  node->saved_bytes = (size_t)logits->shape[0] * sizeof(esp_real); /* S of each token */
-  node->scratch_bytes = (size_t)esp_tensor_count(logits) * sizeof(esp_real);
-}
-
-enum { TOKENS_PER_RANGE = 256 };
-
-static void copy_logits(const route_attributes *at, const esp_real *logits, esp_real *noisy, esp_random *noise) {
-  for (int j = 0; j < at->layout->experts; j++) {
-    const double shift = at->noise_deviation > 0 ? at->noise_deviation * esp_random_normal(noise) : 0;
-    noisy[j] = at->layout->index[j] == ESP_EXPERT_MASKED ? (esp_real)-INFINITY : logits[j] + (esp_real)shift;
+void esp_route_copy_logits(const esp_route_request *r, const esp_real *logits, int64_t begin, int64_t end,
+                           esp_real *noisy) {
+  const int experts = r->layout->experts, own = experts / r->members;
+  const double deviation = r->training ? r->config->noise / own : 0;
+  esp_random noise = esp_random_stream(r->seed, ESP_PURPOSE_ROUTER_NOISE,
+                                       r->stream * 0x100000u + (uint64_t)(begin / ESP_ROUTE_TOKENS));
+  for (int64_t t = begin; t < end; t++) {
+    const int first = (int)(t / (r->tokens / r->members)) * own;
+    for (int j = 0; j < experts; j++) {
+      const bool allowed = r->layout->index[j] != ESP_EXPERT_MASKED && j >= first && j < first + own;
+      const double shift = deviation > 0 ? deviation * esp_random_normal(&noise) : 0;
+      const esp_real z = logits[t * experts + j]; /* not-a-number comes through, wherever it is */
+      noisy[t * experts + j] = allowed || isnan(z) ? z + (esp_real)shift : (esp_real)-INFINITY;
+    }
   }
 }
 
-/* Softmax, leaving out what is -infinity: its score is an exact 0. */
 static void softmax_in_place(esp_real *z, int count) {
   esp_real most = z[0], sum = 0;
   for (int j = 1; j < count; j++) most = z[j] > most ? z[j] : most;
@@ -68,90 +35,146 @@ static void sigmoid_in_place(esp_real *z, int count) {
   for (int j = 0; j < count; j++) z[j] = z[j] == (esp_real)-INFINITY ? 0 : esp_sigmoid(z[j]);
 }
 
-static void score_in_place(const route_attributes *at, esp_real *z, int count) {
-  if (at->config.score == ESP_SCORE_SOFTMAX)
+void esp_route_score(esp_score_kind kind, esp_real *z, int count) {
+  if (kind == ESP_SCORE_SOFTMAX)
     softmax_in_place(z, count);
   else
     sigmoid_in_place(z, count);
 }
 
-/* The gates of one token, from its noisy logits (selected only) or its scores. Returns S. */
-static esp_real set_gates(const route_attributes *at, const esp_real *scores, const int32_t *choice, esp_real *gates) {
+/* softmax: dz = p (dp - sum_j dp_j p_j);  sigmoid: dz = dp p (1 - p) */
+void esp_route_score_gradient(esp_score_kind kind, const esp_real *scores, const esp_real *dscores, int count,
+                              esp_real *dlogits) {
+  esp_real dot = 0;
+  for (int j = 0; j < count; j++) dot += dscores[j] * scores[j];
+  for (int j = 0; j < count; j++)
+    dlogits[j] +=
+        kind == ESP_SCORE_SOFTMAX ? scores[j] * (dscores[j] - dot) : scores[j] * dscores[j] * (1 - scores[j]);
+}
+
+/* --- route ------------------------------------------------------------------------------------------------
+ * z' = z + noise.  Scores p = softmax(z') or sigmoid(z').  Selection: the k largest z' (softmax and sigmoid are
+ * monotonic, so these are the k largest scores), the k largest p + bias, or choices made elsewhere.  Gates g_i: p_i;
+ * p_i / S with S the sum over the selected; or softmax resp. sigmoid over the selected logits only.
+ * Backward: raw        dp_i += dg_i
+ *           divided    dp_i += (dg_i - sum_j dg_j g_j) / S
+ *           selected   dz_i += g_i (dg_i - sum_j dg_j g_j)   (softmax over the selected) */
+
+typedef struct route_attributes {
+  esp_route_request request;
+  esp_routing_work *work;
+  esp_real *noisy; /* [T, experts]; NULL if nobody wants them */
+} route_attributes;
+
+static int smallest_member(const esp_route_request *r) {
+  const int own = r->layout->experts / r->members;
+  int least = own;
+  for (int m = 0; m < r->members; m++) {
+    int count = 0;
+    for (int e = m * own; e < (m + 1) * own; e++) count += r->layout->index[e] != ESP_EXPERT_MASKED;
+    if (count < least) least = count;
+  }
+  return least;
+}
+
+static void route_plan(esp_node *node) {
+  const esp_route_request *r = &((const route_attributes *)node->attributes)->request;
+  const esp_tensor *logits = node->inputs[0];
+  esp_require(node, logits->rank == 2 && logits->shape[1] == r->layout->experts && logits->shape[0] == r->tokens,
+              "needs logits [tokens, experts]");
+  esp_require(node, r->tokens % r->members == 0 && r->layout->experts % r->members == 0,
+              "tokens and experts must be shared out evenly among the members");
+  esp_require(node, r->k > 0 && r->k <= smallest_member(r), "fewer experts than k can be routed to");
+  esp_plan_columns(node, 0, r->k);
+  esp_plan_columns(node, 1, logits->shape[1]);
+  node->saved_bytes = (size_t)logits->shape[0] * sizeof(esp_real); /* S of each token */
+  node->scratch_bytes = (size_t)esp_tensor_count(logits) * sizeof(esp_real);
+}
+
+/* The gates of one token, from its scores unless they are set already. Returns S. */
+static esp_real set_gates(const esp_route_request *r, const esp_real *scores, const int32_t *choice, esp_real *gates) {
   esp_real sum = 0;
-  for (int i = 0; i < at->k; i++) {
-    if (!at->config.score_selected_only) gates[i] = scores[choice[i]];
+  for (int i = 0; i < r->k; i++) {
+    if (!r->config->score_selected_only) gates[i] = scores[choice[i]];
     sum += gates[i];
   }
-  if (at->config.renormalise)
-    for (int i = 0; i < at->k; i++) gates[i] /= sum;
+  if (r->config->renormalise)
+    for (int i = 0; i < r->k; i++) gates[i] /= sum;
   return sum;
+}
+
+/* The k largest score + bias. Scores are at least 0, and those that are excluded come last. */
+static void choose_biased(const esp_route_request *r, const esp_real *noisy, esp_real *scores, int32_t *choice) {
+  const int experts = r->layout->experts;
+  esp_real biased[ESP_MAX_EXPERTS];
+  memcpy(scores, noisy, (size_t)experts * sizeof *scores);
+  esp_route_score(r->config->score, scores, experts);
+  for (int j = 0; j < experts; j++)
+    biased[j] = noisy[j] == (esp_real)-INFINITY ? (esp_real)-INFINITY : scores[j] + r->bias[j];
+  esp_top_k_of(biased, experts, r->k, choice);
+}
+
+/* `scores` holds the noisy logits of one token, and then its scores. */
+static esp_real route_token(const route_attributes *at, int64_t t, esp_real *scores, esp_real *gates) {
+  const esp_route_request *r = &at->request;
+  const int experts = r->layout->experts;
+  int32_t *choice = at->work->choice + t * r->k;
+  if (r->choices) {
+    memcpy(choice, r->choices + t * r->k, (size_t)r->k * sizeof *choice);
+  } else if (r->bias) {
+    esp_real noisy[ESP_MAX_EXPERTS];
+    memcpy(noisy, scores, (size_t)experts * sizeof *noisy);
+    choose_biased(r, noisy, scores, choice);
+    memcpy(scores, noisy, (size_t)experts * sizeof *noisy);
+  } else {
+    esp_top_k_of(scores, experts, r->k, choice);
+  }
+  if (r->config->score_selected_only) {
+    for (int i = 0; i < r->k; i++) gates[i] = scores[choice[i]];
+    esp_route_score(r->config->score, gates, r->k);
+  }
+  esp_route_score(r->config->score, scores, experts);
+  return set_gates(r, scores, choice, gates);
 }
 
 static void route_tokens(void *context, int64_t begin, int64_t end) {
   const esp_node *node = context;
   const route_attributes *at = node->attributes;
-  const int experts = at->layout->experts;
-  esp_random noise = esp_random_stream(at->seed, ESP_PURPOSE_ROUTER_NOISE,
-                                       at->stream * 0x100000u + (uint64_t)(begin / TOKENS_PER_RANGE));
+  const int experts = at->request.layout->experts, k = at->request.k;
+  esp_real *scores = node->outputs[1]->data;
+  esp_route_copy_logits(&at->request, node->inputs[0]->data, begin, end, scores);
+  if (at->noisy)
+    memcpy(at->noisy + begin * experts, scores + begin * experts, (size_t)((end - begin) * experts) * sizeof *scores);
   for (int64_t t = begin; t < end; t++) {
-    esp_real *scores = node->outputs[1]->data + t * experts, *gates = node->outputs[0]->data + t * at->k;
-    int32_t *choice = at->choice + t * at->k;
-    copy_logits(at, node->inputs[0]->data + t * experts, scores, &noise);
-    esp_top_k_of(scores, experts, at->k, choice);
-    if (at->config.score_selected_only) {
-      for (int i = 0; i < at->k; i++) gates[i] = scores[choice[i]];
-      score_in_place(at, gates, at->k);
-    }
-    score_in_place(at, scores, experts);
-    ((esp_real *)node->saved)[t] = set_gates(at, scores, choice, gates);
+    ((esp_real *)node->saved)[t] = route_token(at, t, scores + t * experts, node->outputs[0]->data + t * k);
+    at->work->first_slot[t] = t * k;
+    for (int i = 0; i < k; i++) at->work->token[t * k + i] = (int32_t)t;
   }
-}
-
-/* Stable counting sort of the slots by stored expert. */
-static void sort_slots(const esp_node *node) {
-  const route_attributes *at = node->attributes;
-  esp_routing *r = at->routing;
-  const int64_t slots = r->tokens * r->k;
-  int64_t *wanted = (int64_t *)(uintptr_t)r->wanted, *first = (int64_t *)(uintptr_t)r->first_row;
-  int32_t *row = (int32_t *)(uintptr_t)r->row, *slot = (int32_t *)(uintptr_t)r->slot;
-  int64_t next[ESP_MAX_EXPERTS];
-  memset(wanted, 0, (size_t)r->experts * sizeof *wanted);
-  memset(first, 0, (size_t)(r->stored + 1) * sizeof *first);
-  for (int64_t i = 0; i < slots; i++) wanted[at->choice[i]]++;
-  for (int e = 0; e < r->experts; e++)
-    if (at->layout->index[e] >= 0) first[at->layout->index[e] + 1] += wanted[e];
-  for (int s = 0; s < r->stored; s++) {
-    next[s] = first[s];
-    first[s + 1] += first[s];
-  }
-  for (int64_t i = 0; i < slots; i++) {
-    const int32_t stored = at->layout->index[at->choice[i]];
-    row[i] = stored < 0 ? -1 : (int32_t)next[stored]++;
-    if (stored >= 0) slot[row[i]] = (int32_t)i;
-  }
-  r->rows = first[r->stored];
 }
 
 static void route_forward(esp_node *node) {
-  esp_parallel_for(node->inputs[0]->shape[0], TOKENS_PER_RANGE, route_tokens, node);
-  sort_slots(node);
+  const route_attributes *at = node->attributes;
+  esp_parallel_for(at->request.tokens, ESP_ROUTE_TOKENS, route_tokens, node);
+  at->work->first_slot[at->request.tokens] = at->work->routing.slots;
+  esp_routing_sort(&at->request, at->work, node->outputs[1]->data);
 }
 
 /* dp and the direct part of dz of one token, from dgates. */
 static void gate_gradient(const esp_node *node, int64_t t, esp_real *dscores, esp_real *dlogits) {
   const route_attributes *at = node->attributes;
-  const esp_real *gates = node->outputs[0]->data + t * at->k, *dgates = node->outputs[0]->grad + t * at->k;
+  const esp_router_config *config = at->request.config;
+  const int k = at->request.k;
+  const esp_real *gates = node->outputs[0]->data + t * k, *dgates = node->outputs[0]->grad + t * k;
   const esp_real sum = ((const esp_real *)node->saved)[t];
-  const bool selected = at->config.score_selected_only, softmax = at->config.score == ESP_SCORE_SOFTMAX;
   esp_real dot = 0;
-  for (int i = 0; i < at->k; i++) dot += dgates[i] * gates[i];
-  for (int i = 0; i < at->k; i++) {
-    const int32_t expert = at->choice[t * at->k + i];
-    const esp_real draw = at->config.renormalise ? (dgates[i] - dot) / sum : dgates[i]; /* d raw score */
-    const esp_real raw = at->config.renormalise ? gates[i] * sum : gates[i];
-    if (!selected)
+  for (int i = 0; i < k; i++) dot += dgates[i] * gates[i];
+  for (int i = 0; i < k; i++) {
+    const int32_t expert = at->work->choice[t * k + i];
+    const esp_real draw = config->renormalise ? (dgates[i] - dot) / sum : dgates[i]; /* d raw score */
+    const esp_real raw = config->renormalise ? gates[i] * sum : gates[i];
+    if (!config->score_selected_only)
       dscores[expert] += draw;
-    else if (softmax)
+    else if (config->score == ESP_SCORE_SOFTMAX)
       dlogits[expert] += gates[i] * (dgates[i] - dot); /* the scores sum to 1, renormalised or not */
     else
       dlogits[expert] += draw * raw * (1 - raw);
@@ -167,24 +190,21 @@ typedef struct route_gradient {
 static void route_gradient_tokens(void *context, int64_t begin, int64_t end) {
   const route_gradient *g = context;
   const route_attributes *at = g->node->attributes;
-  const int experts = at->layout->experts;
+  const int experts = at->request.layout->experts;
   for (int64_t t = begin; t < end; t++) {
-    const esp_real *scores = g->node->outputs[1]->data + t * experts;
-    esp_real *dscores = (esp_real *)g->node->scratch + t * experts, *dlogits = g->dlogits + t * experts, dot = 0;
+    esp_real *dscores = (esp_real *)g->node->scratch + t * experts, *dlogits = g->dlogits + t * experts;
     if (!g->accumulate) memset(dlogits, 0, (size_t)experts * sizeof *dlogits);
     memcpy(dscores, g->node->outputs[1]->grad + t * experts, (size_t)experts * sizeof *dscores);
     gate_gradient(g->node, t, dscores, dlogits);
-    for (int j = 0; j < experts; j++) dot += dscores[j] * scores[j];
-    for (int j = 0; j < experts; j++)
-      dlogits[j] += at->config.score == ESP_SCORE_SOFTMAX ? scores[j] * (dscores[j] - dot)
-                                                          : scores[j] * dscores[j] * (1 - scores[j]);
+    esp_route_score_gradient(at->request.config->score, g->node->outputs[1]->data + t * experts, dscores, experts,
+                             dlogits);
   }
 }
 
 static void route_backward(esp_node *node) {
   route_gradient g = {.node = node};
   g.dlogits = esp_grad(node->inputs[0], &g.accumulate);
-  esp_parallel_for(node->inputs[0]->shape[0], TOKENS_PER_RANGE, route_gradient_tokens, &g);
+  esp_parallel_for(node->inputs[0]->shape[0], ESP_ROUTE_TOKENS, route_gradient_tokens, &g);
 }
 
 static esp_cost route_cost(const esp_node *node) {
@@ -195,47 +215,22 @@ const esp_op esp_op_route = {"route",       route_plan,
                              route_forward, route_backward,
                              route_cost,    {1e-5, 1e-7, "two logits at the edge of the selection are equal"}};
 
-static esp_routing *take_routing(esp_tape *tape, int64_t tokens, int k, const esp_expert_layout *layout,
-                                 int32_t *choice) {
-  const size_t slots = (size_t)tokens * (size_t)k;
-  esp_routing *routing = esp_tape_take(tape, sizeof *routing);
-  int32_t *row = esp_tape_take(tape, slots * sizeof *row), *slot = esp_tape_take(tape, slots * sizeof *slot);
-  int64_t *first = esp_tape_take(tape, (size_t)(layout->stored + 1) * sizeof *first);
-  int64_t *wanted = esp_tape_take(tape, (size_t)layout->experts * sizeof *wanted);
-  if (!routing || !row || !slot || !first || !wanted) return NULL;
-  *routing = (esp_routing){.tokens = tokens,
-                           .k = k,
-                           .experts = layout->experts,
-                           .stored = layout->stored,
-                           .choice = choice,
-                           .row = row,
-                           .slot = slot,
-                           .first_row = first,
-                           .wanted = wanted};
-  return routing;
-}
-
-esp_tensor *esp_route(esp_tape *tape, esp_tensor *logits, int k, const esp_router_config *config,
-                      const esp_expert_layout *layout, bool training, uint64_t seed, uint64_t stream,
-                      esp_tensor **scores, const esp_routing **routing) {
-  *scores = NULL;
-  *routing = NULL;
+esp_tensor *esp_route(esp_tape *tape, esp_tensor *logits, const esp_route_request *request, esp_routed *routed) {
+  routed->gates = NULL;
   if (!logits) return NULL;
-  const int64_t tokens = logits->shape[0];
-  int32_t *choice = esp_tape_take(tape, (size_t)tokens * (size_t)k * sizeof *choice);
-  esp_routing *made = choice ? take_routing(tape, tokens, k, layout, choice) : NULL;
-  if (!made) return NULL;
-  const route_attributes at = {.layout = layout,
-                               .config = *config,
-                               .k = k,
-                               .seed = seed,
-                               .stream = stream,
-                               .noise_deviation = training ? config->noise / layout->experts : 0,
-                               .routing = made,
-                               .choice = choice};
+  route_attributes at = {.noisy = NULL};
+  if (!esp_request_copy(tape, request, &at.request)) return NULL;
+  at.work = esp_routing_take(tape, request, request->tokens * request->k, request->k);
+  if (!at.work) return NULL;
+  if (request->config->load_weight > 0) {
+    routed->noisy = esp_tape_tensor(tape, 2, logits->shape);
+    if (!routed->noisy) return NULL;
+    at.noisy = routed->noisy->data;
+  }
   esp_node *node = esp_tape_run(tape, &esp_op_route, &logits, 1, &at, sizeof at);
   if (!node) return NULL;
-  *scores = node->outputs[1];
-  *routing = made;
-  return node->outputs[0];
+  routed->logits = logits;
+  routed->scores = node->outputs[1];
+  routed->routing = &at.work->routing;
+  return routed->gates = node->outputs[0];
 }

@@ -1,0 +1,176 @@
+/* From choices to rows: capacity, and the stable counting sort of the slots by stored expert. */
+#include "moe_ops_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void esp_expert_layout_full(esp_expert_layout *layout, int experts) {
+  memset(layout, 0, sizeof *layout);
+  layout->experts = layout->stored = experts;
+  for (int i = 0; i < experts; i++) layout->index[i] = layout->original_ids[i] = i;
+}
+
+int esp_routable_experts(const esp_expert_layout *layout) {
+  int count = 0;
+  for (int i = 0; i < layout->experts; i++) count += layout->index[i] != ESP_EXPERT_MASKED;
+  return count;
+}
+
+int64_t esp_expert_capacity(int64_t tokens, int k, double factor, int experts) {
+  if (factor <= 0) return tokens * k;
+  const int64_t slots = (int64_t)ceil((double)(tokens * k) * factor / experts - 1e-9);
+  return (slots + 3) / 4 * 4;
+}
+
+esp_route_request esp_plain_request(const esp_router_config *config, const esp_expert_layout *layout, int k,
+                                    int64_t tokens) {
+  return (esp_route_request){.config = config,
+                             .layout = layout,
+                             .k = k,
+                             .original_experts = layout->experts,
+                             .members = 1,
+                             .tokens = tokens,
+                             .images = 1};
+}
+
+int64_t esp_group_tokens(const esp_route_request *r) {
+  const int64_t tokens = r->tokens / r->members, group = r->config->group_images * (r->tokens / r->images);
+  return group > 0 && group < tokens ? group : tokens;
+}
+
+int64_t esp_group_count(const esp_route_request *r) {
+  const int64_t group = esp_group_tokens(r);
+  return (r->tokens / r->members + group - 1) / group;
+}
+
+esp_token_group esp_group_at(const esp_route_request *r, int64_t index) {
+  const int64_t groups = esp_group_count(r), tokens = r->tokens / r->members, size = esp_group_tokens(r);
+  const int64_t member = index / groups, begin = index % groups * size;
+  const int64_t end = begin + size < tokens ? begin + size : tokens;
+  const int experts = r->layout->experts / r->members;
+  return (esp_token_group){.begin = member * tokens + begin,
+                           .end = member * tokens + end,
+                           .first_expert = (int)member * experts,
+                           .end_expert = (int)(member + 1) * experts};
+}
+
+bool esp_request_copy(esp_tape *tape, const esp_route_request *request, esp_route_request *copy) {
+  esp_router_config *config = esp_tape_take(tape, sizeof *config);
+  if (!config) return false;
+  *config = *request->config;
+  *copy = *request;
+  copy->config = config;
+  return true;
+}
+
+/* --- the routing's memory -------------------------------------------------------------------------------- */
+
+static void *take(esp_tape *tape, int64_t count, size_t size) { return esp_tape_take(tape, (size_t)count * size); }
+
+esp_routing_work *esp_routing_take(esp_tape *tape, const esp_route_request *r, int64_t slots, int k) {
+  esp_routing_work *w = take(tape, 1, sizeof *w);
+  if (!w) return NULL;
+  *w = (esp_routing_work){.token = take(tape, slots, sizeof *w->token),
+                          .choice = take(tape, slots, sizeof *w->choice),
+                          .row = take(tape, slots, sizeof *w->row),
+                          .slot = take(tape, slots, sizeof *w->slot),
+                          .first_slot = take(tape, r->tokens + 1, sizeof *w->first_slot),
+                          .first_row = take(tape, r->layout->stored + 1, sizeof *w->first_row),
+                          .wanted = take(tape, r->layout->experts, sizeof *w->wanted),
+                          .served = take(tape, r->layout->experts, sizeof *w->served),
+                          .order = take(tape, esp_group_tokens(r), sizeof *w->order)};
+  if (!w->token || !w->choice || !w->row || !w->slot || !w->first_slot || !w->first_row || !w->wanted || !w->served ||
+      !w->order)
+    return NULL;
+  w->routing = (esp_routing){.tokens = r->tokens,
+                             .slots = slots,
+                             .k = k,
+                             .experts = r->layout->experts,
+                             .stored = r->layout->stored,
+                             .first_slot = w->first_slot,
+                             .token = w->token,
+                             .choice = w->choice,
+                             .row = w->row,
+                             .slot = w->slot,
+                             .first_row = w->first_row,
+                             .wanted = w->wanted,
+                             .served = w->served};
+  return w;
+}
+
+/* --- capacity -------------------------------------------------------------------------------------------- */
+
+static int by_priority(const void *a, const void *b) {
+  const esp_ranked *x = a, *y = b;
+  if (x->value != y->value) return x->value < y->value ? 1 : -1;
+  return (x->index > y->index) - (x->index < y->index);
+}
+
+void esp_rank(esp_ranked *items, int64_t count) { qsort(items, (size_t)count, sizeof *items, by_priority); }
+
+/* In which order the tokens of a group are served: by position, or by descending score of their first choice. */
+static void order_tokens(const esp_route_request *r, const esp_routing_work *w, const esp_token_group *g,
+                         const esp_real *scores) {
+  for (int64_t t = g->begin; t < g->end; t++) {
+    const esp_real score = scores[t * r->layout->experts + w->choice[t * w->routing.k]];
+    w->order[t - g->begin] = (esp_ranked){.value = isnan(score) ? (esp_real)-INFINITY : score, .index = (int32_t)t};
+  }
+  if (r->config->batch_priority) esp_rank(w->order, g->end - g->begin);
+}
+
+/* Drops what an expert cannot serve: first choices go before second ones. */
+static void serve_group(const esp_routing_work *w, const esp_token_group *g, double factor) {
+  const int experts = g->end_expert - g->first_expert, k = w->routing.k;
+  const int64_t capacity = esp_expert_capacity(g->end - g->begin, k, factor, experts);
+  int64_t used[ESP_MAX_EXPERTS] = {0};
+  for (int rank = 0; rank < k; rank++)
+    for (int64_t i = 0; i < g->end - g->begin; i++) {
+      const int64_t slot = (int64_t)w->order[i].index * k + rank;
+      const int32_t expert = w->choice[slot];
+      if (used[expert] == capacity)
+        w->row[slot] = -1;
+      else
+        used[expert]++;
+    }
+}
+
+static void serve(const esp_route_request *r, esp_routing_work *w, const esp_real *scores) {
+  const double factor = r->training ? r->config->capacity : r->config->evaluation_capacity;
+  memset(w->row, 0, (size_t)w->routing.slots * sizeof *w->row);
+  if (factor <= 0 || w->routing.k == 0) return;
+  const int64_t groups = esp_group_count(r) * r->members;
+  for (int64_t i = 0; i < groups; i++) {
+    const esp_token_group g = esp_group_at(r, i);
+    order_tokens(r, w, &g, scores);
+    serve_group(w, &g, factor);
+  }
+}
+
+/* --- the sort -------------------------------------------------------------------------------------------- */
+
+static void count_slots(const esp_route_request *r, esp_routing_work *w) {
+  const esp_routing *routing = &w->routing;
+  memset(w->wanted, 0, (size_t)routing->experts * sizeof *w->wanted);
+  memset(w->served, 0, (size_t)routing->experts * sizeof *w->served);
+  memset(w->first_row, 0, (size_t)(routing->stored + 1) * sizeof *w->first_row);
+  for (int64_t i = 0; i < routing->slots; i++) {
+    w->wanted[w->choice[i]]++;
+    w->served[w->choice[i]] += w->row[i] >= 0;
+  }
+  for (int e = 0; e < routing->experts; e++)
+    if (r->layout->index[e] >= 0) w->first_row[r->layout->index[e] + 1] += w->served[e];
+  for (int s = 0; s < routing->stored; s++) w->first_row[s + 1] += w->first_row[s];
+}
+
+void esp_routing_sort(const esp_route_request *r, esp_routing_work *w, const esp_real *scores) {
+  serve(r, w, scores);
+  count_slots(r, w);
+  int64_t next[ESP_MAX_EXPERTS];
+  memcpy(next, w->first_row, (size_t)w->routing.stored * sizeof *next);
+  for (int64_t i = 0; i < w->routing.slots; i++) {
+    const int32_t stored = r->layout->index[w->choice[i]];
+    w->row[i] = stored < 0 || w->row[i] < 0 ? -1 : (int32_t)next[stored]++;
+    if (w->row[i] >= 0) w->slot[w->row[i]] = (int32_t)i;
+  }
+  w->routing.rows = w->first_row[w->routing.stored];
+}
