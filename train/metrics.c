@@ -16,7 +16,7 @@ static void observe_imbalance(void *context, const esp_moe_record *record) {
   int64_t most = 0;
   for (int e = 0; e < r->experts; e++)
     if (r->wanted[e] > most) most = r->wanted[e];
-  const double mean = (double)(r->tokens * r->k) / esp_routable_experts(&record->layer->layout);
+  const double mean = (double)r->slots / esp_routable_experts(&record->layer->layout);
   window->imbalance[record->layer->block] += (double)most / mean;
 }
 
@@ -25,9 +25,9 @@ esp_observer esp_window_observer(esp_window *window) { return (esp_observer){obs
 void esp_window_add_losses(esp_window *window, const esp_auxiliary_losses *losses) {
   for (int i = 0; i < losses->count; i++) {
     const esp_auxiliary_loss *loss = &losses->loss[i];
-    const int kind = strcmp(loss->kind, "z") == 0;
-    window->raw[kind] += (double)loss->raw->data[0];
-    window->weighted[kind] += loss->weight * (double)loss->raw->data[0];
+    window->computed[loss->kind] = true;
+    window->raw[loss->kind] += (double)loss->raw->data[0];
+    window->weighted[loss->kind] += loss->weight * (double)loss->raw->data[0];
   }
 }
 
@@ -44,8 +44,10 @@ static esp_status failed(const esp_metrics *metrics) {
 }
 
 static esp_status write_header(esp_metrics *metrics) {
-  fprintf(metrics->file, "step,epoch,split,loss,task_loss,balance_raw,balance_weighted,z_raw,z_weighted,accuracy,"
-                         "learning_rate,gradient_norm,images_per_second");
+  fputs("step,epoch,split,loss,task_loss", metrics->file);
+  for (esp_loss_kind kind = 0; kind < ESP_LOSS_KINDS; kind++)
+    fprintf(metrics->file, ",%s_raw,%s_weighted", esp_loss_kind_name(kind), esp_loss_kind_name(kind));
+  fputs(",accuracy,learning_rate,gradient_norm,images_per_second", metrics->file);
   for (int i = 0; i < metrics->block_count; i++) fprintf(metrics->file, ",imbalance.blocks.%d", metrics->blocks[i]);
   return fputc('\n', metrics->file) < 0 || fflush(metrics->file) != 0 ? failed(metrics) : ESP_OK;
 }
@@ -91,19 +93,25 @@ esp_status esp_metrics_open(esp_metrics **metrics, const char *folder, const esp
 esp_status esp_metrics_write_training(esp_metrics *metrics, int64_t step, double epoch, double learning_rate,
                                       const esp_window *w) {
   const double seconds = esp_seconds() - w->started;
-  fprintf(metrics->file, "%lld,%.4f,train,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.1f", (long long)step, epoch,
-          esp_window_mean(w, w->loss), esp_window_mean(w, w->task_loss), esp_window_mean(w, w->raw[0]),
-          esp_window_mean(w, w->weighted[0]), esp_window_mean(w, w->raw[1]), esp_window_mean(w, w->weighted[1]),
-          w->images ? w->correct / (double)w->images : 0, learning_rate, esp_window_mean(w, w->gradient_norm),
-          seconds > 0 ? (double)w->images / seconds : 0);
+  fprintf(metrics->file, "%lld,%.4f,train,%.6g,%.6g", (long long)step, epoch, esp_window_mean(w, w->loss),
+          esp_window_mean(w, w->task_loss));
+  for (int kind = 0; kind < ESP_LOSS_KINDS; kind++) {
+    if (w->computed[kind])
+      fprintf(metrics->file, ",%.6g,%.6g", esp_window_mean(w, w->raw[kind]), esp_window_mean(w, w->weighted[kind]));
+    else
+      fputs(",,", metrics->file);
+  }
+  fprintf(metrics->file, ",%.6g,%.6g,%.6g,%.1f", w->images ? w->correct / (double)w->images : 0, learning_rate,
+          esp_window_mean(w, w->gradient_norm), seconds > 0 ? (double)w->images / seconds : 0);
   for (int i = 0; i < metrics->block_count; i++)
     fprintf(metrics->file, ",%.4g", esp_window_mean(w, w->imbalance[metrics->blocks[i]]));
   return fputc('\n', metrics->file) < 0 || fflush(metrics->file) != 0 ? failed(metrics) : ESP_OK;
 }
 
 esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, double epoch, const esp_evaluation *e) {
-  fprintf(metrics->file, "%lld,%.4f,test,%.6g,%.6g,,,,,%.6g,,,%.1f", (long long)step, epoch, e->loss, e->loss,
-          e->accuracy, e->seconds > 0 ? (double)e->examples / e->seconds : 0);
+  fprintf(metrics->file, "%lld,%.4f,test,%.6g,%.6g", (long long)step, epoch, e->loss, e->loss);
+  for (int kind = 0; kind < ESP_LOSS_KINDS; kind++) fputs(",,", metrics->file);
+  fprintf(metrics->file, ",%.6g,,,%.1f", e->accuracy, e->seconds > 0 ? (double)e->examples / e->seconds : 0);
   for (int i = 0; i < metrics->block_count; i++) fputc(',', metrics->file);
   return fputc('\n', metrics->file) < 0 || fflush(metrics->file) != 0 ? failed(metrics) : ESP_OK;
 }

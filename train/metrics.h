@@ -13,7 +13,8 @@ extern "C" {
 typedef struct esp_window {
   int64_t steps, images;
   double loss, task_loss, correct; /* sums: of losses over steps, of correct images */
-  double raw[2], weighted[2];      /* balance and z-loss, summed over layers and steps */
+  double raw[ESP_LOSS_KINDS], weighted[ESP_LOSS_KINDS]; /* auxiliary losses, summed over layers and steps */
+  bool computed[ESP_LOSS_KINDS];                        /* a loss of weight 0 is not */
   double gradient_norm;
   double imbalance[ESP_MAX_BLOCKS]; /* per mixture layer: sum over steps of (most slots of an expert) / (mean) */
   double started;                   /* esp_seconds() */
