@@ -171,9 +171,15 @@ static void print_inspection(const loaded *l, const esp_model_cost *cost, bool p
   if (parameters) print_parameters(l->model->parameters);
 }
 
-int run_inspect(const arguments *a) {
+static int inspect_model(const arguments *a) {
   loaded l;
-  const esp_status status = load(&l, a->operands[0]);
+  esp_status status = ESP_OK;
+  if (a->override_count)
+    status = esp_fail(ESP_ERR_USAGE,
+                      "--set %s is of no use: %s is a trained model, whose settings stay; inspect a "
+                      "CONFIG.yaml to count other ones",
+                      a->overrides[0], a->operands[0]);
+  if (status == ESP_OK) status = load(&l, a->operands[0]);
   if (status != ESP_OK) return report_failure(status);
   esp_model_cost cost;
   esp_model_cost_of(l.model, &cost);
@@ -184,4 +190,65 @@ int run_inspect(const arguments *a) {
     print_inspection(&l, &cost, a->parameters);
   unload(&l);
   return code;
+}
+
+/* --- settings without a model ---------------------------------------------------------------------------- */
+
+static bool is_settings(const char *path) {
+  const char *dot = strrchr(path, '.');
+  return dot && (strcmp(dot, ".yaml") == 0 || strcmp(dot, ".yml") == 0);
+}
+
+/* Sizes that the data would give. Returns whether any was missing. */
+static bool assume_sizes(esp_model_config *config) {
+  struct {
+    int *size, assumed;
+  } sizes[] = {
+      {&config->image_height, 32}, {&config->image_width, 32}, {&config->image_channels, 3}, {&config->classes, 10}};
+  bool any = false;
+  for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+    if (*sizes[i].size) continue;
+    *sizes[i].size = sizes[i].assumed;
+    any = true;
+  }
+  return any;
+}
+
+static esp_status read_settings(const arguments *a, esp_model_config *config, bool *assumed) {
+  if (a->parameters)
+    return esp_fail(ESP_ERR_USAGE, "--parameters lists a trained model's, but %s holds settings only", a->operands[0]);
+  esp_run_config run;
+  ESP_TRY(esp_run_config_load(&run, a->operands[0], a->overrides, a->override_count));
+  *config = run.model;
+  *assumed = assume_sizes(config);
+  return esp_model_config_check(config);
+}
+
+static int show_settings(const arguments *a, const esp_model_config *c, bool assumed) {
+  esp_model_cost cost;
+  int rows, columns;
+  esp_config_cost(c, NULL, &cost);
+  esp_token_grid(c, &rows, &columns);
+  if (!a->json) {
+    printf("%s: %d classes, images of %d x %d x %d%s, %d tokens each\n", a->operands[0], c->classes, c->image_height,
+           c->image_width, c->image_channels, assumed ? " (assumed where the settings leave it to the data)" : "",
+           rows * columns);
+    esp_model_cost_print(&cost, stdout);
+    return EXIT_DONE;
+  }
+  json_t *json = esp_model_cost_json(&cost);
+  json_t *sizes = json_pack("{s:s, s:i, s:i, s:i, s:i, s:b, s:i}", "config", a->operands[0], "image_height",
+                            c->image_height, "image_width", c->image_width, "image_channels", c->image_channels,
+                            "task_classes", c->classes, "sizes_assumed", assumed, "tokens", rows * columns);
+  if (json && sizes) json_object_update(json, sizes);
+  json_decref(sizes);
+  return print_json(json);
+}
+
+int run_inspect(const arguments *a) {
+  if (!is_settings(a->operands[0])) return inspect_model(a);
+  esp_model_config config;
+  bool assumed = false;
+  const esp_status status = read_settings(a, &config, &assumed);
+  return status == ESP_OK ? show_settings(a, &config, assumed) : report_failure(status);
 }

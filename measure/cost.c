@@ -1,16 +1,14 @@
 #include <espalier/cost.h>
 
-static int64_t size_of(const esp_tensor *tensor) { return tensor ? esp_tensor_count(tensor) : 0; }
+#include <stdio.h>
 
-static int64_t norm_size(const esp_norm *norm) { return size_of(norm->gain) + size_of(norm->bias); }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static int64_t linear_size(const esp_linear *linear) { return size_of(linear->weight) + size_of(linear->bias); }
-
-static int64_t bank_size(const esp_expert_bank *bank) {
-  return size_of(bank->up) + size_of(bank->up_bias) + size_of(bank->down) + size_of(bank->down_bias);
+static int64_t norm_size(const esp_model_config *config, int64_t width) {
+  return config->norm == ESP_NORM_RMS ? width : 2 * width;
 }
 
-/* --- one expert, one token ------------------------------------------------------------------------------
+/* --- one feed-forward network, one token ----------------------------------------------------------------
  * With SwiGLU the neurons are ranked by W_gate x, with two matrices by W_up x: that one is needed in full. */
 
 typedef struct expert_cost {
@@ -18,10 +16,11 @@ typedef struct expert_cost {
   double flops, flops_selected;
 } expert_cost;
 
-static expert_cost cost_of_expert(const esp_expert_bank *bank, int64_t kept) {
-  const int64_t width = bank->width, hidden = bank->hidden;
-  const int64_t ups = bank->activation == ESP_ACTIVATION_SWIGLU ? 2 : 1; /* matrices before the activation */
-  const int64_t up_row = width + (bank->up_bias != NULL), down_bias = bank->down_bias ? width : 0;
+static expert_cost cost_of_expert(const esp_model_config *config, int64_t hidden, int64_t kept) {
+  const esp_feed_forward_config *f = &config->feed_forward;
+  const int64_t width = config->width;
+  const int64_t ups = f->activation == ESP_ACTIVATION_SWIGLU ? 2 : 1; /* matrices before the activation */
+  const int64_t up_row = width + f->bias, down_bias = f->bias ? width : 0;
   const int64_t skippable = (ups - 1) * up_row + width; /* of a neuron, if it is not selected */
   return (expert_cost){
       .parameters = hidden * (ups * up_row + width) + down_bias,
@@ -32,101 +31,231 @@ static expert_cost cost_of_expert(const esp_expert_bank *bank, int64_t kept) {
   };
 }
 
-/* --- layers: all FLOPs are those of `tokens` tokens ----------------------------------------------------- */
+/* --- layers: all FLOPs are those of one image ----------------------------------------------------------- */
 
-static void count_dense(esp_layer_cost *layer, const esp_expert_bank *bank, int64_t tokens) {
-  layer->parameters = layer->activated = layer->activated_selected = layer->touched = bank_size(bank);
-  layer->flops = layer->flops_selected = (double)tokens * cost_of_expert(bank, bank->hidden).flops;
+/* A block as the counts need it. */
+typedef struct place {
+  const esp_model_config *config;
+  const esp_expert_layout *layout; /* NULL: all experts are there */
+  int64_t tokens;                  /* of an image */
+  int index, runs;                 /* runs: how often an image passes, once a member in an E3's later part */
+} place;
+
+static void count_dense(esp_layer_cost *layer, const place *at) {
+  const int64_t hidden = at->config->feed_forward.hidden;
+  const expert_cost whole = cost_of_expert(at->config, hidden, hidden);
+  layer->parameters = layer->activated = layer->activated_selected = layer->touched = whole.parameters;
+  layer->flops = layer->flops_selected = (double)(at->runs * at->tokens) * whole.flops;
 }
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int logical_experts(const place *at) { return at->layout ? at->layout->experts : at->config->moe.experts; }
 
-static void count_moe(esp_layer_cost *layer, const esp_moe *moe, int64_t tokens) {
-  const expert_cost expert = cost_of_expert(&moe->bank, moe->neurons_kept);
-  const int64_t k = moe->config.top_k, stored = moe->layout.stored, router = size_of(moe->router);
-  const int64_t always = router + (moe->has_shared ? bank_size(&moe->shared) : 0);
-  int served = 0; /* logical experts that compute something */
-  for (int e = 0; e < moe->layout.experts; e++) served += moe->layout.index[e] >= 0;
-  const double slots = (double)(tokens * k) * served / esp_routable_experts(&moe->layout);
-  const double always_flops =
-      (double)tokens *
-      (2.0 * (double)router + (moe->has_shared ? cost_of_expert(&moe->shared, moe->shared.hidden).flops : 0));
-  layer->experts = moe->layout.experts;
-  layer->stored_experts = moe->layout.stored;
-  layer->parameters = always + bank_size(&moe->bank);
-  layer->activated = always + smaller(k, stored) * expert.activated;
-  layer->activated_selected = always + smaller(k, stored) * expert.activated_selected;
-  layer->touched = always + smaller(tokens * k, stored) * expert.parameters;
-  layer->flops = always_flops + slots * expert.flops;
-  layer->flops_selected = always_flops + slots * expert.flops_selected;
+static int stored_experts(const place *at) { return at->layout ? at->layout->stored : at->config->moe.experts; }
+
+/* Logical experts first .. first + count - 1 that compute something, and those that can be routed to. */
+static void count_experts(const place *at, int first, int count, int *served, int *routable) {
+  *served = *routable = 0;
+  for (int e = first; e < first + count; e++) {
+    const int32_t index = at->layout ? at->layout->index[e] : e;
+    *served += index >= 0;
+    *routable += index != ESP_EXPERT_MASKED;
+  }
 }
 
-/* A block without mixing leaves its part empty: all sizes are 0. */
-static int64_t mixing_size(const esp_mixing *mixing) {
-  return linear_size(&mixing->qkv) + linear_size(&mixing->projection) + size_of(mixing->kernel_weight) +
-         size_of(mixing->kernel_bias);
+/* Token choice, of one member, evenly: tokens x k x served / routable, and at most the experts' capacity. */
+static double chosen_rows(const place *at, int first, int count) {
+  const esp_moe_config *moe = &at->config->moe;
+  const int64_t group = moe->router.group_images;
+  int served, routable;
+  count_experts(at, first, count, &served, &routable);
+  if (served == 0) return 0;
+  const double rows = (double)(at->tokens * moe->top_k) * served / routable;
+  if (!(moe->router.evaluation_capacity > 0)) return rows;
+  const int64_t capacity = esp_expert_capacity(group * at->tokens, moe->top_k, moe->router.evaluation_capacity, count);
+  const double most = (double)(served * capacity) / (double)group;
+  return rows < most ? rows : most;
 }
 
-static double mixing_flops(const esp_mixing *mixing, int64_t tokens, int64_t width) {
-  const int64_t weights =
-      size_of(mixing->qkv.weight) + size_of(mixing->projection.weight) + size_of(mixing->kernel_weight);
+/* Expert choice: each of a group's S tokens has k experts on average, so that an expert takes S k / experts. */
+static double taken_rows(const place *at) {
+  const esp_moe_config *moe = &at->config->moe;
+  const int64_t group = moe->router.group_images, own = moe->experts / moe->members, tokens = group * at->tokens;
+  int served, routable;
+  count_experts(at, 0, logical_experts(at), &served, &routable);
+  return (double)(served * smaller(tokens, (tokens * moe->top_k + own - 1) / own)) / (double)group;
+}
+
+/* Rows of the router matrix; 0 without one. */
+static int64_t router_rows(const place *at) {
+  const esp_moe_config *moe = &at->config->moe;
+  if (!esp_router_policy_of(moe->router.policy)->has_weights) return 0;
+  return logical_experts(at) * (moe->router.policy == ESP_ROUTER_SOFT ? esp_soft_slots(moe, at->tokens) : 1);
+}
+
+/* Rows that the experts compute of one image, over all members. */
+static double expert_rows(const place *at) {
+  const esp_moe_config *moe = &at->config->moe;
+  const int experts = logical_experts(at), own = experts / moe->members;
+  int served, routable;
+  double rows = 0;
+  switch (moe->router.policy) {
+  case ESP_ROUTER_EXPERT_CHOICE:
+    return taken_rows(at);
+  case ESP_ROUTER_SOFT:
+    count_experts(at, 0, experts, &served, &routable);
+    return (double)(at->runs * served * (esp_soft_slots(moe, at->tokens)));
+  case ESP_ROUTER_TOKEN_CHOICE:
+  case ESP_ROUTER_HASH:
+  case ESP_ROUTER_EVEN:
+    break;
+  }
+  for (int m = 0; m < moe->members; m++) rows += chosen_rows(at, m * own, own);
+  return rows;
+}
+
+/* Router and shared expert: what every token needs. */
+static int64_t always_size(const place *at, expert_cost shared) {
+  const esp_moe_config *moe = &at->config->moe;
+  const int64_t bias = moe->router.bias_rate > 0 ? logical_experts(at) : 0;
+  return router_rows(at) * at->config->width + bias + (moe->shared_hidden ? shared.parameters : 0);
+}
+
+/* Of one token. Soft MoE's dispatch and combine weigh every token for every slot, as its logits do. */
+static double always_flops(const place *at, expert_cost shared) {
+  const esp_moe_config *moe = &at->config->moe;
+  const int products = moe->router.policy == ESP_ROUTER_SOFT ? 3 : 1;
+  return 2.0 * (double)(products * router_rows(at) * at->config->width) + (moe->shared_hidden ? shared.flops : 0);
+}
+
+static void count_moe(esp_layer_cost *layer, const place *at) {
+  const esp_moe_config *moe = &at->config->moe;
+  const expert_cost expert = cost_of_expert(at->config, moe->hidden, esp_neurons_kept(at->config, layer->kind));
+  const expert_cost shared = cost_of_expert(at->config, moe->shared_hidden, moe->shared_hidden);
+  const int64_t always = always_size(at, shared), stored = stored_experts(at);
+  const bool soft = moe->router.policy == ESP_ROUTER_SOFT, taken = moe->router.policy == ESP_ROUTER_EXPERT_CHOICE;
+  const int64_t of_token = soft ? stored : smaller(at->runs * moe->top_k, stored);
+  const int64_t of_image = soft || taken ? stored : smaller(at->runs * at->tokens * moe->top_k, stored);
+  const double rows = expert_rows(at), base = (double)(at->runs * at->tokens) * always_flops(at, shared);
+  layer->experts = logical_experts(at);
+  layer->stored_experts = (int)stored;
+  layer->parameters = always + stored * expert.parameters;
+  layer->activated = always + of_token * expert.activated;
+  layer->activated_selected = always + of_token * expert.activated_selected;
+  layer->touched = always + of_image * expert.parameters;
+  layer->flops = base + rows * expert.flops;
+  layer->flops_selected = base + rows * expert.flops_selected;
+}
+
+/* --- mixing --------------------------------------------------------------------------------------------- */
+
+/* Attention maps to queries, keys and values and back; convolution has a kernel for each channel. */
+static int64_t mixing_weights(const esp_model_config *config) {
+  const int64_t width = config->width;
+  switch (config->mixing) {
+  case ESP_MIXING_ATTENTION:
+    return 4 * width * width;
+  case ESP_MIXING_CONVOLUTION:
+    return (int64_t)config->kernel * config->kernel * width;
+  case ESP_MIXING_NONE:
+    break;
+  }
+  return 0;
+}
+
+static int64_t mixing_size(const esp_model_config *config) {
+  const int64_t width = config->width;
+  if (config->mixing == ESP_MIXING_NONE) return 0;
+  const int64_t biases = config->mixing == ESP_MIXING_ATTENTION ? 4 * width : width;
+  return norm_size(config, width) + mixing_weights(config) + biases;
+}
+
+static double mixing_flops(const esp_model_config *config, int64_t tokens) {
   /* Attention also multiplies queries by keys and scores by values. */
-  const int64_t attention = mixing->qkv.weight ? 2 * tokens * tokens * width : 0;
-  return 2.0 * (double)(tokens * weights + attention);
+  const int64_t attention = config->mixing == ESP_MIXING_ATTENTION ? 2 * tokens * tokens * config->width : 0;
+  return 2.0 * (double)(tokens * mixing_weights(config) + attention);
 }
 
-static void count_block(esp_layer_cost *layer, const esp_model *model, int index, int64_t tokens) {
-  const esp_block *block = &model->blocks[index];
-  *layer = (esp_layer_cost){.name = block->layer_scope, .kind = block->kind};
-  if (block->kind == ESP_LAYER_DENSE)
-    count_dense(layer, &block->dense, tokens);
+static void count_block(esp_layer_cost *layer, const place *at) {
+  const esp_model_config *config = at->config;
+  *layer = (esp_layer_cost){.kind = esp_layer_kind_of(config, at->index)};
+  const bool dense = layer->kind == ESP_LAYER_DENSE;
+  snprintf(layer->name, sizeof layer->name, "blocks.%d.%s", at->index, dense ? "ffn" : "moe");
+  if (dense)
+    count_dense(layer, at);
   else
-    count_moe(layer, &block->moe, tokens);
-  layer->block_parameters =
-      layer->parameters + norm_size(&block->layer_norm) + norm_size(&block->mixing_norm) + mixing_size(&block->mixing);
-  layer->block_flops = layer->flops + mixing_flops(&block->mixing, tokens, model->config.width);
+    count_moe(layer, at);
+  layer->block_parameters = layer->parameters + norm_size(config, config->width) + mixing_size(config);
+  layer->block_flops = layer->flops + at->runs * mixing_flops(config, at->tokens);
 }
 
 /* --- the ends of the model ------------------------------------------------------------------------------ */
 
-static double stem_flops(const esp_model *model, int64_t tokens) {
-  const esp_stem *stem = &model->stem;
-  if (stem->kind != ESP_STEM_CONVOLUTION) return 2.0 * (double)(tokens * size_of(stem->weight));
-  int64_t height = model->config.image_height, width = model->config.image_width;
-  double flops = 0;
-  for (unsigned i = 0; i < stem->stage_count; i++) {
-    flops += 2.0 * (double)(height * width * size_of(stem->stages[i].weight));
-    height /= stem->stages[i].pool;
-    width /= stem->stages[i].pool;
+/* The stages of 3 x 3 convolutions, each with a norm: their parameters and FLOPs. */
+static int64_t count_stages(const esp_model_config *config, double *flops) {
+  const esp_stem_config *stem = &config->stem;
+  int64_t height = config->image_height, width = config->image_width, in = config->image_channels, size = 0;
+  *flops = 0;
+  for (unsigned i = 0; i < stem->pools_count; i++) {
+    const int64_t out = i + 1 < stem->pools_count ? stem->channels[i] : config->width, weights = out * 9 * in;
+    *flops += 2.0 * (double)(height * width * weights);
+    size += weights + out + norm_size(config, out);
+    height /= stem->pools[i];
+    width /= stem->pools[i];
+    in = out;
   }
-  return flops;
+  return size;
 }
 
-static int64_t count_parameters(const esp_model *model) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < esp_parameters_count(model->parameters); i++)
-    count += esp_parameters_at(model->parameters, i)->count;
-  return count;
+static int64_t count_stem(const esp_model_config *config, int64_t tokens, double *flops) {
+  const esp_stem_config *stem = &config->stem;
+  const int64_t positions = config->positions ? tokens * config->width : 0;
+  if (stem->kind == ESP_STEM_CONVOLUTION) return count_stages(config, flops) + positions;
+  const int64_t pixels = stem->kind == ESP_STEM_PATCH ? (int64_t)stem->patch * stem->patch
+                                                      : (int64_t)config->image_height * config->image_width;
+  const int64_t weights = pixels * config->image_channels * config->width;
+  *flops = 2.0 * (double)(tokens * weights);
+  return weights + config->width + positions;
 }
 
 static void add_layer(esp_model_cost *cost, const esp_layer_cost *layer) {
-  cost->activated -= layer->parameters - layer->activated;
-  cost->activated_selected -= layer->parameters - layer->activated_selected;
-  cost->touched -= layer->parameters - layer->touched;
+  const int64_t rest = layer->block_parameters - layer->parameters;
+  cost->parameters += layer->block_parameters;
+  cost->activated += rest + layer->activated;
+  cost->activated_selected += rest + layer->activated_selected;
+  cost->touched += rest + layer->touched;
   cost->flops += layer->block_flops;
   cost->flops_selected += layer->block_flops - layer->flops + layer->flops_selected;
 }
 
-void esp_model_cost_of(const esp_model *model, esp_model_cost *cost) {
-  const int64_t tokens = (int64_t)model->stem.grid[0] * model->stem.grid[1];
-  *cost = (esp_model_cost){.layer_count = model->config.blocks};
-  cost->parameters = count_parameters(model);
-  cost->activated = cost->activated_selected = cost->touched = cost->parameters; /* but for what layers leave out */
-  cost->stem_flops = stem_flops(model, tokens);
-  cost->head_flops = 2.0 * (double)size_of(model->head.weight);
-  cost->flops = cost->flops_selected = cost->stem_flops + cost->head_flops;
-  for (int i = 0; i < cost->layer_count; i++) {
-    count_block(&cost->layers[i], model, i, tokens);
+/* layouts [blocks], each NULL or the block's. */
+static void count_all(const esp_model_config *config, const esp_expert_layout *const *layouts, esp_model_cost *cost) {
+  int rows, columns, runs = 1;
+  esp_token_grid(config, &rows, &columns);
+  const int64_t tokens = (int64_t)rows * columns, head = (int64_t)config->width * config->classes;
+  *cost = (esp_model_cost){.layer_count = config->blocks};
+  const int64_t ends =
+      count_stem(config, tokens, &cost->stem_flops) + norm_size(config, config->width) + head + config->classes;
+  cost->parameters = cost->activated = cost->activated_selected = cost->touched = ends;
+  cost->flops = cost->flops_selected = cost->stem_flops;
+  for (int i = 0; i < config->blocks; i++) {
+    if (esp_layer_kind_of(config, i) != ESP_LAYER_DENSE) runs = config->moe.members;
+    count_block(&cost->layers[i], &(place){config, layouts[i], tokens, i, runs});
     add_layer(cost, &cost->layers[i]);
   }
+  cost->head_flops = runs * 2.0 * (double)head;
+  cost->flops += cost->head_flops;
+  cost->flops_selected += cost->head_flops;
+}
+
+void esp_config_cost(const esp_model_config *config, const esp_expert_layout *layouts, esp_model_cost *cost) {
+  const esp_expert_layout *all[ESP_MAX_BLOCKS] = {NULL};
+  for (int i = 0; layouts && i < config->blocks; i++) all[i] = &layouts[i];
+  count_all(config, all, cost);
+}
+
+void esp_model_cost_of(const esp_model *model, esp_model_cost *cost) {
+  const esp_expert_layout *all[ESP_MAX_BLOCKS] = {NULL};
+  for (int i = 0; i < model->config.blocks; i++)
+    if (model->blocks[i].kind != ESP_LAYER_DENSE) all[i] = &model->blocks[i].moe.layout;
+  count_all(&model->config, all, cost);
 }

@@ -1,4 +1,4 @@
-/* What a model costs, counted from its shapes: parameters and FLOPs of one image's forward pass. */
+/* What a model costs, counted from its settings: parameters and FLOPs of one image's forward pass. */
 #ifndef ESPALIER_COST_H
 #define ESPALIER_COST_H
 
@@ -11,20 +11,25 @@ extern "C" {
 /* How parameters are counted, for a layer and for the whole model:
  *   parameters          all that are stored
  *   activated           those that take part for one token: dense parts, routers and shared experts in full,
- *                       and k experts (fewer if fewer are stored); of a MoNE's experts W_gate in full, for it
- *                       must be computed to rank the neurons, and the kept neurons' rows of the others
+ *                       and k experts (fewer if fewer are stored; with expert choice k is the mean; with Soft MoE all of
+ *                       them, for each token is in every slot; with E3 k of each member); of a MoNE's experts W_gate
+ *                       in full, for it must be computed to rank the neurons, and the kept neurons' rows of the others
  *   activated_selected  the same, but of a MoNE's experts the kept neurons' rows only, of W_gate too
  *   touched             those that the forward pass of one whole image may read: its tokens choose different
  *                       experts, tokens x k at most, and a MoNE's neurons are masked after they are computed
  *
  * How FLOPs are counted: matrix products and convolutions, a multiply-add as two; norms, activations,
- * softmaxes, biases and sums are left out. A mixture layer counts the slots that reach a stored expert. In a
- * pruned layer that is the share to be expected if the router chose evenly among the experts it can choose,
- * for a token that is routed to a zero expert costs nothing.
+ * softmaxes, biases and sums are left out. A mixture layer counts the rows that its stored experts compute:
+ *   token choice, hash, even  tokens x k. In a pruned layer that is the share to be expected if the router chose evenly
+ *                             among the experts it can choose, for a token that is routed to a zero expert costs
+ *                             nothing. With model.moe.router.evaluation_capacity at most what the experts may serve
+ *   expert choice             what each expert takes of a group, shared out among the group's images
+ *   Soft MoE                  experts x slots, whatever the tokens; dispatch and combine are products, too
+ * With E3 everything from the first mixture block on runs once a member.
  *   flops               what is computed: a MoNE's products run over all neurons, the unselected ones masked
  *   flops_selected      if a MoNE's unselected neurons were skipped: W_gate in full, the others' kept rows */
 typedef struct esp_layer_cost {
-  const char *name; /* "blocks.1.moe"; the model's */
+  char name[32]; /* "blocks.1.moe"; the model's */
   esp_layer_kind kind;
   int experts, stored_experts; /* logical and stored; 0 in a dense layer */
   int64_t parameters, activated, activated_selected, touched;
@@ -41,6 +46,14 @@ typedef struct esp_model_cost {
   esp_layer_cost layers[ESP_MAX_BLOCKS]; /* the feed-forward part of each block, without its norm */
 } esp_model_cost;
 
+/* Bytes of a parameter: its value alone, and in training with AdamW its gradient and two moments too. */
+enum { ESP_PARAMETER_BYTES = 4, ESP_TRAINED_PARAMETER_BYTES = 16 };
+
+/* Of the model that these settings, which esp_model_config_check() has passed, would make; nothing is made. `layouts`:
+ * one per block, those of dense blocks are ignored; NULL: all experts are there. */
+ESP_API void esp_config_cost(const esp_model_config *config, const esp_expert_layout *layouts, esp_model_cost *cost);
+
+/* The same of a model that is there. */
 ESP_API void esp_model_cost_of(const esp_model *model, esp_model_cost *cost);
 
 #ifdef __cplusplus

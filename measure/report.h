@@ -47,8 +47,8 @@ ESP_API esp_status esp_measurement_write(const esp_measurement *measurement, con
 ESP_API void esp_measurement_print(const esp_measurement *measurement, FILE *file);
 
 /* A new reference; NULL if memory is short. Keys: parameters, activated_parameters,
- * activated_parameters_selected, touched_parameters, flops_per_image, flops_per_image_selected; layers[],
- * one per block: name, kind, experts, stored_experts, parameters, activated_parameters,
+ * activated_parameters_selected, touched_parameters, flops_per_image, flops_per_image_selected,
+ * parameter_bytes (float32), training_bytes (with AdamW: gradient and two moments, too); layers[], one per block: name, kind, experts, stored_experts, parameters, activated_parameters,
  * activated_parameters_selected, touched_parameters, flops, flops_selected. */
 ESP_API struct json_t *esp_model_cost_json(const esp_model_cost *cost);
 

@@ -198,6 +198,8 @@ static json_t *layer_cost_json(const esp_layer_cost *layer) {
 json_t *esp_model_cost_json(const esp_model_cost *cost) {
   object o = start();
   put_model_cost(&o, cost);
+  put_integer(&o, "parameter_bytes", ESP_PARAMETER_BYTES * cost->parameters);
+  put_integer(&o, "training_bytes", ESP_TRAINED_PARAMETER_BYTES * cost->parameters);
   json_t *layers = json_array();
   for (int i = 0; i < cost->layer_count; i++)
     if (json_array_append_new(layers, layer_cost_json(&cost->layers[i])) != 0) o.failed = true;

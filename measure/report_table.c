@@ -125,4 +125,7 @@ void esp_model_cost_print(const esp_model_cost *cost, FILE *file) {
   fputs("\n  activated: used for one token, W_gate of a MoNE in full; selected: its kept neurons only;\n"
         "  touched: used for one image; MFLOP: products of one image, a multiply-add as two\n",
         file);
+  fprintf(file, "  memory: %.3g GB in float32, %.3g GB in training with AdamW (gradient and two moments)\n",
+          1e-9 * ESP_PARAMETER_BYTES * (double)cost->parameters,
+          1e-9 * ESP_TRAINED_PARAMETER_BYTES * (double)cost->parameters);
 }

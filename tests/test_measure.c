@@ -96,7 +96,7 @@ static void zero_experts_cost_nothing_and_masked_ones_are_not_chosen(void **stat
   assert_true(cost.layers[1].flops == shared_flops + 0.75 * expert_flops);
   esp_model_free(model);
   model = make(&config, pruned_layouts(ESP_EXPERT_ZERO, 0, 3), 1);
-  model->blocks[1].moe.config.top_k = 3; /* more than are stored */
+  model->config.moe.top_k = 3; /* more than are stored */
   esp_model_cost_of(model, &cost);
   assert_int_equal(cost.layers[1].activated, cost.layers[1].parameters);
   assert_int_equal(cost.layers[1].touched, cost.layers[1].parameters);
