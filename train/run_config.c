@@ -18,6 +18,8 @@ static const cyaml_schema_field_t training_fields[] = {
     CYAML_FIELD_INT("log_every", CYAML_FLAG_DEFAULT, esp_training_config, log_every),
     CYAML_FIELD_FLOAT("evaluate_every", CYAML_FLAG_DEFAULT, esp_training_config, evaluate_every),
     CYAML_FIELD_INT("evaluate_examples", CYAML_FLAG_DEFAULT, esp_training_config, evaluate_examples),
+    CYAML_FIELD_FLOAT("alarm_share", CYAML_FLAG_DEFAULT, esp_training_config, alarm_share),
+    CYAML_FIELD_INT("alarm_evaluations", CYAML_FLAG_DEFAULT, esp_training_config, alarm_evaluations),
     CYAML_FIELD_FLOAT("checkpoint_minutes", CYAML_FLAG_DEFAULT, esp_training_config, checkpoint_minutes),
     CYAML_FIELD_INT("compression", CYAML_FLAG_DEFAULT, esp_training_config, compression),
     CYAML_FIELD_END};
@@ -38,6 +40,8 @@ static esp_run_config defaults(void) {
                                        .seed = 1,
                                        .log_every = 50,
                                        .evaluate_every = 1,
+                                       .alarm_share = 0.1,
+                                       .alarm_evaluations = 3,
                                        .checkpoint_minutes = 5,
                                        .compression = 1}};
 }
@@ -54,6 +58,8 @@ static esp_status check(const esp_run_config *config) {
                 {"log_every", t->log_every, 1, 1e9},
                 {"evaluate_every", t->evaluate_every, 1e-3, 1e6},
                 {"evaluate_examples", t->evaluate_examples, 0, 1e9},
+                {"alarm_share", t->alarm_share, 0, 1},
+                {"alarm_evaluations", t->alarm_evaluations, 1, 1e6},
                 {"checkpoint_minutes", t->checkpoint_minutes, 0, 1e6},
                 {"compression", t->compression, 0, 9}};
   for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)

@@ -19,6 +19,8 @@ typedef struct esp_training_config {
   int log_every;             /* steps between two rows of the metrics */
   double evaluate_every;     /* epochs between two evaluations on the test split */
   int evaluate_examples;     /* how many test images those look at; 0: all */
+  double alarm_share;        /* of an even one: below it an expert counts as unused; 0: no alarm */
+  int alarm_evaluations;     /* unused in so many evaluations in a row: alarm */
   double checkpoint_minutes; /* at most so long between two checkpoints; 0: only after evaluations */
   int compression;           /* deflate level of checkpoints, 0..9 */
 } esp_training_config;

@@ -2,9 +2,11 @@
 #ifndef ESPALIER_TRAIN_H
 #define ESPALIER_TRAIN_H
 
+#include <espalier/csv.h>
 #include <espalier/evaluate.h>
 #include <espalier/metrics.h>
 #include <espalier/progress.h>
+#include <espalier/routing_log.h>
 #include <espalier/run_config.h>
 #include <espalier/run_folder.h>
 #include <espalier/trainer.h>

@@ -1,6 +1,7 @@
 #include <espalier/metrics.h>
 #include <espalier/ops.h>
 #include <espalier/progress.h>
+#include <espalier/routing_log.h>
 #include <espalier/run_folder.h>
 #include <espalier/trainer.h>
 
@@ -71,6 +72,7 @@ typedef struct run {
   esp_loader *loader;
   esp_tape *tape;
   esp_metrics *metrics;
+  esp_routing_log *routing;
   esp_window window;
   esp_progress_bar bar;
   int64_t step, steps, batches_per_epoch;
@@ -121,11 +123,14 @@ static esp_status close_window(run *r) {
 static esp_status evaluate(run *r, int64_t limit) {
   const esp_training_job *job = r->job;
   ESP_TRY(close_window(r));
-  const esp_evaluation_options options = {.split = ESP_TEST, .batch = job->config->training.batch, .limit = limit};
+  const esp_observer observer = esp_routing_log_observer(r->routing);
+  const esp_evaluation_options options = {
+      .split = ESP_TEST, .batch = job->config->training.batch, .limit = limit, .observer = &observer};
   const esp_status status = esp_evaluate(job->model, job->dataset, &job->info->normalisation, &options, &r->evaluation);
   if (status != ESP_OK) return esp_fail_in(status, "evaluating after step %lld", (long long)r->step);
   ESP_TRY(esp_metrics_write_evaluation(r->metrics, r->step, epoch_of(r), &r->evaluation));
   esp_progress_evaluation(&r->bar, r->step, epoch_of(r), &r->evaluation);
+  ESP_TRY(esp_routing_log_write(r->routing, r->step, epoch_of(r), &r->bar));
   const bool best = r->evaluation.accuracy > job->info->progress.best_accuracy;
   if (best) {
     job->info->progress.best_accuracy = r->evaluation.accuracy;
@@ -239,7 +244,9 @@ static esp_status prepare(run *r) {
   if (job->resume_from) ESP_TRY(check_resumed(r));
   r->tape = esp_tape_create();
   if (!r->tape) return ESP_ERR_MEMORY;
-  return esp_metrics_open(&r->metrics, job->folder, job->model, r->step);
+  ESP_TRY(esp_metrics_open(&r->metrics, job->folder, job->model, r->step));
+  const esp_routing_alarm alarm = {config->training.alarm_share, config->training.alarm_evaluations};
+  return esp_routing_log_open(&r->routing, job->folder, job->model, &alarm, r->step);
 }
 
 esp_status esp_train(const esp_training_job *job, esp_training_result *result) {
@@ -256,9 +263,9 @@ esp_status esp_train(const esp_training_job *job, esp_training_result *result) {
                             .seconds = esp_seconds() - start,
                             .images_per_second = r.training_seconds > 0 ? (double)r.images / r.training_seconds : 0,
                             .step_memory = r.tape ? esp_arena_capacity(esp_tape_arena(r.tape)) : 0};
-  const esp_status closed = esp_metrics_close(r.metrics);
+  const esp_status metrics = esp_metrics_close(r.metrics), routing = esp_routing_log_close(r.routing);
   esp_tape_free(r.tape);
   esp_loader_close(r.loader);
   esp_optimizer_free(r.optimizer);
-  return status != ESP_OK ? status : closed;
+  return status != ESP_OK ? status : metrics != ESP_OK ? metrics : routing;
 }

@@ -1,0 +1,32 @@
+/* CSV files that grow with a run and are cut back when it is resumed. */
+#ifndef ESPALIER_CSV_H
+#define ESPALIER_CSV_H
+
+#include <espalier/run_folder.h>
+
+#include <stdint.h>
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct esp_csv {
+  FILE *file;
+  char path[ESP_PATH_SIZE];
+} esp_csv;
+
+/* Opens folder/name, whose first column is the step. Rows after `step` (of a run that is being resumed), and one that
+ * was not written to its end, are cut off; with step 0 all of them. A new file gets `header`, a line without its end. */
+ESP_API esp_status esp_csv_open(esp_csv *csv, const char *folder, const char *name, const char *header,
+                                int64_t step) ESP_MUST_CHECK;
+
+/* Ends a row and hands it to the system; ESP_ERR_IO if any of it could not be written. */
+ESP_API esp_status esp_csv_end_row(esp_csv *csv) ESP_MUST_CHECK;
+
+ESP_API esp_status esp_csv_close(esp_csv *csv) ESP_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,42 @@
+/* What the routers do while a model is trained: routing.csv, with a row per mixture layer and expert for every
+ * evaluation, and an alarm when experts go unused. */
+#ifndef ESPALIER_ROUTING_LOG_H
+#define ESPALIER_ROUTING_LOG_H
+
+#include <espalier/model.h>
+#include <espalier/progress.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct esp_routing_log esp_routing_log;
+
+/* When an expert's share of its layer's slots is below `share` of an even one in `evaluations` evaluations in a row,
+ * the alarm goes off, once until it recovers. share 0: never. */
+typedef struct esp_routing_alarm {
+  double share;
+  int evaluations;
+} esp_routing_alarm;
+
+/* Opens folder/routing.csv and folder/alarms.csv. Columns of the first: step, epoch, layer, expert, original_id, wanted
+ * (slots that chose it), served (within its capacity), share (of the layer's wanted slots), gate_mass, mean_gate,
+ * router_norm (of its routing vector; empty without); and of the layer entropy (of the shares, over its largest value),
+ * imbalance (most wanted over mean) and logit_rms (empty without logits). Of the second: step, layer, experts (by
+ * blanks), evaluations. Rows after `step` are cut off; how long experts have been unused is read from those before. */
+ESP_API esp_status esp_routing_log_open(esp_routing_log **log, const char *folder, const esp_model *model,
+                                        const esp_routing_alarm *alarm, int64_t step) ESP_MUST_CHECK;
+
+/* Adds up what it sees until the next esp_routing_log_write(). */
+ESP_API esp_observer esp_routing_log_observer(esp_routing_log *log);
+
+/* Writes the rows of one evaluation, starts anew, and sounds the alarm on `bar` if it is due. */
+ESP_API esp_status esp_routing_log_write(esp_routing_log *log, int64_t step, double epoch,
+                                         esp_progress_bar *bar) ESP_MUST_CHECK;
+
+ESP_API esp_status esp_routing_log_close(esp_routing_log *log) ESP_MUST_CHECK; /* NULL is allowed */
+
+#ifdef __cplusplus
+}
+#endif
+#endif
