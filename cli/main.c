@@ -43,7 +43,7 @@ static const command commands[] = {
      "What a model is, what it costs, and how it came to be",
      "Of CONFIG.yaml it counts what the model would cost, without making it: any size can be asked for. Image sizes and\n"
      "classes that the settings leave to the data are taken as 32 x 32 x 3 and 10.\n\n"
-     "Examples:\n  espalier inspect runs/pruned\n"
+     "Example:\n  espalier inspect runs/pruned\n"
      "  espalier inspect examples/configs/mixtral.yaml --set model.moe.experts=6\n",
      "--parameters --set", 1, 1, run_inspect},
     {"data", "data list | info DATA | preview DATA --out FILE.png", "Data sets: which there are, and what is in them",

@@ -35,12 +35,14 @@ typedef struct esp_measurement {
  *       top_mass {percent: share}, histogram {edges[], counts[], below, above, not_finite};
  *     experts[]: index, original_id, stored (place in the bank; -1: zero expert, -2: masked), router_norm;
  *       with changes router_norm_change (signed), absolute_change, difference_norm, reference_norm;
- *       with statistics count, share, first_choices, gate_mass, mean_gate, mean_score
+ *       with statistics count, served, share, first_choices, gate_mass, mean_gate, mean_score,
+ *       together[] (tokens that chose each other expert, too), classes[] (slots of each class)
  * Numbers that are not finite are null. */
 ESP_API struct json_t *esp_measurement_json(const esp_measurement *measurement);
 
 /* Writes measure.json, experts.csv (a row per layer and expert) and, with statistics, routing.csv and
- * sparsity.csv (a row per layer) and activations.csv (a row per layer and bin) into a folder that exists. */
+ * sparsity.csv (a row per layer), coactivation.csv (per layer and pair of experts), specialisation.csv (per layer, expert
+ * and class) and activations.csv (per layer and bin) into a folder that exists. */
 ESP_API esp_status esp_measurement_write(const esp_measurement *measurement, const char *folder) ESP_MUST_CHECK;
 
 /* A table per mixture layer. */
@@ -48,8 +50,9 @@ ESP_API void esp_measurement_print(const esp_measurement *measurement, FILE *fil
 
 /* A new reference; NULL if memory is short. Keys: parameters, activated_parameters,
  * activated_parameters_selected, touched_parameters, flops_per_image, flops_per_image_selected,
- * parameter_bytes (float32), training_bytes (with AdamW: gradient and two moments, too); layers[], one per block: name, kind, experts, stored_experts, parameters, activated_parameters,
- * activated_parameters_selected, touched_parameters, flops, flops_selected. */
+ * parameter_bytes (float32), training_bytes (with AdamW: gradient and two moments, too); layers[], one per block: name,
+ * kind, experts, stored_experts, parameters, activated_parameters, activated_parameters_selected, touched_parameters,
+ * flops, flops_selected. */
 ESP_API struct json_t *esp_model_cost_json(const esp_model_cost *cost);
 
 /* A table with a row per block and the whole model. */

@@ -10,7 +10,8 @@ static void write_expert(const esp_measurement *m, int layer, int expert, FILE *
   const esp_moe *moe = esp_model_moe(m->model, layer);
   fprintf(file, "%s,%s,%d,%d,%d", moe->scope, esp_layer_kind_name(moe->kind), expert, moe->layout.original_ids[expert],
           moe->layout.index[expert]);
-  fprintf(file, ",%.9g", esp_router_norm(moe, expert));
+  fputc(',', file);
+  if (moe->router) fprintf(file, "%.9g", esp_router_norm(moe, expert));
   if (m->changes) {
     const esp_router_change *c = &m->changes->layers[layer].experts[expert];
     fprintf(file, ",%.9g,%.9g,%.9g,%.9g", c->reference_norm, c->signed_change, c->absolute_change, c->difference_norm);
@@ -20,16 +21,16 @@ static void write_expert(const esp_measurement *m, int layer, int expert, FILE *
   if (m->statistics) {
     esp_expert_statistics s;
     esp_statistics_expert(m->statistics, layer, expert, &s);
-    fprintf(file, ",%lld,%.9g,%lld,%.9g,%.9g,%.9g\n", (long long)s.count, s.share, (long long)s.first_choices,
-            s.gate_mass, s.mean_gate, s.mean_score);
+    fprintf(file, ",%lld,%lld,%.9g,%lld,%.9g,%.9g,%.9g\n", (long long)s.count, (long long)s.served, s.share,
+            (long long)s.first_choices, s.gate_mass, s.mean_gate, s.mean_score);
   } else {
-    fputs(",,,,,,\n", file);
+    fputs(",,,,,,,\n", file);
   }
 }
 
 static void write_experts(const esp_measurement *m, FILE *file) {
   fputs("layer,kind,expert,original_id,stored,router_norm,reference_norm,router_norm_change,absolute_change,"
-        "difference_norm,count,share,first_choices,gate_mass,mean_gate,mean_score\n",
+        "difference_norm,count,served,share,first_choices,gate_mass,mean_gate,mean_score\n",
         file);
   for (int i = 0; i < esp_model_moe_count(m->model); i++)
     for (int e = 0; e < esp_model_moe(m->model, i)->layout.experts; e++) write_expert(m, i, e, file);
@@ -45,6 +46,46 @@ static void write_routing(const esp_measurement *m, FILE *file) {
     fprintf(file, "%s,%s,%d,%d,%lld,%lld,%lld,%.9g,%.9g,%.9g,%.9g,%d,%.9g\n", s.scope, esp_layer_kind_name(s.kind),
             s.experts, s.routable, (long long)s.tokens, (long long)s.slots, (long long)s.served, s.entropy,
             s.normalised_entropy, s.token_entropy, s.imbalance, s.dead_experts, s.logit_rms);
+  }
+}
+
+/* Once each pair. together_share: of the tokens of the rarer of the two experts. */
+static void write_coactivation(const esp_measurement *m, FILE *file) {
+  fputs("layer,expert,other,tokens,together_share\n", file);
+  for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) {
+    esp_layer_statistics layer;
+    esp_statistics_layer(m->statistics, i, &layer);
+    for (int a = 0; a < layer.experts; a++)
+      for (int b = a + 1; b < layer.experts; b++) {
+        esp_expert_statistics first, second;
+        esp_statistics_expert(m->statistics, i, a, &first);
+        esp_statistics_expert(m->statistics, i, b, &second);
+        const int64_t both = esp_statistics_pair(m->statistics, i, a, b);
+        const int64_t rarer = first.count < second.count ? first.count : second.count;
+        fprintf(file, "%s,%d,%d,%lld,%.9g\n", layer.scope, a, b, (long long)both,
+                rarer ? (double)both / (double)rarer : 0);
+      }
+  }
+}
+
+/* share: of the expert's slots; class_share: of the class's slots in this layer. */
+static void write_specialisation(const esp_measurement *m, FILE *file) {
+  fputs("layer,expert,class,slots,share,class_share\n", file);
+  for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) {
+    esp_layer_statistics layer;
+    esp_statistics_layer(m->statistics, i, &layer);
+    for (int e = 0; e < layer.experts; e++)
+      for (int c = 0; c < esp_statistics_classes(m->statistics, i); c++) {
+        esp_expert_statistics expert;
+        int64_t of_class = 0;
+        esp_statistics_expert(m->statistics, i, e, &expert);
+        for (int other = 0; other < layer.experts; other++)
+          of_class += esp_statistics_class(m->statistics, i, other, c);
+        const int64_t slots = esp_statistics_class(m->statistics, i, e, c);
+        fprintf(file, "%s,%d,%d,%lld,%.9g,%.9g\n", layer.scope, e, c, (long long)slots,
+                expert.count ? (double)slots / (double)expert.count : 0,
+                of_class ? (double)slots / (double)of_class : 0);
+      }
   }
 }
 
@@ -116,6 +157,8 @@ esp_status esp_measurement_write(const esp_measurement *measurement, const char 
   ESP_TRY(write_csv(measurement, folder, "experts.csv", write_experts));
   if (!measurement->statistics) return ESP_OK;
   ESP_TRY(write_csv(measurement, folder, "routing.csv", write_routing));
+  ESP_TRY(write_csv(measurement, folder, "coactivation.csv", write_coactivation));
+  ESP_TRY(write_csv(measurement, folder, "specialisation.csv", write_specialisation));
   ESP_TRY(write_csv(measurement, folder, "sparsity.csv", write_sparsity));
   return write_csv(measurement, folder, "activations.csv", write_activations);
 }

@@ -44,11 +44,19 @@ static void put_expert_statistics(object *o, const esp_statistics *statistics, i
   esp_expert_statistics s;
   esp_statistics_expert(statistics, layer, expert, &s);
   put_integer(o, "count", s.count);
+  put_integer(o, "served", s.served);
   put_real(o, "share", s.share);
   put_integer(o, "first_choices", s.first_choices);
   put_real(o, "gate_mass", s.gate_mass);
   put_real(o, "mean_gate", s.mean_gate);
   put_real(o, "mean_score", s.mean_score);
+}
+
+static json_t *counts_json(const esp_statistics *statistics, int layer, int expert, int count,
+                           int64_t (*count_of)(const esp_statistics *, int, int, int)) {
+  json_t *counts = json_array();
+  for (int i = 0; i < count; i++) json_array_append_new(counts, json_integer(count_of(statistics, layer, expert, i)));
+  return counts;
 }
 
 static json_t *expert_json(const esp_measurement *m, int layer, int expert) {
@@ -59,7 +67,12 @@ static json_t *expert_json(const esp_measurement *m, int layer, int expert) {
   put_integer(&o, "stored", moe->layout.index[expert]);
   put_real(&o, "router_norm", esp_router_norm(moe, expert));
   if (m->changes) put_change(&o, &m->changes->layers[layer].experts[expert]);
-  if (m->statistics) put_expert_statistics(&o, m->statistics, layer, expert);
+  if (m->statistics) {
+    put_expert_statistics(&o, m->statistics, layer, expert);
+    put(&o, "together", counts_json(m->statistics, layer, expert, moe->layout.experts, esp_statistics_pair));
+    put(&o, "classes",
+        counts_json(m->statistics, layer, expert, esp_statistics_classes(m->statistics, layer), esp_statistics_class));
+  }
   return finish(&o);
 }
 

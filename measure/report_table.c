@@ -26,7 +26,7 @@ static void print_layer_statistics(const esp_layer_statistics *s, FILE *file) {
           (long long)s->tokens, s->imbalance, s->normalised_entropy, s->dead_experts);
   fprintf(file, "  entropy of a token's scores %.3f nats; router logits rms %.3f", s->token_entropy, s->logit_rms);
   if (s->served < s->slots)
-    fprintf(file, "; %.1f %% of the choices meet a removed expert", percent(1 - (double)s->served / (double)s->slots));
+    fprintf(file, "; %.1f %% of the choices not served (full or removed experts)", percent(1 - (double)s->served / (double)s->slots));
   fputc('\n', file);
 }
 
@@ -67,7 +67,10 @@ static void print_expert(const esp_measurement *m, int layer, int expert, FILE *
     const esp_router_change *c = &m->changes->layers[layer].experts[expert];
     fprintf(file, "  %8.4f  %8.4f  %+7.4f  %7.4f", c->reference_norm, c->norm, c->signed_change, c->difference_norm);
   } else {
-    fprintf(file, "  %8.4f", esp_router_norm(moe, expert));
+    if (moe->router)
+      fprintf(file, "  %8.4f", esp_router_norm(moe, expert));
+    else
+      fputs("         -", file);
   }
   if (m->statistics) print_expert_statistics(m->statistics, layer, expert, file);
   fputc('\n', file);

@@ -41,30 +41,39 @@ static int find_original(const esp_expert_layout *layout, int32_t original) {
   return -1;
 }
 
-/* Without `b`: of `a` itself. */
 static double distance(const esp_real *a, const esp_real *b, int64_t count) {
   double squares = 0;
   for (int64_t j = 0; j < count; j++) {
-    const double difference = (double)a[j] - (b ? (double)b[j] : 0);
+    const double difference = (double)a[j] - (double)b[j];
     squares += difference * difference;
   }
   return sqrt(squares);
 }
 
-double esp_router_norm(const esp_moe *moe, int expert) {
-  const int64_t width = esp_tensor_columns(moe->router);
-  return distance(moe->router->data + expert * width, NULL, width);
-}
-
 static esp_router_change compare_rows(const esp_moe *moe, int expert, const esp_moe *reference, int row) {
-  const int64_t width = esp_tensor_columns(moe->router);
+  const int64_t size = esp_router_vector_size(moe);
   const double norm = esp_router_norm(moe, expert), before = esp_router_norm(reference, row);
   return (esp_router_change){
       norm, before, norm - before, fabs(norm - before),
-      distance(moe->router->data + expert * width, reference->router->data + row * width, width)};
+      distance(moe->router->data + expert * size, reference->router->data + row * size, size)};
+}
+
+static esp_status check_routers(const esp_moe *moe, const esp_moe *reference) {
+  const esp_moe *without = !moe->router ? moe : !reference->router ? reference : NULL;
+  if (without)
+    return esp_fail(ESP_ERR_MISMATCH,
+                    "%s%s has router policy %s, which has no trained weights, so no change of them can be measured",
+                    without == reference ? "the reference's " : "", without->scope, without->policy->name);
+  const int64_t size = esp_router_vector_size(moe), reference_size = esp_router_vector_size(reference);
+  if (size == reference_size) return ESP_OK;
+  return esp_fail(ESP_ERR_MISMATCH,
+                  "%s has %lld router weights an expert (policy %s), but the reference's has %lld (policy %s), so they "
+                  "cannot be compared; give the checkpoint that the model was finetuned from",
+                  moe->scope, (long long)size, moe->policy->name, (long long)reference_size, reference->policy->name);
 }
 
 static esp_status compare_layer(esp_layer_router_change *layer, const esp_moe *moe, const esp_moe *reference) {
+  ESP_TRY(check_routers(moe, reference));
   layer->block = moe->block;
   layer->expert_count = moe->layout.experts;
   layer->experts = esp_alloc((size_t)moe->layout.experts, sizeof *layer->experts);

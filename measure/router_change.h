@@ -36,9 +36,6 @@ ESP_API esp_status esp_router_changes_create(esp_router_changes **changes, const
                                              const esp_model *reference) ESP_MUST_CHECK;
 ESP_API void esp_router_changes_free(esp_router_changes *changes);
 
-/* ||w|| of a logical expert. */
-ESP_API double esp_router_norm(const esp_moe *moe, int expert);
-
 #ifdef __cplusplus
 }
 #endif

@@ -16,7 +16,7 @@ static const double dead_share = 0.1; /* of an even share */
 double esp_histogram_edge(int index) { return (index - 0.5 * ESP_HISTOGRAM_BINS) / bins_per_unit; }
 
 typedef struct expert_sums {
-  int64_t count, first_choices;
+  int64_t count, served, first_choices;
   double gate_mass, score;
 } expert_sums;
 
@@ -36,6 +36,9 @@ typedef struct layer_sums {
   int64_t tokens, slots, served;
   double token_entropy, squared_logits;
   expert_sums *experts; /* [layout.experts] */
+  int64_t *pairs;       /* [experts, experts] tokens that chose both */
+  int64_t *by_class;    /* [experts, classes] slots of tokens of images of each class */
+  int classes;
   neuron_sums neurons;
   neuron_sums *parts; /* [ESP_PARTS] of one batch */
   float *scratch;     /* [ESP_PARTS, hidden] */
@@ -53,10 +56,14 @@ static esp_status prepare_layer(layer_sums *layer, const esp_model *model, const
   layer->activation = moe->bank.activation;
   layer->block = moe->block;
   layer->hidden = moe->bank.hidden;
-  layer->experts = esp_alloc((size_t)moe->layout.experts, sizeof *layer->experts);
+  layer->classes = model->config.classes;
+  const size_t experts = (size_t)moe->layout.experts;
+  layer->experts = esp_alloc(experts, sizeof *layer->experts);
+  layer->pairs = esp_alloc(experts * experts, sizeof *layer->pairs);
+  layer->by_class = esp_alloc(experts * (size_t)layer->classes, sizeof *layer->by_class);
   layer->parts = esp_alloc(ESP_PARTS, sizeof *layer->parts);
   layer->scratch = esp_alloc(ESP_PARTS * (size_t)layer->hidden, sizeof *layer->scratch);
-  return layer->experts && layer->parts && layer->scratch ? ESP_OK : ESP_ERR_MEMORY;
+  return layer->experts && layer->pairs && layer->by_class && layer->parts && layer->scratch ? ESP_OK : ESP_ERR_MEMORY;
 }
 
 static esp_status prepare(esp_statistics *statistics, const esp_model *model, int stride) {
@@ -88,6 +95,8 @@ void esp_statistics_free(esp_statistics *statistics) {
   if (!statistics) return;
   for (int i = 0; i < statistics->layer_count; i++) {
     esp_free(statistics->layers[i].experts);
+    esp_free(statistics->layers[i].pairs);
+    esp_free(statistics->layers[i].by_class);
     esp_free(statistics->layers[i].parts);
     esp_free(statistics->layers[i].scratch);
   }
@@ -99,11 +108,33 @@ void esp_statistics_free(esp_statistics *statistics) {
 
 static void add_choices(layer_sums *layer, const esp_moe_record *record) {
   const esp_routing *r = record->routing;
-  for (int64_t slot = 0; slot < r->tokens * r->k; slot++) {
+  for (int64_t slot = 0; slot < r->slots; slot++) {
     expert_sums *expert = &layer->experts[r->choice[slot]];
+    const bool first = r->first_slot && r->first_slot[r->token[slot]] == slot; /* in Soft MoE nothing is chosen */
     expert->count++;
-    expert->first_choices += slot % r->k == 0;
+    expert->first_choices += first;
     expert->gate_mass += (double)record->gates->data[slot];
+  }
+  for (int e = 0; e < r->experts; e++) layer->experts[e].served += r->served[e];
+}
+
+static void add_pairs(layer_sums *layer, const esp_routing *r) {
+  const int experts = layer->layout.experts;
+  for (int64_t t = 0; r->first_slot && t < r->tokens; t++)
+    for (int64_t a = r->first_slot[t]; a < r->first_slot[t + 1]; a++)
+      for (int64_t b = a + 1; b < r->first_slot[t + 1]; b++) {
+        layer->pairs[r->choice[a] * experts + r->choice[b]]++;
+        layer->pairs[r->choice[b] * experts + r->choice[a]]++;
+      }
+}
+
+/* The members of an E3 see the same images, one copy after another. */
+static void add_classes(layer_sums *layer, const esp_moe_record *record) {
+  const esp_routing *r = record->routing;
+  if (!record->labels || !r->token) return;
+  for (int64_t slot = 0; slot < r->slots; slot++) {
+    const int32_t label = record->labels[r->token[slot] / record->tokens_per_image % record->images];
+    layer->by_class[r->choice[slot] * layer->classes + label]++;
   }
 }
 
@@ -119,6 +150,7 @@ static double entropy_of_scores(const esp_real *scores, int count) {
 }
 
 static void add_scores(layer_sums *layer, const esp_moe_record *record) {
+  if (!record->scores) return;
   const int experts = layer->layout.experts;
   for (int64_t t = 0; t < record->routing->tokens; t++) {
     const esp_real *scores = record->scores->data + t * experts, *logits = record->logits->data + t * experts;
@@ -234,9 +266,11 @@ static void observe(void *context, const esp_moe_record *record) {
   esp_statistics *statistics = context;
   layer_sums *layer = layer_of(statistics, record->layer);
   layer->tokens += record->routing->tokens;
-  layer->slots += record->routing->tokens * record->routing->k;
+  layer->slots += record->routing->slots;
   layer->served += record->routing->rows;
   add_choices(layer, record);
+  add_pairs(layer, record->routing);
+  add_classes(layer, record);
   add_scores(layer, record);
   add_neurons(layer, record, statistics->stride);
 }
@@ -247,7 +281,7 @@ esp_observer esp_statistics_observer(esp_statistics *statistics) { return (esp_o
 
 static bool same_layout(const layer_sums *a, const layer_sums *b) {
   const size_t size = (size_t)a->layout.experts * sizeof a->layout.index[0];
-  return a->layout.experts == b->layout.experts && strcmp(a->scope, b->scope) == 0 && a->hidden == b->hidden &&
+  return a->layout.experts == b->layout.experts && a->classes == b->classes && strcmp(a->scope, b->scope) == 0 && a->hidden == b->hidden &&
          a->activation == b->activation && memcmp(a->layout.index, b->layout.index, size) == 0 &&
          memcmp(a->layout.original_ids, b->layout.original_ids, size) == 0;
 }
@@ -274,10 +308,14 @@ static void merge_layer(layer_sums *layer, const layer_sums *other) {
   layer->squared_logits += other->squared_logits;
   for (int e = 0; e < layer->layout.experts; e++) {
     layer->experts[e].count += other->experts[e].count;
+    layer->experts[e].served += other->experts[e].served;
     layer->experts[e].first_choices += other->experts[e].first_choices;
     layer->experts[e].gate_mass += other->experts[e].gate_mass;
     layer->experts[e].score += other->experts[e].score;
   }
+  const int64_t experts = layer->layout.experts;
+  for (int64_t i = 0; i < experts * experts; i++) layer->pairs[i] += other->pairs[i];
+  for (int64_t i = 0; i < experts * layer->classes; i++) layer->by_class[i] += other->by_class[i];
   add_neuron_sums(&layer->neurons, &other->neurons);
 }
 
@@ -345,12 +383,35 @@ void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer
   set_neurons(&sums->neurons, result);
 }
 
+static void check_expert(const layer_sums *layer, int expert) {
+  if (expert < 0 || expert >= layer->layout.experts)
+    esp_panic("expert %d of %d of %s was asked for", expert, layer->layout.experts, layer->scope);
+}
+
+int64_t esp_statistics_pair(const esp_statistics *statistics, int layer, int expert, int other) {
+  const layer_sums *sums = layer_at(statistics, layer);
+  check_expert(sums, expert);
+  check_expert(sums, other);
+  return sums->pairs[expert * sums->layout.experts + other];
+}
+
+int esp_statistics_classes(const esp_statistics *statistics, int layer) {
+  return layer_at(statistics, layer)->classes;
+}
+
+int64_t esp_statistics_class(const esp_statistics *statistics, int layer, int expert, int class_) {
+  const layer_sums *sums = layer_at(statistics, layer);
+  check_expert(sums, expert);
+  if (class_ < 0 || class_ >= sums->classes) esp_panic("class %d of %d was asked for", class_, sums->classes);
+  return sums->by_class[expert * sums->classes + class_];
+}
+
 void esp_statistics_expert(const esp_statistics *statistics, int layer, int expert, esp_expert_statistics *result) {
   const layer_sums *sums = layer_at(statistics, layer);
-  if (expert < 0 || expert >= sums->layout.experts)
-    esp_panic("expert %d of %d of %s was asked for", expert, sums->layout.experts, sums->scope);
+  check_expert(sums, expert);
   const expert_sums *e = &sums->experts[expert];
   *result = (esp_expert_statistics){.count = e->count,
+                                    .served = e->served,
                                     .first_choices = e->first_choices,
                                     .gate_mass = e->gate_mass,
                                     .share = ratio((double)e->count, (double)sums->slots),

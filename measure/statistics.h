@@ -27,7 +27,8 @@ ESP_API extern const int esp_top_mass_percents[ESP_TOP_MASS_LEVELS];    /* 1, 5,
 
 /* Of one logical expert. A token's k choices are its slots; an expert is at most one of them. */
 typedef struct esp_expert_statistics {
-  int64_t count;         /* tokens that chose it */
+  int64_t count;         /* tokens that chose it; with Soft MoE its slots */
+  int64_t served;        /* of them within its capacity */
   int64_t first_choices; /* ... before all others */
   double share;          /* of all slots */
   double gate_mass;      /* sum of its gates over the tokens that chose it */
@@ -83,6 +84,14 @@ ESP_API int esp_statistics_layer_count(const esp_statistics *statistics);
 ESP_API void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer_statistics *result);
 ESP_API void esp_statistics_expert(const esp_statistics *statistics, int layer, int expert,
                                    esp_expert_statistics *result);
+
+/* Tokens that chose both experts, in whatever order; 0 for an expert and itself, and with Soft MoE. */
+ESP_API int64_t esp_statistics_pair(const esp_statistics *statistics, int layer, int expert, int other);
+
+/* The model's classes, and the slots that tokens of a class's images took in an expert; 0 if the passes had no labels,
+ * and with Soft MoE, whose slots mix an image's tokens. */
+ESP_API int esp_statistics_classes(const esp_statistics *statistics, int layer);
+ESP_API int64_t esp_statistics_class(const esp_statistics *statistics, int layer, int expert, int class_);
 
 #ifdef __cplusplus
 }

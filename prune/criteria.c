@@ -9,8 +9,9 @@ static esp_status check_routers_trained(const esp_criterion_inputs *inputs) {
   for (int h = inputs->reference_info->history_count; h < inputs->info->history_count; h++)
     for (int i = 0; i < esp_model_moe_count(inputs->model); i++) {
       const esp_history_entry *entry = &inputs->info->history[h];
-      const char *router = esp_model_moe(inputs->model, i)->router->name;
-      if (esp_name_matches(entry->frozen, router))
+      const esp_tensor *weights = esp_model_moe(inputs->model, i)->router;
+      const char *router = weights ? weights->name : "";
+      if (weights && esp_name_matches(entry->frozen, router))
         return esp_fail(
             ESP_ERR_MISMATCH,
             "router-norm-change needs routers that were trained, but %s was frozen (training.freeze=\"%s\") in the "

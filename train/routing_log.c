@@ -64,14 +64,6 @@ static double share_of(const layer_sums *layer, int expert) {
   return layer->wanted ? (double)layer->experts[expert].wanted / (double)layer->wanted : 0;
 }
 
-static double norm_of(const esp_tensor *router, int expert, int experts) {
-  const int64_t size = esp_tensor_count(router) / experts;
-  double squares = 0;
-  for (int64_t i = expert * size; i < (expert + 1) * size; i++)
-    squares += (double)router->data[i] * (double)router->data[i];
-  return sqrt(squares);
-}
-
 typedef struct load {
   double entropy, imbalance;
 } load;
@@ -95,7 +87,7 @@ static esp_status write_expert(esp_csv *csv, const layer_sums *layer, int e, con
   fprintf(csv->file, "%lld,%.4f,%s,%d,%d,%lld,%lld,%.6g,%.6g,%.6g,", (long long)step, epoch, moe->scope, e,
           moe->layout.original_ids[e], (long long)sums->wanted, (long long)sums->served, share_of(layer, e),
           sums->gates, sums->wanted ? sums->gates / (double)sums->wanted : 0);
-  if (moe->router) fprintf(csv->file, "%.6g", norm_of(moe->router, e, moe->layout.experts));
+  if (moe->router) fprintf(csv->file, "%.6g", esp_router_norm(moe, e));
   fprintf(csv->file, ",%.4f,%.4f,", l->entropy, l->imbalance);
   if (layer->logits) fprintf(csv->file, "%.6g", sqrt(layer->squared_logits / (double)layer->logits));
   return esp_csv_end_row(csv);

@@ -79,6 +79,19 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
                                  &config->feed_forward, residual_scale, false);
 }
 
+int64_t esp_router_vector_size(const esp_moe *moe) {
+  return moe->router ? esp_tensor_count(moe->router) / moe->layout.experts : 0;
+}
+
+double esp_router_norm(const esp_moe *moe, int expert) {
+  if (!moe->router) return NAN;
+  const int64_t size = esp_router_vector_size(moe);
+  const esp_real *weights = moe->router->data + expert * size;
+  double squares = 0;
+  for (int64_t i = 0; i < size; i++) squares += (double)weights[i] * (double)weights[i];
+  return sqrt(squares);
+}
+
 /* --- forward --------------------------------------------------------------------------------------------- */
 
 /* tokens [T, width] -> [T, rows of the router], by products or by cosines over a temperature. */

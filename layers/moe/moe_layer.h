@@ -85,7 +85,14 @@ ESP_API esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, con
                                    const esp_model_config *config, const esp_expert_layout *layout,
                                    double residual_scale) ESP_MUST_CHECK;
 
-/* x [images, T / images, width] -> [T, width]; with E3 the members' images one after another. Appends the layer's losses (those of weight 0 are not computed). */
+/* Router weights of one expert: width, with Soft MoE slots x width; 0 if the policy has none. */
+ESP_API int64_t esp_router_vector_size(const esp_moe *moe);
+
+/* Their L2 norm; not-a-number if there are none. */
+ESP_API double esp_router_norm(const esp_moe *moe, int expert);
+
+/* x [images, T / images, width] -> [T, width]; with E3 the members' images one after another. Appends the layer's losses
+ * (those of weight 0 are not computed). */
 ESP_API esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
                                     esp_auxiliary_losses *losses);
 
