@@ -26,7 +26,7 @@ static void print_layer_statistics(const esp_layer_statistics *s, FILE *file) {
           (long long)s->tokens, s->imbalance, s->normalised_entropy, s->dead_experts);
   fprintf(file, "  entropy of a token's scores %.3f nats; router logits rms %.3f", s->token_entropy, s->logit_rms);
   if (s->served < s->slots)
-    fprintf(file, "; %.1f %% of the choices not served (full or removed experts)", percent(1 - (double)s->served / (double)s->slots));
+    fprintf(file, "; %.1f %% of the choices unserved", percent(1 - (double)s->served / (double)s->slots));
   fputc('\n', file);
 }
 

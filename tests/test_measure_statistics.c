@@ -8,7 +8,8 @@
 typedef struct hand {
   esp_real logits[12], scores[12], gates[6], activation[4 * 20];
   int32_t choice[6];
-  int64_t first_row[4], wanted[4];
+  int32_t token[6], labels[3];
+  int64_t first_slot[4], first_row[4], wanted[4], served[4];
   esp_routing routing;
   esp_tensor logits_of, scores_of, gates_of, activation_of;
   esp_moe_record record;
@@ -18,8 +19,17 @@ static void set_hand(hand *h, const esp_moe *moe) {
   *h = (hand){.logits = {1, 2, -1, 0, 0, 3, 0, 0, 0, 0, 0, 1},
               .scores = {0.5f, 0.5f, 0, 0, 0.25f, 0.25f, 0.25f, 0.25f, 0, 1, 0, 0},
               .gates = {0.5f, 0.25f, 0.75f, 0.125f, 1, 0.5f},
-              .choice = {0, 1, 1, 3, 1, 3}};
+              .choice = {0, 1, 1, 3, 1, 3},
+              .token = {0, 0, 1, 1, 2, 2},
+              .labels = {1, 0, 1},
+              .first_slot = {0, 2, 4, 6},
+              .wanted = {1, 3, 0, 2},
+              .served = {1, 3, 0, 0}};
   h->routing = (esp_routing){.tokens = 3,
+                             .slots = 6,
+                             .first_slot = h->first_slot,
+                             .token = h->token,
+                             .served = h->served,
                              .k = 2,
                              .experts = 4,
                              .stored = 3,
@@ -36,6 +46,9 @@ static void set_hand(hand *h, const esp_moe *moe) {
                                .logits = &h->logits_of,
                                .scores = &h->scores_of,
                                .gates = &h->gates_of,
+                               .labels = h->labels,
+                               .tokens_per_image = 1,
+                               .images = 3,
                                .experts = {.activation = &h->activation_of}};
   for (int j = 0; j < 20; j++) h->activation[j] = j == 7 ? 2.5f : -0.05f; /* row 0: one large neuron */
   for (int j = 0; j < 20; j++) h->activation[20 + j] = j < 10 ? 0.0005f : -3.f;
@@ -75,6 +88,17 @@ static void statistics_of_a_record_by_hand(void **state) {
   assert_near(e[3].mean_gate, 0.3125);
   assert_near(e[1].mean_score, 1.75 / 3);
   assert_near(e[3].share, 1.0 / 3);
+  assert_int_equal(e[1].served, 3);
+  assert_int_equal(e[3].served, 0);
+  assert_int_equal(esp_statistics_pair(statistics, 0, 0, 1), 1);
+  assert_int_equal(esp_statistics_pair(statistics, 0, 3, 1), 2);
+  assert_int_equal(esp_statistics_pair(statistics, 0, 1, 3), 2);
+  assert_int_equal(esp_statistics_pair(statistics, 0, 0, 3), 0);
+  assert_int_equal(esp_statistics_pair(statistics, 0, 1, 1), 0);
+  assert_int_equal(esp_statistics_class(statistics, 0, 1, 0), 1);
+  assert_int_equal(esp_statistics_class(statistics, 0, 1, 1), 2);
+  assert_int_equal(esp_statistics_class(statistics, 0, 3, 1), 1);
+  assert_int_equal(esp_statistics_class(statistics, 0, 0, 0), 0);
 
   esp_layer_statistics s;
   esp_statistics_layer(statistics, 0, &s);
