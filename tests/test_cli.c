@@ -97,6 +97,37 @@ static void test_measure(void **state) {
   assert_non_null(strstr(out, "blocks.1.moe"));
 }
 
+/* Each policy is trained a little and measured; what it does not have is null or 0, and nothing fails. */
+static void test_routers(void **state) {
+  (void)state;
+  static const char *const policies[] = {"token_choice", "expert_choice", "soft", "even"};
+  for (size_t p = 0; p < sizeof policies / sizeof policies[0]; p++) {
+    char line[512];
+    snprintf(line, sizeof line, PRETRAIN "--out routed --overwrite --set training.epochs=0.02 --set "
+             "model.moe.router.renormalise=false --set model.moe.router.balance_weight=0 --set "
+             "model.moe.router.policy=%s", policies[p]);
+    succeed(line);
+    json_t *m = succeed_json("measure routed --data synthetic --limit 50");
+    for (size_t e = 0; e < 4; e++) {
+      const json_t *expert = item(item(m, "layers", 0), "experts", e);
+      assert_true(number(expert, "count") > 0 || strcmp(policies[p], "token_choice") == 0);
+      assert_true(number(expert, "served") == number(expert, "count"));
+      assert_true(json_is_real(get(expert, "router_norm")) || strcmp(policies[p], "even") == 0);
+    }
+    json_decref(m);
+    succeed("measure routed --data synthetic --limit 50");
+  }
+}
+
+static void test_inspect_settings(void **state) {
+  (void)state;
+  json_t *settings = succeed_json("inspect small.yaml --set model.classes=20"), *model = succeed_json("inspect pretrained");
+  assert_true(number(settings, "parameters") == number(model, "parameters"));
+  assert_true(number(settings, "flops_per_image") == number(model, "flops_per_image"));
+  json_decref(settings);
+  json_decref(model);
+}
+
 /* ---- prune ---- */
 
 static void check_pruned(const json_t *plan, const char *mode) {
@@ -355,6 +386,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_runs),           cmocka_unit_test(test_evaluate),
       cmocka_unit_test(test_inspect),        cmocka_unit_test(test_measure),
+      cmocka_unit_test(test_routers),        cmocka_unit_test(test_inspect_settings),
       cmocka_unit_test(test_prune),          cmocka_unit_test(test_modes),
       cmocka_unit_test(test_random_pruning), cmocka_unit_test(test_finetune_pruned),
       cmocka_unit_test(test_data),           cmocka_unit_test(test_preview),
