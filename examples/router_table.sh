@@ -29,7 +29,10 @@ run() { # ROUTER SEED
   for setting in $(settings "$1"); do set+=(--set "$setting"); done
   [ -f "$folder/results.json" ] || "$espalier" pretrain "$config" --data "$data" --out "$folder" --seed "$2" --quiet \
     --overwrite --set "training.epochs=$epochs" --set training.evaluate_every=1000 "${set[@]}" >/dev/null
-  [ -f "$folder/measured.json" ] || "$espalier" measure "$folder" --data "$data" --json --quiet >"$folder/measured.json"
+  if [ ! -f "$folder/measured.json" ]; then
+    "$espalier" measure "$folder" --data "$data" --json --quiet >"$folder/measured.json.part"
+    mv "$folder/measured.json.part" "$folder/measured.json"
+  fi
   jq -rn --arg router "$1" --arg seed "$2" --slurpfile m "$folder/measured.json" --slurpfile r "$folder/results.json" '
     $m[0] as $m | [$router, $seed, $m.accuracy, $m.parameters, $m.activated_parameters, $m.flops_per_image,
       ([$m.layers[].imbalance] | max // 1), ([$m.layers[].dead_experts] | add // 0), $r[0].images_per_second] | @csv' \
