@@ -94,7 +94,7 @@ static esp_status read_group(hid_t file, const esp_parameters *parameters, esp_o
 
 esp_status esp_checkpoint_load_optimizer(const char *path, esp_optimizer *optimizer) {
   esp_checkpoint_file file;
-  esp_status status = esp_checkpoint_open(&file, path);
+  esp_status status = esp_checkpoint_open(&file, path, "checkpoint");
   if (status == ESP_OK) status = read_group(file.id, esp_optimizer_parameters(optimizer), optimizer);
   esp_checkpoint_close(&file);
   return status == ESP_OK ? ESP_OK : esp_fail_in(status, "%s", path);

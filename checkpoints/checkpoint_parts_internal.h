@@ -49,15 +49,15 @@ esp_status esp_arrays_read(hid_t place, const char *name, const esp_parameters *
 esp_status esp_optimizer_write(hid_t file, const esp_parameters *parameters, const esp_optimizer *optimizer,
                                int level);
 
-/* An open checkpoint whose format and version are known to be right. */
+/* An open file whose format and version are known to be right. */
 typedef struct esp_checkpoint_file {
   esp_h5_silence silence;
   esp_h5_handles handles;
   hid_t id;
 } esp_checkpoint_file;
 
-/* esp_checkpoint_close() is due also after a failure. */
-esp_status esp_checkpoint_open(esp_checkpoint_file *file, const char *path);
+/* kind: "checkpoint" or "routing trace". esp_checkpoint_close() is due also after a failure. */
+esp_status esp_checkpoint_open(esp_checkpoint_file *file, const char *path, const char *kind);
 void esp_checkpoint_close(esp_checkpoint_file *file);
 
 /* The model that the file describes, its parameters of the right shapes but not read yet. Also after a failure

@@ -11,34 +11,35 @@ enum { TEXT_SIZE = 64, SPARE_ELEMENTS = 1 << 16 };
 
 /* ---- the file ---- */
 
-static esp_status check_path(const char *path) {
+static esp_status check_path(const char *path, const char *kind) {
   struct stat found;
   if (stat(path, &found) != 0)
-    return esp_fail(errno == ENOENT ? ESP_ERR_NOT_FOUND : ESP_ERR_IO, "cannot be opened: %s; expected a checkpoint",
-                    strerror(errno));
+    return esp_fail(errno == ENOENT ? ESP_ERR_NOT_FOUND : ESP_ERR_IO, "cannot be opened: %s; expected a %s",
+                    strerror(errno), kind);
   if (S_ISREG(found.st_mode)) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "is not a file; expected a checkpoint");
+  return esp_fail(ESP_ERR_USAGE, "is not a file; expected a %s", kind);
 }
 
-static esp_status open_file(esp_checkpoint_file *file, const char *path) {
-  ESP_TRY(check_path(path));
+static esp_status open_file(esp_checkpoint_file *file, const char *path, const char *kind) {
+  ESP_TRY(check_path(path, kind));
   ESP_TRY(esp_seal_check(path));
   const hid_t list = esp_h5_keep(&file->handles, H5Pcreate(H5P_FILE_ACCESS));
   /* A checkpoint never changes once it has its name, so there is nothing to lock; some file systems cannot. */
   if (list >= 0) H5Pset_file_locking(list, false, true);
   const htri_t known = H5Fis_hdf5(path);
-  if (known == 0) return esp_fail(ESP_ERR_FORMAT, "is not an HDF5 file; expected an Espalier checkpoint");
+  if (known == 0) return esp_fail(ESP_ERR_FORMAT, "is not an HDF5 file; expected an Espalier %s", kind);
   file->id = esp_h5_keep(&file->handles, H5Fopen(path, H5F_ACC_RDONLY, list < 0 ? H5P_DEFAULT : list));
   if (file->id >= 0) return ESP_OK;
   return esp_fail(ESP_ERR_FORMAT, "cannot be opened, the file is damaged or cut short: %s", esp_h5_reason());
 }
 
-static esp_status check_header(hid_t file) {
-  char format[TEXT_SIZE];
+static esp_status check_header(hid_t file, const char *kind) {
+  char format[TEXT_SIZE], expected[TEXT_SIZE];
   int64_t version;
+  snprintf(expected, sizeof expected, "espalier %s", kind);
   ESP_TRY(esp_h5_get_text(file, "format", format, sizeof format));
-  if (strcmp(format, "espalier checkpoint") != 0)
-    return esp_fail(ESP_ERR_FORMAT, "calls itself \"%s\"; expected \"espalier checkpoint\"", format);
+  if (strcmp(format, expected) != 0)
+    return esp_fail(ESP_ERR_FORMAT, "calls itself \"%s\"; expected \"%s\"", format, expected);
   ESP_TRY(esp_h5_get_number(file, "format_version", &version));
   if (version == ESP_FORMAT_VERSION) return ESP_OK;
   return esp_fail(ESP_ERR_FORMAT, "written by format %lld, this program reads %d: %s", (long long)version,
@@ -46,10 +47,10 @@ static esp_status check_header(hid_t file) {
                   version > ESP_FORMAT_VERSION ? "update espalier" : "there was no such format");
 }
 
-esp_status esp_checkpoint_open(esp_checkpoint_file *file, const char *path) {
+esp_status esp_checkpoint_open(esp_checkpoint_file *file, const char *path, const char *kind) {
   *file = (esp_checkpoint_file){.silence = esp_h5_begin_silence(), .id = H5I_INVALID_HID};
-  ESP_TRY(open_file(file, path));
-  return check_header(file->id);
+  ESP_TRY(open_file(file, path, kind));
+  return check_header(file->id, kind);
 }
 
 void esp_checkpoint_close(esp_checkpoint_file *file) {
@@ -137,7 +138,7 @@ esp_status esp_checkpoint_load(const char *path, esp_model **model, esp_checkpoi
   esp_architecture architecture = {0};
   *model = NULL;
   *info = (esp_checkpoint_info){0};
-  esp_status status = esp_checkpoint_open(&file, path);
+  esp_status status = esp_checkpoint_open(&file, path, "checkpoint");
   if (status == ESP_OK) status = read_all(file.id, &architecture, model, info);
   esp_architecture_clear(&architecture);
   esp_checkpoint_close(&file);

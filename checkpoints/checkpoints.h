@@ -3,5 +3,6 @@
 #define ESPALIER_CHECKPOINTS_H
 
 #include <espalier/checkpoint.h>
+#include <espalier/routing_trace.h>
 
 #endif

@@ -16,7 +16,7 @@ typedef struct option {
 
 static const option option_table[] = {
     {"--data", "DATA", "synthetic, NAME or NAME:PATH; `espalier data list` shows the names", TEXT(data)},
-    {"--out", "RUN", "folder for what is made (prune: or an .h5 file; data preview: a .png file)", TEXT(out)},
+    {"--out", "RUN", "folder for what is made (prune, upcycle: or an .h5 file; data preview: a .png file)", TEXT(out)},
     {"--set", "KEY=VALUE", "overrides a setting, e.g. --set model.moe.experts=16; may be repeated", 0},
     {"--resume", NULL, "continues an interrupted run with the same bits", TEXT(resume)},
     {"--reference", "RUN|CKPT", "the model from before finetuning", TEXT(reference)},
@@ -26,6 +26,9 @@ static const option option_table[] = {
     {"--mode", "MODE", "zero (router kept), remove (router row gone too) or mask (kept, never chosen)", TEXT(mode)},
     {"--split", "SPLIT", "test (default) or train", TEXT(split)},
     {"--limit", "N", "looks at the first N images only", TEXT(limit)},
+    {"--noise", "S", "on the copies: normal, of S times each matrix's root mean square (default 0)", TEXT(noise)},
+    {"--trace", "FILE.h5", "records which experts each token was routed to", TEXT(trace)},
+    {"--replay", "FILE.h5", "routes as a recorded trace says, not as the routers do", TEXT(replay)},
     {"--new-head", "WHEN", "auto (default: if the number of classes differs), always or never", TEXT(new_head)},
     {"--augment", NULL, "shows images as training sees them: shifted and mirrored", TEXT(augment)},
     {"--parameters", NULL, "lists every parameter with its shape", TEXT(parameters)},

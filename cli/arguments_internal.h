@@ -9,10 +9,10 @@ enum { MAX_OVERRIDES = 64, MAX_OPERANDS = 4 };
 typedef struct arguments {
   const char *operands[MAX_OPERANDS];
   int operand_count;
-  const char *data, *out, *reference, *criterion, *mode, *split, *new_head;
+  const char *data, *out, *reference, *criterion, *mode, *split, *new_head, *trace, *replay;
   const char *overrides[MAX_OVERRIDES];
   size_t override_count;
-  const char *drop, *ratio, *threads, *seed, *limit; /* numbers, checked by number_of() */
+  const char *drop, *ratio, *threads, *seed, *limit, *noise; /* numbers, checked by whole_number() and real_number() */
   bool json, quiet, help, resume, augment, parameters, overwrite;
 } arguments;
 

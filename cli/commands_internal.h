@@ -17,6 +17,7 @@ int run_finetune(const arguments *a);
 int run_evaluate(const arguments *a);
 int run_measure(const arguments *a);
 int run_prune(const arguments *a);
+int run_upcycle(const arguments *a);
 int run_inspect(const arguments *a);
 int run_data(const arguments *a);
 
@@ -45,6 +46,13 @@ esp_status parse_split(const arguments *a, esp_split_name *split);
 
 /* Whether both are there and are the same file. */
 bool is_same_file(const char *path, const char *other);
+
+/* Refuses a target that is the file of an input. */
+esp_status check_not_input(const char *target, const char *input);
+
+/* --out of a command that makes one checkpoint: a file that ends in .h5, or last.h5 in a folder. What is there is
+ * replaced with --overwrite only. */
+esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a);
 
 /* A new entry at the end of a history that has room for it. */
 esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,

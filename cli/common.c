@@ -55,6 +55,26 @@ bool is_same_file(const char *path, const char *other) {
   return stat(path, &one) == 0 && stat(other, &two) == 0 && one.st_dev == two.st_dev && one.st_ino == two.st_ino;
 }
 
+esp_status check_not_input(const char *target, const char *input) {
+  if (!is_same_file(target, input)) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "%s is one of the inputs, and these are never changed; choose another --out", target);
+}
+
+esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a) {
+  if (!a->out) return esp_fail(ESP_ERR_USAGE, "--out is missing: a folder, or a file ending in .h5, for the new model");
+  const size_t length = strlen(a->out);
+  const bool is_file = length > 3 && strcmp(a->out + length - 3, ".h5") == 0;
+  if (is_file && length >= ESP_PATH_SIZE)
+    return esp_fail(ESP_ERR_USAGE, "--out is longer than %d letters", ESP_PATH_SIZE - 1);
+  if (is_file)
+    memcpy(target, a->out, length + 1);
+  else
+    ESP_TRY(esp_folder_path(target, a->out, ESP_LAST_CHECKPOINT));
+  if (esp_file_exists(target) && !a->overwrite)
+    return esp_fail(ESP_ERR_USAGE, "%s exists already; --overwrite replaces it, or choose another --out", target);
+  return ESP_OK;
+}
+
 esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,
                        const char *reference) {
   if (info->history_count == ESP_MAX_HISTORY)

@@ -19,14 +19,17 @@ static const command commands[] = {
      "--set training.freeze=\"blocks.*.router,stem.*\" leaves chosen parts as they are.\n\n"
      "Example:\n  espalier finetune runs/pretrained --data synthetic:narrow --out runs/finetuned --set training.epochs=3\n",
      "--data --out --set --resume --overwrite --new-head", 1, 1, run_finetune},
-    {"evaluate", "evaluate RUN|CKPT --data DATA", "Accuracy and loss on a split",
-     "Example:\n  espalier evaluate runs/finetuned --data synthetic:narrow --json\n", "--data --split --limit", 1, 1,
-     run_evaluate},
-    {"measure", "measure RUN|CKPT [--data DATA] [--reference RUN|CKPT] [--out FOLDER]", "What routers and neurons do",
+    {"evaluate", "evaluate RUN|CKPT --data DATA [--replay TRACE.h5]", "Accuracy and loss on a split",
+     "--replay: tokens go where a trace of `measure --trace` says, in this model or in another one with as many experts;\n"
+     "gates are still the routers' own.\n\n"
+     "Example:\n  espalier evaluate runs/finetuned --data synthetic:narrow --json\n", "--data --split --limit --replay", 1,
+     1, run_evaluate},
+    {"measure", "measure RUN|CKPT [--data DATA [--trace FILE.h5]] [--reference RUN|CKPT] [--out FOLDER]", "What routers and neurons do",
      "With --data: routing counts, shares, gates, entropy, and how sparse the neurons' activations are. With\n"
-     "--reference: how far each expert's router row moved since that model. CSV and JSON go to RUN/measured or --out.\n\n"
+     "--reference: how far each expert's router row moved since that model. CSV and JSON go to RUN/measured or --out.\n"
+     "--trace: which experts each token chose, with its gates, as HDF5; `evaluate --replay` routes by it.\n\n"
      "Example:\n  espalier measure runs/finetuned --data synthetic:narrow --reference runs/pretrained --out runs/measured\n",
-     "--data --reference --out --split --limit", 1, 1, run_measure},
+     "--data --reference --out --split --limit --trace", 1, 1, run_measure},
     {"prune", "prune RUN|CKPT --criterion NAME --drop N|--ratio R [--reference RUN|CKPT] [--mode MODE] --out RUN|CKPT",
      "Drops experts for good",
      "Criteria:\n"
@@ -39,6 +42,14 @@ static const command commands[] = {
      "Example:\n  espalier prune runs/finetuned --criterion router-norm-change --reference runs/pretrained --ratio 0.5 \\\n"
      "    --out runs/pruned\n",
      "--criterion --drop --ratio --reference --mode --out --overwrite", 1, 1, run_prune},
+    {"upcycle", "upcycle RUN|CKPT --set model.layers=[...] [--set KEY=VALUE]... [--noise S] --out RUN|CKPT",
+     "Makes a mixture of a trained dense model (arXiv 2212.05055)",
+     "Blocks that model.layers makes mixtures get experts that are copies of their dense layer, and a new router. Gates are\n"
+     "renormalised unless --set model.moe.router.renormalise=false, so that nothing is computed otherwise at first. With\n"
+     "top_k=1 such a gate is always 1, and only the auxiliary losses train the router. Then finetune.\n\n"
+     "Example:\n  espalier upcycle runs/dense --set model.layers=[dense,moe] --set model.moe.experts=8 --set model.moe.top_k=2 \\\n"
+     "    --out runs/upcycled\n",
+     "--set --noise --out --overwrite", 1, 1, run_upcycle},
     {"inspect", "inspect RUN|CKPT | CONFIG.yaml [--set KEY=VALUE]...",
      "What a model is, what it costs, and how it came to be",
      "Of CONFIG.yaml it counts what the model would cost, without making it: any size can be asked for. Image sizes and\n"

@@ -42,12 +42,16 @@ static int show_evaluation(const arguments *a, const loaded *l, const esp_datase
 int run_evaluate(const arguments *a) {
   loaded l = {.model = NULL};
   esp_dataset *dataset = NULL;
+  esp_routing_trace *replay = NULL;
   esp_evaluation_options options;
   esp_evaluation evaluation;
   esp_status status = load(&l, a->operands[0]);
   if (status == ESP_OK) status = open_part(&l, a, &dataset, &options);
+  if (status == ESP_OK && a->replay) status = esp_routing_trace_load(&replay, a->replay);
+  options.replay = replay;
   if (status == ESP_OK) status = esp_evaluate(l.model, dataset, &l.info.normalisation, &options, &evaluation);
   const int code = status == ESP_OK ? show_evaluation(a, &l, dataset, &evaluation) : report_failure(status);
+  esp_routing_trace_free(replay);
   esp_dataset_close(dataset);
   unload(&l);
   return code;
@@ -59,14 +63,24 @@ typedef struct measuring {
   esp_dataset *dataset;
   esp_evaluation_options options;
   esp_statistics *statistics;
+  esp_routing_trace *trace; /* NULL: none is asked for */
   esp_router_changes *changes;
   esp_evaluation evaluation;
   esp_measurement measurement;
 } measuring;
 
+static void watch(void *context, const esp_moe_record *record) {
+  const measuring *m = context;
+  const esp_observer statistics = esp_statistics_observer(m->statistics);
+  statistics.moe(statistics.context, record);
+  if (!m->trace) return;
+  const esp_observer trace = esp_routing_trace_observer(m->trace);
+  trace.moe(trace.context, record);
+}
+
 static esp_status measure_data(measuring *m) {
   ESP_TRY(esp_statistics_create(&m->statistics, m->model.model, ESP_STATISTICS_STRIDE));
-  const esp_observer observer = esp_statistics_observer(m->statistics);
+  const esp_observer observer = {watch, m};
   m->options.observer = &observer;
   ESP_TRY(esp_evaluate(m->model.model, m->dataset, &m->model.info.normalisation, &m->options, &m->evaluation));
   m->measurement.data = esp_dataset_info_of(m->dataset)->name;
@@ -81,6 +95,12 @@ static esp_status measure_change(measuring *m, const arguments *a) {
   m->measurement.reference = m->reference.path;
   m->measurement.changes = m->changes;
   return ESP_OK;
+}
+
+static esp_status start_trace(measuring *m) {
+  const esp_dataset_info *info = esp_dataset_info_of(m->dataset);
+  return esp_routing_trace_create(&m->trace, m->model.model, info, m->options.split,
+                                  m->options.limit ? m->options.limit : info->count[m->options.split]);
 }
 
 /* --out, or RUN/measured if a run is measured; "" for a lone checkpoint. */
@@ -98,14 +118,18 @@ static esp_status measure(measuring *m, const arguments *a) {
     return esp_fail(ESP_ERR_USAGE,
                     "nothing to measure: give --data (what routers and neurons do), --reference (how far routers "
                     "moved), or both");
+  if (a->trace && !a->data)
+    return esp_fail(ESP_ERR_USAGE, "--trace records the routing of images: give --data too");
   ESP_TRY(load(&m->model, a->operands[0]));
   m->measurement.model = m->model.model;
   m->measurement.checkpoint = m->model.path;
   if (a->reference) ESP_TRY(measure_change(m, a));
   if (a->data) ESP_TRY(open_part(&m->model, a, &m->dataset, &m->options));
+  if (a->trace) ESP_TRY(start_trace(m));
   char folder[ESP_PATH_SIZE] = "";
   ESP_TRY(choose_folder(folder, a));
   if (a->data) ESP_TRY(measure_data(m));
+  if (a->trace) ESP_TRY(esp_routing_trace_save(a->trace, m->trace));
   return *folder ? esp_measurement_write(&m->measurement, folder) : ESP_OK;
 }
 
@@ -121,6 +145,7 @@ int run_measure(const arguments *a) {
     esp_measurement_print(&m.measurement, stdout);
   esp_router_changes_free(m.changes);
   esp_statistics_free(m.statistics);
+  esp_routing_trace_free(m.trace);
   esp_dataset_close(m.dataset);
   unload(&m.reference);
   unload(&m.model);

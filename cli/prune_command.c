@@ -44,23 +44,6 @@ static esp_status read_arguments(pruning *p, const arguments *a) {
   return read_budget(p, a);
 }
 
-/* RUN gets last.h5; a name that ends in .h5 is the file itself. */
-static esp_status choose_target(pruning *p, const arguments *a) {
-  if (!a->out)
-    return esp_fail(ESP_ERR_USAGE, "--out is missing: a folder, or a file ending in .h5, for the pruned model");
-  const size_t length = strlen(a->out);
-  const bool is_file = length > 3 && strcmp(a->out + length - 3, ".h5") == 0;
-  if (is_file && length >= sizeof p->target)
-    return esp_fail(ESP_ERR_USAGE, "--out is longer than %d letters", ESP_PATH_SIZE - 1);
-  if (is_file)
-    memcpy(p->target, a->out, length + 1);
-  else
-    ESP_TRY(esp_folder_path(p->target, a->out, ESP_LAST_CHECKPOINT));
-  if (esp_file_exists(p->target) && !a->overwrite)
-    return esp_fail(ESP_ERR_USAGE, "%s exists already; --overwrite replaces it, or choose another --out", p->target);
-  return ESP_OK;
-}
-
 static esp_status make_plan(pruning *p) {
   const esp_criterion_inputs inputs = {.model = p->model.model,
                                        .info = &p->model.info,
@@ -98,15 +81,13 @@ static esp_status save_model(pruning *p) {
 static esp_status load_inputs(pruning *p, const arguments *a) {
   ESP_TRY(load(&p->model, a->operands[0]));
   if (a->reference) ESP_TRY(load(&p->reference, a->reference));
-  if (is_same_file(p->target, p->model.path) || is_same_file(p->target, p->reference.path))
-    return esp_fail(ESP_ERR_USAGE, "%s is one of the inputs, and these are never changed; choose another --out",
-                    p->target);
-  return ESP_OK;
+  ESP_TRY(check_not_input(p->target, p->model.path));
+  return check_not_input(p->target, p->reference.path);
 }
 
 static esp_status prune(pruning *p, const arguments *a) {
   ESP_TRY(read_arguments(p, a));
-  ESP_TRY(choose_target(p, a));
+  ESP_TRY(choose_checkpoint(p->target, a));
   ESP_TRY(load_inputs(p, a));
   ESP_TRY(make_plan(p));
   ESP_TRY(esp_apply_plan(&p->pruned, p->model.model, p->plan));

@@ -23,7 +23,8 @@ typedef enum esp_purpose {
   ESP_PURPOSE_SYNTHETIC,    /* index = sample */
   ESP_PURPOSE_PRUNE,        /* index = layer */
   ESP_PURPOSE_TEST,
-  ESP_PURPOSE_ROUTER_HASH /* index = block */
+  ESP_PURPOSE_ROUTER_HASH,  /* index = block */
+  ESP_PURPOSE_UPCYCLE       /* index = hash of the parameter's name */
 } esp_purpose;
 
 typedef struct esp_random {

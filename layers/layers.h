@@ -9,5 +9,6 @@
 #include <espalier/moe_ops.h>
 #include <espalier/norm.h>
 #include <espalier/stem.h>
+#include <espalier/upcycle.h>
 
 #endif

@@ -92,7 +92,8 @@ const esp_model_config esp_model_defaults = {
     .feed_forward = {.activation = ESP_ACTIVATION_SWIGLU, .hidden = 512},
     .layers = {ESP_LAYER_DENSE, ESP_LAYER_MOE}, .layers_count = 2,
     .moe = {.experts = 8, .top_k = 2, .members = 1, .hidden = 384, .neurons_kept = 0.5,
-            .router = {.score = ESP_SCORE_SOFTMAX, .renormalise = true, .temperature = 0.1, .group_images = 8,
+            .router = {.score = ESP_SCORE_SOFTMAX, .renormalise = true, .temperature = 0.1, .capacity = ESP_DROPLESS,
+                       .evaluation_capacity = ESP_DROPLESS, .group_images = 8,
                        .balance_weight = 0.01}},
 };
 
@@ -206,13 +207,20 @@ static esp_status check_members(const esp_moe_config *moe) {
   return ESP_OK;
 }
 
+static esp_status check_capacity(const char *key, double factor) {
+  if (factor == ESP_DROPLESS || (factor > 0 && isfinite(factor))) return ESP_OK;
+  return esp_fail(ESP_ERR_CONFIG,
+                  "model.moe.router.%s is %g, with which no expert could serve a token; give a positive factor of an even "
+                  "share (V-MoE 1.05), or leave it away (%d) for a layer that drops nothing",
+                  key, factor, ESP_DROPLESS);
+}
+
 static esp_status check_router(const esp_model_config *c) {
   const esp_router_config *r = &c->moe.router;
   const struct {
     const char *key;
     double value;
-  } numbers[] = {{"noise", r->noise}, {"bias_rate", r->bias_rate}, {"capacity", r->capacity},
-                 {"evaluation_capacity", r->evaluation_capacity}, {"group_images", r->group_images},
+  } numbers[] = {{"noise", r->noise}, {"bias_rate", r->bias_rate}, {"group_images", r->group_images},
                  {"balance_weight", r->balance_weight}, {"importance_weight", r->importance_weight},
                  {"load_weight", r->load_weight}, {"z_weight", r->z_weight}};
   for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
@@ -220,6 +228,8 @@ static esp_status check_router(const esp_model_config *c) {
     snprintf(key, sizeof key, "moe.router.%s", numbers[i].key);
     ESP_TRY(check_not_negative(key, numbers[i].value));
   }
+  ESP_TRY(check_capacity("capacity", r->capacity));
+  ESP_TRY(check_capacity("evaluation_capacity", r->evaluation_capacity));
   if (!isfinite(r->entropy_weight))
     return esp_fail(ESP_ERR_CONFIG, "model.moe.router.entropy_weight is %g; it must be a number", r->entropy_weight);
   if (r->cosine && !(r->temperature > 0 && isfinite(r->temperature)))

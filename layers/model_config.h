@@ -10,6 +10,7 @@ extern "C" {
 #endif
 
 enum { ESP_MAX_BLOCKS = 64, ESP_MAX_STAGES = 4, ESP_MAX_EXPERTS = 1024 };
+enum { ESP_DROPLESS = -1 }; /* a capacity that drops nothing */
 
 /* How an image [H, W, C] becomes tokens [T, width]. */
 typedef enum esp_stem_kind {
@@ -69,8 +70,8 @@ typedef struct esp_router_config {
   double noise;     /* training only: normal noise of standard deviation noise / experts on the logits */
   double bias_rate; /* > 0: selection, not the gates, adds a bias to the scores, which is moved by this much after each
                        training step, up where the load was below the mean (Wang et al., arXiv 2408.15664) */
-  double capacity, evaluation_capacity; /* slots of an expert over an even share, in training and otherwise; 0: as many
-                                           as are wanted (dropless) */
+  double capacity, evaluation_capacity; /* slots of an expert over an even share, in training and otherwise; ESP_DROPLESS:
+                                           as many as are wanted */
   bool batch_priority;   /* with a capacity: tokens are served by descending gate, not by position */
   int group_images;      /* images that share a capacity; expert choice: among whose tokens an expert chooses;
                             0: the whole batch */

@@ -128,6 +128,69 @@ static void test_inspect_settings(void **state) {
   json_decref(model);
 }
 
+static void test_upcycle(void **state) {
+  (void)state;
+  succeed(PRETRAIN "--out dense --set model.layers=[dense]");
+  json_t *u = succeed_json("upcycle dense --set model.layers=[dense,moe] --set model.moe.top_k=2 --out upcycled");
+  assert_true(json_is_true(get(u, "keeps_function")));
+  assert_true(number(u, "experts") == 4 && number(u, "mixture_layers") == 1);
+  assert_true(number(u, "parameters") == parameters_of("upcycled"));
+  json_decref(u);
+  json_t *before = succeed_json("evaluate dense --data synthetic"), *after = succeed_json("evaluate upcycled --data synthetic");
+  assert_true(number(before, "accuracy") == number(after, "accuracy"));
+  assert_true(fabs(number(before, "loss") - number(after, "loss")) < 1e-5);
+  json_decref(before);
+  json_decref(after);
+  json_t *m = succeed_json("inspect upcycled");
+  assert_string_equal(text(item(m, "history", 1), "action"), "upcycle");
+  char digest[32];
+  digest_of("dense", digest);
+  assert_string_equal(text(item(m, "history", 1), "parent"), digest);
+  json_decref(m);
+  succeed("finetune upcycled --data synthetic --out grown --quiet --set training.epochs=0.02");
+  succeed("upcycle dense --set model.layers=[moe] --noise 0.1 --seed 3 --out upcycled.h5");
+  assert_non_null(strstr(out, "does not compute quite"));
+  static const refusal refusals[] = {
+      {"upcycle dense --out new", 2, "no block would become a mixture", "model.layers"},
+      {"upcycle dense --set model.layers=[moe] --set model.moe.hidden=5 --out new", 2, "model.moe.hidden is 5", "neurons"},
+      {"upcycle dense --set model.layers=[moe] --out upcycled.h5", 2, "upcycled.h5 exists already", "--overwrite"},
+      {"upcycle dense --set model.layers=[moe] --noise x --out new", 2, "--noise is \"x\"", "from 0"},
+      {"upcycle pretrained --set model.layers=[moe] --out new", 2, "already", "only a model whose layers are all dense"},
+  };
+  REFUSE_ALL(refusals);
+}
+
+static void test_trace(void **state) {
+  (void)state;
+  json_decref(succeed_json("measure finetuned --data synthetic:narrow --limit 300 --trace routes.h5"));
+  json_t *plain = succeed_json("evaluate finetuned --data synthetic:narrow --limit 300");
+  json_t *same = succeed_json("evaluate finetuned --data synthetic:narrow --limit 300 --replay routes.h5");
+  json_t *other = succeed_json("evaluate finetuned/best.h5 --data synthetic:narrow --limit 200 --replay routes.h5");
+  assert_true(number(plain, "loss") == number(same, "loss") && number(plain, "accuracy") == number(same, "accuracy"));
+  assert_true(isfinite(number(other, "loss")));
+  json_decref(plain);
+  json_decref(same);
+  json_decref(other);
+  succeed(PRETRAIN "--out untraceable --set model.moe.router.policy=expert_choice --set model.moe.router.renormalise=false "
+          "--set model.moe.router.balance_weight=0");
+  static const refusal refusals[] = {
+      {"evaluate finetuned --data synthetic:narrow --replay routes.h5", 1, "the trace has 300 images", "--limit 300"},
+      {"evaluate finetuned --data synthetic:narrow --limit 9 --split train --replay routes.h5", 1, "test split", "train split"},
+      {"evaluate pretrained --data synthetic --limit 9 --replay routes.h5", 1, "synthetic:narrow", "recorded on"},
+      {"evaluate finetuned --data synthetic:narrow --limit 9 --replay finetuned/last.h5", 1, "espalier checkpoint",
+       "espalier routing trace"},
+      {"evaluate finetuned --data synthetic:narrow --limit 9 --replay nowhere.h5", 1, "nowhere.h5", "routing trace"},
+      {"measure finetuned --reference pretrained --trace t.h5", 2, "--trace", "--data"},
+      {"measure untraceable --data synthetic --limit 9 --trace t.h5", 1, "expert_choice", "token_choice, hash and even"},
+  };
+  REFUSE_ALL(refusals);
+  static char bytes[1 << 20];
+  const size_t size = read_file("routes.h5", bytes, sizeof bytes);
+  bytes[size / 2] ^= 1;
+  write_file("damaged.h5", bytes, size);
+  refuse("evaluate finetuned --data synthetic:narrow --limit 9 --replay damaged.h5", 1, "damaged.h5", "checksum");
+}
+
 /* ---- prune ---- */
 
 static void check_pruned(const json_t *plan, const char *mode) {
@@ -387,6 +450,7 @@ int main(void) {
       cmocka_unit_test(test_runs),           cmocka_unit_test(test_evaluate),
       cmocka_unit_test(test_inspect),        cmocka_unit_test(test_measure),
       cmocka_unit_test(test_routers),        cmocka_unit_test(test_inspect_settings),
+      cmocka_unit_test(test_upcycle),        cmocka_unit_test(test_trace),
       cmocka_unit_test(test_prune),          cmocka_unit_test(test_modes),
       cmocka_unit_test(test_random_pruning), cmocka_unit_test(test_finetune_pruned),
       cmocka_unit_test(test_data),           cmocka_unit_test(test_preview),

@@ -8,7 +8,7 @@
 static void test_help(void **state) {
   (void)state;
   static const char *const commands[] = {"pretrain", "finetune", "evaluate", "measure",
-                                         "prune",    "inspect",  "data"};
+                                         "prune",    "upcycle",  "inspect",  "data"};
   succeed("--help");
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) assert_non_null(strstr(out, commands[i]));
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
@@ -109,6 +109,13 @@ static void test_bad_configs(void **state) {
        "--set model.moe.experts=few"},
       {PRETRAIN "--out new --set model.width", 2, "model.width", "="},
       {PRETRAIN "--out new --set model.moe.top_k=5", 2, "model.moe.top_k is 5", "only 4 experts"},
+      {PRETRAIN "--out new --set model.moe.router.capacity=0", 2, "model.moe.router.capacity is 0", "no expert could"},
+      {PRETRAIN "--out new --set model.moe.members=3", 2, "model.moe.members is 3", "does not divide model.moe.experts, 4"},
+      {PRETRAIN "--out new --set model.moe.router.policy=hash --set model.moe.top_k=2", 2, "model.moe.top_k is 2",
+       "one hash"},
+      {PRETRAIN "--out new --set model.moe.router.policy=expert_choice", 2, "model.moe.router.", "expert_choice"},
+      {PRETRAIN "--out new --set model.moe.router.load_weight=0.1", 2, "model.moe.router.load_weight", "noise"},
+      {PRETRAIN "--out new --set model.moe.router.policy=hasch", 2, "hasch", "hash"},
       {PRETRAIN "--out new --set model.mixing=attention --set model.heads=3", 2, "model.heads is 3",
        "model.width, 16"},
       {PRETRAIN "--out new --set model.stem.pools=[4,5]", 2, "model.stem", "32 x 32"},

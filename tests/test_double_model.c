@@ -37,7 +37,7 @@ static esp_model_config make_config(esp_layer_kind first, esp_layer_kind second,
                                     .hidden = 6,
                                     .shared_hidden = 3,
                                     .neurons_kept = 0.5,
-                                    .router = {.renormalise = true, .balance_weight = 0.3, .z_weight = 0.2}}};
+                                    .router = {.renormalise = true, .capacity = ESP_DROPLESS, .evaluation_capacity = ESP_DROPLESS, .balance_weight = 0.3, .z_weight = 0.2}}};
 }
 
 /* What the mixture layers selected in one forward pass, as a list of numbers. */

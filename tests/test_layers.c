@@ -20,7 +20,7 @@ static esp_model_config layer_config(esp_layer_kind kind, esp_activation_kind ac
                            .top_k = 2, .members = 1,
                            .hidden = HIDDEN,
                            .neurons_kept = 1,
-                           .router = {.renormalise = true, .balance_weight = 0.1}};
+                           .router = {.renormalise = true, .capacity = ESP_DROPLESS, .evaluation_capacity = ESP_DROPLESS, .balance_weight = 0.1}};
   return c;
 }
 

@@ -33,7 +33,7 @@ static esp_model_config model_config(esp_stem_kind stem, esp_mixing_kind mixing)
               .hidden = 24,
               .shared_hidden = 8,
               .neurons_kept = 0.5,
-              .router = {.renormalise = true, .noise = 1, .balance_weight = 0.01, .z_weight = 0.001}}};
+              .router = {.renormalise = true, .capacity = ESP_DROPLESS, .evaluation_capacity = ESP_DROPLESS, .noise = 1, .balance_weight = 0.01, .z_weight = 0.001}}};
 }
 
 static esp_model_config vit_config(void) {

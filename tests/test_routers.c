@@ -94,7 +94,7 @@ static void row_04_capacities_of_v_moe(void **state) {
   (void)state;
   assert_int_equal(esp_expert_capacity(520, 2, 1.05, 8), 140);
   assert_int_equal(esp_expert_capacity(520, 2, 1.5, 8), 196);
-  assert_int_equal(esp_expert_capacity(520, 2, 0, 8), 1040);
+  assert_int_equal(esp_expert_capacity(520, 2, ESP_DROPLESS, 8), 1040);
 }
 
 /* Six tokens, two experts, k = 2: capacity 6 x 2 x 0.6 / 2 = 3.6, rounded up to 4. First choices: tokens 0 to 4 expert
@@ -243,7 +243,11 @@ static esp_model_config layer_config(esp_router_kind policy) {
   c.layers_count = 1;
   c.moe.hidden = 12;
   c.moe.top_k = 1;
-  c.moe.router = (esp_router_config){.policy = policy, .group_images = 2, .temperature = 0.1};
+  c.moe.router = (esp_router_config){.policy = policy,
+                                     .group_images = 2,
+                                     .temperature = 0.1,
+                                     .capacity = ESP_DROPLESS,
+                                     .evaluation_capacity = ESP_DROPLESS};
   return c;
 }
 
@@ -442,7 +446,8 @@ static void cosine_logits_do_not_depend_on_lengths(void **state) {
 static void senseless_settings_are_refused(void **state) {
   (void)state;
   REFUSES("top_k", ESP_ROUTER_TOKEN_CHOICE, c.moe.top_k = 9);
-  REFUSES("capacity", ESP_ROUTER_TOKEN_CHOICE, c.moe.router.capacity = -1);
+  REFUSES("no expert could serve", ESP_ROUTER_TOKEN_CHOICE, c.moe.router.capacity = 0);
+  REFUSES("capacity", ESP_ROUTER_TOKEN_CHOICE, c.moe.router.capacity = -2);
   REFUSES("capacity", ESP_ROUTER_TOKEN_CHOICE, c.moe.router.evaluation_capacity = (double)NAN);
   REFUSES("members", ESP_ROUTER_TOKEN_CHOICE, c.moe.members = 3);
   REFUSES("members", ESP_ROUTER_TOKEN_CHOICE, c.moe.members = 0);

@@ -46,9 +46,13 @@ int64_t esp_count_correct(const esp_tensor *logits, const int32_t *labels) {
 }
 
 static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const esp_batch *batch,
-                                 const esp_observer *observer, esp_evaluation *sum) {
+                                 const esp_evaluation_options *options, esp_evaluation *sum) {
   esp_tape_reset(tape, false);
-  const esp_pass pass = {.observer = observer, .labels = batch->labels};
+  esp_pass pass = {.observer = options->observer, .labels = batch->labels};
+  if (options->replay) {
+    pass.choices = esp_routing_trace_choices(options->replay, tape, sum->examples, batch->count);
+    if (!pass.choices) return esp_tape_status(tape);
+  }
   esp_tensor *images = esp_batch_images(tape, batch, &model->config);
   if (!images) return esp_tape_status(tape);
   const esp_model_output output = esp_model_forward(model, tape, images, &pass);
@@ -61,13 +65,13 @@ static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const e
   return ESP_OK;
 }
 
-static esp_status evaluate_all(const esp_model *model, esp_tape *tape, esp_loader *loader, const esp_observer *observer,
-                               esp_evaluation *sum) {
+static esp_status evaluate_all(const esp_model *model, esp_tape *tape, esp_loader *loader,
+                               const esp_evaluation_options *options, esp_evaluation *sum) {
   const double start = esp_seconds();
   for (int64_t left = esp_loader_batches_per_epoch(loader); left > 0; left--) {
     const esp_batch *batch;
     ESP_TRY(esp_loader_next(loader, &batch));
-    ESP_TRY(evaluate_batch(model, tape, batch, observer, sum));
+    ESP_TRY(evaluate_batch(model, tape, batch, options, sum));
   }
   sum->seconds = esp_seconds() - start;
   sum->accuracy /= (double)sum->examples;
@@ -82,12 +86,16 @@ esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset, cons
                         const esp_evaluation_options *options, esp_evaluation *evaluation) {
   *evaluation = (esp_evaluation){0};
   ESP_TRY(esp_check_data_fits(&model->config, dataset, true));
+  const esp_dataset_info *info = esp_dataset_info_of(dataset);
+  if (options->replay)
+    ESP_TRY(esp_routing_trace_check(options->replay, model, info, options->split,
+                                    options->limit ? options->limit : info->count[options->split]));
   const esp_loader_options loading = {
       .batch = options->batch, .normalisation = *normalisation, .example_limit = options->limit};
   esp_loader *loader;
   ESP_TRY(esp_loader_create(&loader, dataset, options->split, &loading, 0));
   esp_tape *tape = esp_tape_create();
-  const esp_status status = tape ? evaluate_all(model, tape, loader, options->observer, evaluation) : ESP_ERR_MEMORY;
+  const esp_status status = tape ? evaluate_all(model, tape, loader, options, evaluation) : ESP_ERR_MEMORY;
   esp_tape_free(tape);
   esp_loader_close(loader);
   return status;

@@ -5,6 +5,7 @@
 #include <espalier/dataset.h>
 #include <espalier/loader.h>
 #include <espalier/model.h>
+#include <espalier/routing_trace.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,11 +21,12 @@ typedef struct esp_evaluation {
 typedef struct esp_evaluation_options {
   esp_split_name split;
   int64_t batch, limit;         /* limit 0: all examples */
-  const esp_observer *observer; /* NULL: none */
+  const esp_observer *observer;    /* NULL: none */
+  const esp_routing_trace *replay; /* routes instead of the routers; NULL: none */
 } esp_evaluation_options;
 
 /* Runs the model over the split in its own order, without augmentation. ESP_ERR_MISMATCH if images or classes are
- * not the model's, ESP_ERR_NOT_FINITE if the loss is not finite. */
+ * not the model's or the trace is of other data or another kind of model, ESP_ERR_NOT_FINITE if the loss is not finite. */
 ESP_API esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset,
                                 const esp_normalisation *normalisation, const esp_evaluation_options *options,
                                 esp_evaluation *evaluation) ESP_MUST_CHECK;
