@@ -14,8 +14,8 @@ static esp_status check_policy(const esp_moe *moe) {
   const esp_router_kind kind = moe->config.router.policy;
   if (kind == ESP_ROUTER_TOKEN_CHOICE || kind == ESP_ROUTER_HASH || kind == ESP_ROUTER_EVEN) return ESP_OK;
   return esp_fail(ESP_ERR_MISMATCH,
-                  "%s is routed by policy %s, under which tokens do not have a fixed number of experts each; traces are "
-                  "of token_choice, hash and even",
+                  "%s is routed by policy %s, under which tokens do not have a fixed number of experts each; traces "
+                  "are of token_choice, hash and even",
                   moe->scope, moe->policy->name);
 }
 
@@ -113,11 +113,12 @@ static esp_status check_choices(const esp_routing_trace *trace, const esp_trace_
   return ESP_OK;
 }
 
-esp_status esp_routing_trace_check(const esp_routing_trace *trace, const esp_model *model,
-                                   const esp_dataset_info *data, esp_split_name split, int64_t images) {
+esp_status esp_routing_trace_check(const esp_routing_trace *trace, const esp_model *model, const esp_dataset_info *data,
+                                   esp_split_name split, int64_t images) {
   if (strcmp(trace->data_digest, data->digest) != 0 || strcmp(trace->split, split_name(split)) != 0)
-    return esp_fail(ESP_ERR_MISMATCH, "the trace was recorded on the %s split of %s (%s), but this is the %s split of "
-                                      "%s (%s)",
+    return esp_fail(ESP_ERR_MISMATCH,
+                    "the trace was recorded on the %s split of %s (%s), but this is the %s split of "
+                    "%s (%s)",
                     trace->split, trace->data_name, trace->data_digest, split_name(split), data->name, data->digest);
   if (images > trace->images)
     return esp_fail(ESP_ERR_MISMATCH, "the trace has %lld images, but %lld are to be evaluated; use --limit %lld",

@@ -9,12 +9,13 @@
 enum { LEVEL = 1, SPARE_BYTES = 1 << 20 };
 
 /* choices or gates of a layer: [images, members, tokens, k]. */
-static esp_h5_array slots_array(const esp_routing_trace *trace, const esp_trace_layer *layer, hid_t stored, hid_t type) {
-  return (esp_h5_array){.stored = stored,
-                        .type = type,
-                        .rank = 4,
-                        .shape = {(hsize_t)trace->images, (hsize_t)trace->members, (hsize_t)trace->tokens_per_image,
-                                  (hsize_t)layer->k}};
+static esp_h5_array slots_array(const esp_routing_trace *trace, const esp_trace_layer *layer, hid_t stored,
+                                hid_t type) {
+  return (esp_h5_array){
+      .stored = stored,
+      .type = type,
+      .rank = 4,
+      .shape = {(hsize_t)trace->images, (hsize_t)trace->members, (hsize_t)trace->tokens_per_image, (hsize_t)layer->k}};
 }
 
 static esp_h5_array choices_array(const esp_routing_trace *trace, const esp_trace_layer *layer) {
@@ -121,8 +122,9 @@ static esp_status check_choices(const esp_trace_layer *layer, int64_t tokens) {
       bool known = expert >= 0 && expert < layer->experts;
       for (int j = 0; j < i; j++) known = known && layer->choices[t * layer->k + j] != expert;
       if (!known)
-        return esp_fail(ESP_ERR_FORMAT, "`choices` of %s sends token %lld to expert %d; expected %d different ones of %d",
-                        layer->scope, (long long)t, (int)expert, layer->k, layer->experts);
+        return esp_fail(ESP_ERR_FORMAT,
+                        "`choices` of %s sends token %lld to expert %d; expected %d different ones of %d", layer->scope,
+                        (long long)t, (int)expert, layer->k, layer->experts);
     }
   return ESP_OK;
 }

@@ -65,18 +65,18 @@ static int show(const upcycling *u, const arguments *a) {
   esp_model_cost_of(u->model, &after);
   const bool keeps = u->noise == 0 && esp_upcycling_keeps_function(&u->config.model);
   if (a->json)
-    return print_json(json_pack("{s:s, s:s, s:i, s:i, s:I, s:I, s:I, s:f, s:f, s:b}", "checkpoint", u->target, "digest",
-                                u->dense.info.digest, "mixture_layers", esp_model_moe_count(u->model), "experts",
-                                u->config.model.moe.experts, "parameters_before", (json_int_t)before.parameters,
-                                "parameters", (json_int_t)after.parameters, "activated_parameters",
-                                (json_int_t)after.activated, "flops_per_image", after.flops, "noise", u->noise,
-                                "keeps_function", keeps));
-  printf("%s: %d mixtures of %d experts, %.3f M parameters where there were %.3f M, %.1f MFLOP an image where there were "
-         "%.1f\n%s\n",
-         u->target, esp_model_moe_count(u->model), u->config.model.moe.experts, 1e-6 * (double)after.parameters,
-         1e-6 * (double)before.parameters, 1e-6 * after.flops, 1e-6 * before.flops,
-         keeps ? "It computes what the dense model does, until it is trained."
-               : "It does not compute quite what the dense model does: noise, or gates that do not sum to 1.");
+    return print_json(json_pack(
+        "{s:s, s:s, s:i, s:i, s:I, s:I, s:I, s:f, s:f, s:b}", "checkpoint", u->target, "digest", u->dense.info.digest,
+        "mixture_layers", esp_model_moe_count(u->model), "experts", u->config.model.moe.experts, "parameters_before",
+        (json_int_t)before.parameters, "parameters", (json_int_t)after.parameters, "activated_parameters",
+        (json_int_t)after.activated, "flops_per_image", after.flops, "noise", u->noise, "keeps_function", keeps));
+  printf(
+      "%s: %d mixtures of %d experts, %.3f M parameters where there were %.3f M, %.1f MFLOP an image where there were "
+      "%.1f\n%s\n",
+      u->target, esp_model_moe_count(u->model), u->config.model.moe.experts, 1e-6 * (double)after.parameters,
+      1e-6 * (double)before.parameters, 1e-6 * after.flops, 1e-6 * before.flops,
+      keeps ? "It computes what the dense model does, until it is trained."
+            : "It does not compute quite what the dense model does: noise, or gates that do not sum to 1.");
   return EXIT_DONE;
 }
 

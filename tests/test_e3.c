@@ -122,7 +122,7 @@ static void row_12_one_member_is_v_moe_bit_for_bit(void **state) {
   const esp_model_output output = run(s, (esp_pass){.observer = &observer});
   assert_int_equal(layers, 2);
   assert_int_equal(output.members, 1);
-  assert_int_equal(output.logits->shape[0], BATCH); /* nothing is repeated ... */
+  assert_int_equal(output.logits->shape[0], BATCH);                           /* nothing is repeated ... */
   assert_ptr_equal(esp_ensemble_prediction(s->tape, &output), output.logits); /* ... and nothing averaged */
   tear_down(s);
 }
@@ -138,8 +138,7 @@ static void check_members(void *context, const esp_moe_record *record) {
   const int64_t tokens = r->tokens / c->members;
   const int own = EXPERTS / c->members;
   assert_int_equal(r->tokens, c->members * BATCH * TOKENS);
-  for (int64_t slot = 0; slot < r->slots; slot++)
-    assert_int_equal(r->choice[slot] / own, r->token[slot] / tokens);
+  for (int64_t slot = 0; slot < r->slots; slot++) assert_int_equal(r->choice[slot] / own, r->token[slot] / tokens);
   for (int64_t t = 0; t < r->tokens; t++) { /* the gate matrix is block diagonal */
     double sum = 0;
     for (int e = 0; e < EXPERTS; e++) {

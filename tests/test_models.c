@@ -16,8 +16,7 @@ static esp_model_config model_config(esp_stem_kind stem, esp_mixing_kind mixing)
       .image_width = SIDE,
       .image_channels = CHANNELS,
       .classes = CLASSES,
-      .stem =
-          {.kind = stem, .patch = 4, .channels = {8}, .channels_count = 1, .pools = {2, 2}, .pools_count = 2},
+      .stem = {.kind = stem, .patch = 4, .channels = {8}, .channels_count = 1, .pools = {2, 2}, .pools_count = 2},
       .width = 32,
       .blocks = 3,
       .mixing = mixing,
@@ -29,16 +28,20 @@ static esp_model_config model_config(esp_stem_kind stem, esp_mixing_kind mixing)
       .layers = {ESP_LAYER_MOE, ESP_LAYER_MONE, ESP_LAYER_DENSE},
       .layers_count = 3,
       .moe = {.experts = 4,
-              .top_k = 2, .members = 1,
+              .top_k = 2,
+              .members = 1,
               .hidden = 24,
               .shared_hidden = 8,
               .neurons_kept = 0.5,
-              .router = {.renormalise = true, .capacity = ESP_DROPLESS, .evaluation_capacity = ESP_DROPLESS, .noise = 1, .balance_weight = 0.01, .z_weight = 0.001}}};
+              .router = {.renormalise = true,
+                         .capacity = ESP_DROPLESS,
+                         .evaluation_capacity = ESP_DROPLESS,
+                         .noise = 1,
+                         .balance_weight = 0.01,
+                         .z_weight = 0.001}}};
 }
 
-static esp_model_config vit_config(void) {
-  return model_config(ESP_STEM_PATCH, ESP_MIXING_ATTENTION);
-}
+static esp_model_config vit_config(void) { return model_config(ESP_STEM_PATCH, ESP_MIXING_ATTENTION); }
 
 typedef struct trainer {
   esp_model *model;
@@ -78,7 +81,8 @@ static esp_model_output run_model(const trainer *t, bool training, uint64_t step
   esp_tensor *x = esp_tape_tensor(t->tape, 4, (const int64_t[]){t->batch, SIDE, SIDE, CHANNELS});
   assert_non_null(x);
   memcpy(x->data, t->images, (size_t)(t->batch * PIXELS) * sizeof *x->data);
-  const esp_model_output out = esp_model_forward(t->model, t->tape, x, &(esp_pass){.training = training, .seed = 11, .step = step});
+  const esp_model_output out =
+      esp_model_forward(t->model, t->tape, x, &(esp_pass){.training = training, .seed = 11, .step = step});
   assert_int_equal(esp_tape_status(t->tape), ESP_OK);
   return out;
 }
@@ -104,8 +108,7 @@ static int count_correct(const trainer *t) {
   return correct;
 }
 
-static const esp_activation_kind activations[] = {ESP_ACTIVATION_RELU, ESP_ACTIVATION_GELU,
-                                                  ESP_ACTIVATION_SWIGLU};
+static const esp_activation_kind activations[] = {ESP_ACTIVATION_RELU, ESP_ACTIVATION_GELU, ESP_ACTIVATION_SWIGLU};
 enum { ACTIVATIONS = sizeof activations / sizeof activations[0] };
 
 static const struct {
@@ -131,8 +134,8 @@ static void check_threads(const esp_model_config *c, const char *name) {
   assert_same_bits(name, esp_parameters_values(a), esp_parameters_values(b), esp_parameters_size(a));
   const char *state;
   for (int i = 0; i < 2; i++)
-    assert_same_bits(name, esp_optimizer_state(one.optimizer, i, &state),
-                     esp_optimizer_state(two.optimizer, i, &state), esp_parameters_size(a));
+    assert_same_bits(name, esp_optimizer_state(one.optimizer, i, &state), esp_optimizer_state(two.optimizer, i, &state),
+                     esp_parameters_size(a));
   free_trainer(&one);
   free_trainer(&two);
 }
@@ -165,21 +168,20 @@ static void steps_after_the_first_allocate_nothing(void **state) {
   }
 }
 
-static void random_images_are_learnt_by_heart(void **state) {
+static void row_11_random_images_are_learnt_by_heart(void **state) {
   (void)state;
   for (int i = 0; i < ARCHITECTURES; i++) {
     const esp_model_config c = model_config(architectures[i].stem, architectures[i].mixing);
     trainer t = make_trainer(&c, 1, 64);
     uint64_t step = 0;
     while (step < 300 && (step % 10 || count_correct(&t) < 64)) train_step(&t, step++);
-    if (count_correct(&t) < 64)
-      fail_msg("%s: %d of 64 after 300 steps", architectures[i].name, count_correct(&t));
+    if (count_correct(&t) < 64) fail_msg("%s: %d of 64 after 300 steps", architectures[i].name, count_correct(&t));
     print_message("%s: 64 of 64 after %d steps\n", architectures[i].name, (int)step);
     free_trainer(&t);
   }
 }
 
-static void evaluating_twice_gives_the_same_bits(void **state) {
+static void row_03_evaluating_twice_gives_the_same_bits(void **state) {
   (void)state;
   esp_model_config c = vit_config();
   c.dropout = 0.3;
@@ -201,8 +203,7 @@ typedef struct noises {
 static void note_noise(void *context, const esp_moe_record *r) {
   noises *n = context;
   const esp_real *scores = r->scores->data, *logits = r->logits->data;
-  n->difference[n->count++] =
-      log((double)scores[0] / (double)scores[1]) - ((double)logits[0] - (double)logits[1]);
+  n->difference[n->count++] = log((double)scores[0] / (double)scores[1]) - ((double)logits[0] - (double)logits[1]);
 }
 
 static void each_layer_and_step_has_its_own_noise(void **state) {
@@ -234,7 +235,7 @@ static int64_t equal_experts(const esp_parameter *p) {
   return equal;
 }
 
-static void identical_experts_grow_apart(void **state) {
+static void row_13_identical_experts_grow_apart(void **state) {
   (void)state;
   for (int identical = 0; identical < 2; identical++) {
     esp_model_config c = vit_config();
@@ -284,8 +285,8 @@ static void a_frozen_model_stays(void **state) {
   trainer t = make_trainer(&c, 1, BATCH), fresh = make_trainer(&c, 1, BATCH);
   assert_int_equal(esp_parameters_freeze(t.model->parameters, "*"), ESP_OK);
   train_step(&t, 0);
-  assert_same_bits("values", esp_parameters_values(t.model->parameters),
-                   esp_parameters_values(fresh.model->parameters), esp_parameters_size(t.model->parameters));
+  assert_same_bits("values", esp_parameters_values(t.model->parameters), esp_parameters_values(fresh.model->parameters),
+                   esp_parameters_size(t.model->parameters));
   free_trainer(&t);
   free_trainer(&fresh);
 }
@@ -314,11 +315,9 @@ static void models_start_alike_where_they_agree(void **state) {
   assert_int_equal(esp_model_create(&other, &c, NULL, 2), ESP_OK);
   assert_int_equal(esp_model_create(&changed, &dense, NULL, 1), ESP_OK);
   const int64_t size = esp_parameters_size(a->parameters);
-  assert_same_bits("same seed", esp_parameters_values(a->parameters), esp_parameters_values(same->parameters),
-                   size);
+  assert_same_bits("same seed", esp_parameters_values(a->parameters), esp_parameters_values(same->parameters), size);
   for (int64_t i = 0; i < esp_parameters_count(a->parameters); i++) {
-    const esp_parameter *p = esp_parameters_at(a->parameters, i),
-                        *q = esp_parameters_at(other->parameters, i);
+    const esp_parameter *p = esp_parameters_at(a->parameters, i), *q = esp_parameters_at(other->parameters, i);
     const bool same_bits = memcmp(p->tensor.data, q->tensor.data, (size_t)p->count * sizeof(esp_real)) == 0;
     assert_int_equal(same_bits, p->deviation <= 0);
   }
@@ -352,15 +351,14 @@ static void assert_refused(const esp_model_config *c, const char *key) {
   esp_model *model;
   assert_int_equal(esp_model_create(&model, c, NULL, 1), ESP_ERR_CONFIG);
   assert_null(model);
-  if (!strstr(esp_error_message(), key))
-    fail_msg("the message does not name %s: %s", key, esp_error_message());
+  if (!strstr(esp_error_message(), key)) fail_msg("the message does not name %s: %s", key, esp_error_message());
 }
 
-#define REFUSES(key, change)                                                                                 \
-  do {                                                                                                       \
-    esp_model_config c = vit_config();                                                                       \
-    change;                                                                                                  \
-    assert_refused(&c, key);                                                                                 \
+#define REFUSES(key, change)                                                                                           \
+  do {                                                                                                                 \
+    esp_model_config c = vit_config();                                                                                 \
+    change;                                                                                                            \
+    assert_refused(&c, key);                                                                                           \
   } while (0)
 
 static void impossible_models_are_refused(void **state) {
@@ -391,10 +389,10 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(threads_do_not_matter),
       cmocka_unit_test(steps_after_the_first_allocate_nothing),
-      cmocka_unit_test(random_images_are_learnt_by_heart),
-      cmocka_unit_test(evaluating_twice_gives_the_same_bits),
+      cmocka_unit_test(row_11_random_images_are_learnt_by_heart),
+      cmocka_unit_test(row_03_evaluating_twice_gives_the_same_bits),
       cmocka_unit_test(each_layer_and_step_has_its_own_noise),
-      cmocka_unit_test(identical_experts_grow_apart),
+      cmocka_unit_test(row_13_identical_experts_grow_apart),
       cmocka_unit_test(frozen_parameters_stay),
       cmocka_unit_test(a_frozen_model_stays),
       cmocka_unit_test(models_start_alike_where_they_agree),

@@ -50,7 +50,7 @@ typedef struct esp_pass {
   uint64_t seed, step;          /* key of the random streams */
   const esp_observer *observer; /* NULL: none */
   const int32_t *labels;        /* [N] for observers; NULL: not known */
-  const int32_t *const *choices; /* [blocks] of [T, k] routing to be replayed in the mixture of that block; NULL: none */
+  const int32_t *const *choices; /* [blocks] of [T, k]: routing to be replayed in that block; NULL: none */
 } esp_pass;
 
 typedef enum esp_loss_kind {
