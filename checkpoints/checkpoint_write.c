@@ -13,6 +13,13 @@ static esp_status write_header(hid_t file, const char *digest) {
   return esp_h5_set_text(file, "digest", digest);
 }
 
+static esp_status write_counts(hid_t file, const esp_checkpoint_info *info) {
+  if (info->parameters <= 0) return ESP_OK;
+  ESP_TRY(esp_h5_set_number(file, "parameters", info->parameters));
+  ESP_TRY(esp_h5_set_number(file, "activated_parameters", info->activated_parameters));
+  return esp_h5_set_number(file, "flops_per_image", info->flops_per_image);
+}
+
 /* What a save is made of. */
 typedef struct contents {
   const esp_architecture *architecture;
@@ -25,6 +32,7 @@ typedef struct contents {
 static esp_status write_contents(hid_t file, const void *context) {
   const contents *c = context;
   ESP_TRY(write_header(file, c->info->digest));
+  ESP_TRY(write_counts(file, c->info));
   ESP_TRY(esp_architecture_write(file, c->architecture));
   ESP_TRY(esp_info_write(file, c->info));
   ESP_TRY(esp_arrays_write(file, "parameters", c->parameters, esp_parameters_values(c->parameters), c->level));

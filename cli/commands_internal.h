@@ -58,6 +58,9 @@ esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a);
 esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,
                        const char *reference);
 
+/* Has the checkpoint tell what the model costs. */
+void note_cost(esp_checkpoint_info *info, const esp_model *model);
+
 /* The history as JSON and as lines on standard output. */
 json_t *history_json(const esp_checkpoint_info *info);
 void print_history(const esp_checkpoint_info *info);

@@ -1,5 +1,7 @@
 #include "commands_internal.h"
 
+#include <espalier/cost.h>
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -88,6 +90,14 @@ esp_status add_history(esp_checkpoint_info *info, const char *action, const char
   snprintf(entry->parent, sizeof entry->parent, "%s", parent);
   snprintf(entry->reference, sizeof entry->reference, "%s", reference);
   return ESP_OK;
+}
+
+void note_cost(esp_checkpoint_info *info, const esp_model *model) {
+  esp_model_cost cost;
+  esp_model_cost_of(model, &cost);
+  info->parameters = cost.parameters;
+  info->activated_parameters = cost.activated;
+  info->flops_per_image = (int64_t)cost.flops;
 }
 
 json_t *history_json(const esp_checkpoint_info *info) {

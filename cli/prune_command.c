@@ -75,6 +75,7 @@ static esp_status save_model(pruning *p) {
     snprintf(detail, sizeof detail, "%s, mode %s, ratio %g", p->criterion->name, esp_prune_mode_name(p->mode),
              p->budget.ratio);
   ESP_TRY(add_history(&p->model.info, "prune", detail, parent, p->reference.model ? p->reference.info.digest : ""));
+  note_cost(&p->model.info, p->pruned);
   return esp_checkpoint_save(p->target, p->pruned, NULL, &p->model.info, ESP_DEFAULT_COMPRESSION);
 }
 

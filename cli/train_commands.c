@@ -136,10 +136,27 @@ static esp_status open_folder(const training *t) {
 static esp_status write_config(training *t) {
   char path[ESP_PATH_SIZE];
   t->config.model = t->model->config;
+  note_cost(&t->info, t->model);
   esp_free(t->info.run_config);
   ESP_TRY(esp_run_config_save(&t->info.run_config, &t->config));
   ESP_TRY(esp_folder_path(path, t->a->out, "config.yaml"));
   return esp_file_write(path, t->info.run_config);
+}
+
+/* Slots come in fours, so the factor that is asked for is not quite the one there is. */
+static void print_capacity(const esp_run_config *config) {
+  const esp_model_config *model = &config->model;
+  const esp_router_config *router = &model->moe.router;
+  int rows, columns;
+  if (router->policy != ESP_ROUTER_TOKEN_CHOICE || !(router->capacity > 0)) return;
+  esp_token_grid(model, &rows, &columns);
+  const int batch = config->training.batch, own = model->moe.experts / model->moe.members;
+  const int images = router->group_images > 0 && router->group_images < batch ? router->group_images : batch;
+  const int64_t tokens = (int64_t)images * rows * columns;
+  const int64_t slots = esp_expert_capacity(tokens, model->moe.top_k, router->capacity, own);
+  fprintf(stderr, "capacity: an expert serves %lld of each %lld tokens, %.4g times an even share (%g asked for)\n",
+          (long long)slots, (long long)tokens, (double)(slots * own) / (double)(tokens * model->moe.top_k),
+          router->capacity);
 }
 
 static void print_start(const training *t) {
@@ -153,6 +170,7 @@ static void print_start(const training *t) {
   fprintf(stderr, "model: %.3f M parameters, %.3f M activated, %.1f MFLOP an image; %d thread%s, OpenBLAS kernel %s\n",
           1e-6 * (double)cost.parameters, 1e-6 * (double)cost.activated, 1e-6 * cost.flops, esp_threads(),
           esp_threads() == 1 ? "" : "s", esp_blas_kernel());
+  print_capacity(&t->config);
   fprintf(stderr, "%s%s\n", t->resumes ? "resumed; settings: " : "settings: ", "config.yaml in the run");
   if (!t->resumes) fprintf(stderr, "---\n%s---\n", t->info.run_config);
 }

@@ -3,6 +3,7 @@
  * interrupted, resumed and overwritten. */
 #include "cli_program.h"
 
+#include <hdf5.h>
 #include <png.h>
 #include <time.h>
 
@@ -45,8 +46,7 @@ static void test_inspect(void **state) {
   (void)state;
   json_t *m = succeed_json("inspect finetuned --parameters");
   assert_true(number(m, "task_classes") == 5);
-  assert_true(number(m, "parameters") > number(m, "activated_parameters") &&
-              number(m, "activated_parameters") > 1000);
+  assert_true(number(m, "parameters") > number(m, "activated_parameters") && number(m, "activated_parameters") > 1000);
   assert_int_equal(json_array_size(get(m, "layers")), 2);
   for (size_t i = 0; i < 2; i++) {
     const json_t *layer = item(m, "layers", i);
@@ -68,10 +68,9 @@ static void test_inspect(void **state) {
 
 static void test_measure(void **state) {
   (void)state;
-  static const char *const files[] = {"measure.json", "experts.csv", "routing.csv", "sparsity.csv",
-                                      "activations.csv"};
-  json_t *m = succeed_json(
-      "measure finetuned --reference pretrained --data synthetic:narrow --limit 100 --out measured");
+  static const char *const files[] = {"measure.json", "experts.csv", "routing.csv", "sparsity.csv", "activations.csv"};
+  json_t *m =
+      succeed_json("measure finetuned --reference pretrained --data synthetic:narrow --limit 100 --out measured");
   for (size_t i = 0; i < 2; i++) {
     double share = 0;
     assert_int_equal(json_array_size(get(item(m, "layers", i), "experts")), 4);
@@ -103,9 +102,11 @@ static void test_routers(void **state) {
   static const char *const policies[] = {"token_choice", "expert_choice", "soft", "even"};
   for (size_t p = 0; p < sizeof policies / sizeof policies[0]; p++) {
     char line[512];
-    snprintf(line, sizeof line, PRETRAIN "--out routed --overwrite --set training.epochs=0.02 --set "
-             "model.moe.router.renormalise=false --set model.moe.router.balance_weight=0 --set "
-             "model.moe.router.policy=%s", policies[p]);
+    snprintf(line, sizeof line,
+             PRETRAIN "--out routed --overwrite --set training.epochs=0.02 --set "
+                      "model.moe.router.renormalise=false --set model.moe.router.balance_weight=0 --set "
+                      "model.moe.router.policy=%s",
+             policies[p]);
     succeed(line);
     json_t *m = succeed_json("measure routed --data synthetic --limit 50");
     for (size_t e = 0; e < 4; e++) {
@@ -121,7 +122,8 @@ static void test_routers(void **state) {
 
 static void test_inspect_settings(void **state) {
   (void)state;
-  json_t *settings = succeed_json("inspect small.yaml --set model.classes=20"), *model = succeed_json("inspect pretrained");
+  json_t *settings = succeed_json("inspect small.yaml --set model.classes=20"),
+         *model = succeed_json("inspect pretrained");
   assert_true(number(settings, "parameters") == number(model, "parameters"));
   assert_true(number(settings, "flops_per_image") == number(model, "flops_per_image"));
   json_decref(settings);
@@ -136,7 +138,8 @@ static void test_upcycle(void **state) {
   assert_true(number(u, "experts") == 4 && number(u, "mixture_layers") == 1);
   assert_true(number(u, "parameters") == parameters_of("upcycled"));
   json_decref(u);
-  json_t *before = succeed_json("evaluate dense --data synthetic"), *after = succeed_json("evaluate upcycled --data synthetic");
+  json_t *before = succeed_json("evaluate dense --data synthetic"),
+         *after = succeed_json("evaluate upcycled --data synthetic");
   assert_true(number(before, "accuracy") == number(after, "accuracy"));
   assert_true(fabs(number(before, "loss") - number(after, "loss")) < 1e-5);
   json_decref(before);
@@ -152,12 +155,49 @@ static void test_upcycle(void **state) {
   assert_non_null(strstr(out, "does not compute quite"));
   static const refusal refusals[] = {
       {"upcycle dense --out new", 2, "no block would become a mixture", "model.layers"},
-      {"upcycle dense --set model.layers=[moe] --set model.moe.hidden=5 --out new", 2, "model.moe.hidden is 5", "neurons"},
+      {"upcycle dense --set model.layers=[moe] --set model.moe.hidden=5 --out new", 2, "model.moe.hidden is 5",
+       "neurons"},
       {"upcycle dense --set model.layers=[moe] --out upcycled.h5", 2, "upcycled.h5 exists already", "--overwrite"},
       {"upcycle dense --set model.layers=[moe] --noise x --out new", 2, "--noise is \"x\"", "from 0"},
-      {"upcycle pretrained --set model.layers=[moe] --out new", 2, "already", "only a model whose layers are all dense"},
+      {"upcycle pretrained --set model.layers=[moe] --out new", 2, "already",
+       "only a model whose layers are all dense"},
   };
   REFUSE_ALL(refusals);
+}
+
+/* The file tells without the program what it costs. */
+static void assert_counts(const char *path) {
+  static const char *const names[] = {"parameters", "activated_parameters", "flops_per_image"};
+  char line[512];
+  snprintf(line, sizeof line, "inspect %s", path);
+  json_t *m = succeed_json(line);
+  const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+  assert_true(file >= 0);
+  for (int i = 0; i < 3; i++) {
+    int64_t value = 0;
+    const hid_t attribute = H5Aopen(file, names[i], H5P_DEFAULT);
+    assert_true(attribute >= 0 && H5Aread(attribute, H5T_NATIVE_INT64, &value) >= 0);
+    assert_true((double)value == number(m, names[i]));
+    H5Aclose(attribute);
+  }
+  H5Fclose(file);
+  json_decref(m);
+}
+
+static void test_counts_in_checkpoints(void **state) {
+  (void)state;
+  succeed("prune finetuned --criterion random --drop 2 --out counted.h5");
+  assert_counts("finetuned/last.h5");
+  assert_counts("finetuned/best.h5");
+  assert_counts("counted.h5");
+}
+
+static void test_capacity_is_reported(void **state) {
+  (void)state; /* 8 images of 64 tokens, 4 experts: 512 x 1.05 / 4 = 134.4, so 136 slots, 1.0625 times 128 */
+  succeed("pretrain small.yaml --data synthetic --out limited --set training.epochs=0.01 --set "
+          "model.moe.router.capacity=1.05 --set model.stem.pools=[2,2]");
+  if (!strstr(err, "an expert serves 136 of each 512 tokens, 1.062 times an even share (1.05 asked for)"))
+    fail_msg("%s", err);
 }
 
 static void test_trace(void **state) {
@@ -171,17 +211,20 @@ static void test_trace(void **state) {
   json_decref(plain);
   json_decref(same);
   json_decref(other);
-  succeed(PRETRAIN "--out untraceable --set model.moe.router.policy=expert_choice --set model.moe.router.renormalise=false "
+  succeed(PRETRAIN
+          "--out untraceable --set model.moe.router.policy=expert_choice --set model.moe.router.renormalise=false "
           "--set model.moe.router.balance_weight=0");
   static const refusal refusals[] = {
       {"evaluate finetuned --data synthetic:narrow --replay routes.h5", 1, "the trace has 300 images", "--limit 300"},
-      {"evaluate finetuned --data synthetic:narrow --limit 9 --split train --replay routes.h5", 1, "test split", "train split"},
+      {"evaluate finetuned --data synthetic:narrow --limit 9 --split train --replay routes.h5", 1, "test split",
+       "train split"},
       {"evaluate pretrained --data synthetic --limit 9 --replay routes.h5", 1, "synthetic:narrow", "recorded on"},
       {"evaluate finetuned --data synthetic:narrow --limit 9 --replay finetuned/last.h5", 1, "espalier checkpoint",
        "espalier routing trace"},
       {"evaluate finetuned --data synthetic:narrow --limit 9 --replay nowhere.h5", 1, "nowhere.h5", "routing trace"},
       {"measure finetuned --reference pretrained --trace t.h5", 2, "--trace", "--data"},
-      {"measure untraceable --data synthetic --limit 9 --trace t.h5", 1, "expert_choice", "token_choice, hash and even"},
+      {"measure untraceable --data synthetic --limit 9 --trace t.h5", 1, "expert_choice",
+       "token_choice, hash and even"},
   };
   REFUSE_ALL(refusals);
   static char bytes[1 << 20];
@@ -214,16 +257,16 @@ static void check_pruned(const json_t *plan, const char *mode) {
 
 static void test_prune(void **state) {
   (void)state;
-  static const char *const criteria[] = {"router-norm-change", "router-norm-change-absolute",
-                                         "router-difference-norm", "random"};
+  static const char *const criteria[] = {"router-norm-change", "router-norm-change-absolute", "router-difference-norm",
+                                         "random"};
   static const char *const modes[] = {"zero", "remove", "mask"};
   const uint64_t pretrained = all_that_is_in("pretrained"), finetuned = all_that_is_in("finetuned");
   for (int c = 0; c < 4; c++)
     for (int m = 0; m < 3; m++) {
       char line[512];
       snprintf(line, sizeof line,
-               "prune finetuned --criterion %s --mode %s --reference pretrained %s --out pruned.%d.%d%s",
-               criteria[c], modes[m], m ? "--drop 2" : "--ratio 0.5", c, m, c % 2 ? ".h5" : "");
+               "prune finetuned --criterion %s --mode %s --reference pretrained %s --out pruned.%d.%d%s", criteria[c],
+               modes[m], m ? "--drop 2" : "--ratio 0.5", c, m, c % 2 ? ".h5" : "");
       json_t *plan = succeed_json(line);
       check_pruned(plan, modes[m]);
       assert_string_equal(text(plan, "criterion"), criteria[c]);
@@ -265,8 +308,8 @@ static void test_random_pruning(void **state) {
   int different = 0;
   for (int seed = 0; seed < 6; seed++) {
     char line[512];
-    snprintf(line, sizeof line,
-             "prune finetuned --criterion random --drop 2 --out random.h5 --overwrite --seed %d", seed % 5);
+    snprintf(line, sizeof line, "prune finetuned --criterion random --drop 2 --out random.h5 --overwrite --seed %d",
+             seed % 5);
     json_t *plan = succeed_json(line);
     snprintf(digest, sizeof digest, "%s", text(plan, "digest"));
     json_decref(plan);
@@ -282,13 +325,12 @@ static void test_finetune_pruned(void **state) {
   static const char *const modes[] = {"zero", "remove", "mask"};
   for (int m = 0; m < 3; m++) {
     char line[512], name[32];
-    snprintf(
-        line, sizeof line,
-        "prune finetuned --criterion router-norm-change --reference pretrained --drop 1 --mode %s --out tune.%d",
-        modes[m], m);
-    succeed(line);
     snprintf(line, sizeof line,
-             "finetune tune.%d --data synthetic:narrow --out tuned.%d --set training.epochs=0.05", m, m);
+             "prune finetuned --criterion router-norm-change --reference pretrained --drop 1 --mode %s --out tune.%d",
+             modes[m], m);
+    succeed(line);
+    snprintf(line, sizeof line, "finetune tune.%d --data synthetic:narrow --out tuned.%d --set training.epochs=0.05", m,
+             m);
     json_t *r = succeed_json(line);
     assert_true(number(r, "step") == 4);
     json_decref(r);
@@ -298,8 +340,7 @@ static void test_finetune_pruned(void **state) {
     assert_true(parameters_of(name) == before);
     /* What was finetuned after pruning can be pruned again. */
     snprintf(line, sizeof line,
-             "prune tuned.%d --criterion router-norm-change --reference tune.%d --drop 1 --out twice.%d", m,
-             m, m);
+             "prune tuned.%d --criterion router-norm-change --reference tune.%d --drop 1 --out twice.%d", m, m, m);
     succeed(line);
     snprintf(name, sizeof name, "twice.%d", m);
     assert_true(parameters_of(name) < before);
@@ -316,8 +357,7 @@ static void test_data(void **state) {
   succeed("data list");
   assert_non_null(strstr(out, "cifar10\n"));
   json_t *info = succeed_json("data info synthetic");
-  assert_true(number(info, "classes") == 20 && number(info, "train") == 20000 &&
-              number(info, "test") == 2000);
+  assert_true(number(info, "classes") == 20 && number(info, "train") == 20000 && number(info, "test") == 2000);
   assert_int_equal(json_array_size(get(info, "shape")), 3);
   assert_int_equal(json_integer_value(item(info, "shape", 0)), 32);
   assert_int_equal(json_integer_value(item(info, "shape", 2)), 3);
@@ -340,9 +380,7 @@ static void test_preview(void **state) {
 
 /* ---- interrupted runs ---- */
 
-static void pause_briefly(void) {
-  nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
-}
+static void pause_briefly(void) { nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL); }
 
 /* Waits until the file is there and has so many bytes. */
 static void wait_for(const char *path, long long bytes) {
@@ -367,8 +405,7 @@ static void test_interrupts(void **state) {
     wait_for("stopped/metrics.csv", 1500);
     kill(child, i ? SIGTERM : SIGINT);
     assert_int_equal(finish(child), 1);
-    if (!strstr(err, "stopped after step ") ||
-        !strstr(err, "of 125; continue with the same command and --resume"))
+    if (!strstr(err, "stopped after step ") || !strstr(err, "of 125; continue with the same command and --resume"))
       fail_msg("%s", err);
     assert_true(is_there("stopped/last.h5") && !is_there("stopped/results.json"));
     succeed("inspect stopped");
@@ -383,8 +420,7 @@ static void test_killed(void **state) {
   (void)state;
   char digest[32], whole[32];
   succeed(PRETRAIN LONGER "--out whole --overwrite");
-  const pid_t child =
-      spawn(PRETRAIN LONGER "--out killed --set training.checkpoint_minutes=0.000001", in_base("out"));
+  const pid_t child = spawn(PRETRAIN LONGER "--out killed --set training.checkpoint_minutes=0.000001", in_base("out"));
   wait_for("killed/last.h5", 1);
   wait_for("killed/metrics.csv", 1500);
   kill(child, SIGKILL);
@@ -402,8 +438,7 @@ static void test_resume(void **state) {
       {PRETRAIN "--out pretrained --resume --set optimizer.learning_rate=0.1", 2, "keeps its settings",
        "`learning_rate: 0.1`"},
       {PRETRAIN "--out pretrained --resume --set model.width=32", 2, "keeps its settings", "`width: 16`"},
-      {PRETRAIN "--out pretrained --resume --set training.freeze=stem.*", 2, "keeps its settings",
-       "`freeze: "},
+      {PRETRAIN "--out pretrained --resume --set training.freeze=stem.*", 2, "keeps its settings", "`freeze: "},
       {PRETRAIN "--out pretrained --resume --seed 2", 2, "keeps its settings", "`seed: 1`"},
       {"pretrain small.yaml --data synthetic:narrow --out pretrained --resume", 1, "was started on synthetic",
        "synthetic:narrow"},
@@ -418,8 +453,8 @@ static void test_resume(void **state) {
   assert_string_equal(before, after);
 }
 
-#define DIVERGING                                                                                            \
-  "--set optimizer.kind=sgd --set optimizer.learning_rate=1000 --set optimizer.clip_norm=0 --set "           \
+#define DIVERGING                                                                                                      \
+  "--set optimizer.kind=sgd --set optimizer.learning_rate=1000 --set optimizer.clip_norm=0 --set "                     \
   "optimizer.schedule.warmup=0 --set model.layers=[dense] --set training.epochs=1 --set training.evaluate_every=1 "
 
 static void test_overwrite(void **state) {
@@ -433,29 +468,38 @@ static void test_overwrite(void **state) {
   succeed(PRETRAIN "--out over --overwrite --seed 2");
   succeed("prune pretrained --criterion random --drop 1 --out over.h5");
   static const refusal refusals[] = {
-      {"prune pretrained --criterion random --drop 1 --out over.h5", 2, "over.h5 exists already",
-       "--overwrite"},
+      {"prune pretrained --criterion random --drop 1 --out over.h5", 2, "over.h5 exists already", "--overwrite"},
       {"prune pretrained --criterion random --drop 1 --out pretrained --overwrite", 2, "one of the inputs",
        "pretrained/last.h5"},
       {"prune finetuned --criterion router-norm-change --reference pretrained --drop 1 --out pretrained/last.h5 --overwrite",
        2, "one of the inputs", "pretrained/last.h5"},
-      {"finetune pretrained --data synthetic --out ./pretrained --overwrite", 2, "the model to be finetuned",
-       "--out"},
+      {"finetune pretrained --data synthetic --out ./pretrained --overwrite", 2, "the model to be finetuned", "--out"},
   };
   REFUSE_ALL(refusals);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_runs),           cmocka_unit_test(test_evaluate),
-      cmocka_unit_test(test_inspect),        cmocka_unit_test(test_measure),
-      cmocka_unit_test(test_routers),        cmocka_unit_test(test_inspect_settings),
-      cmocka_unit_test(test_upcycle),        cmocka_unit_test(test_trace),
-      cmocka_unit_test(test_prune),          cmocka_unit_test(test_modes),
-      cmocka_unit_test(test_random_pruning), cmocka_unit_test(test_finetune_pruned),
-      cmocka_unit_test(test_data),           cmocka_unit_test(test_preview),
-      cmocka_unit_test(test_interrupts),     cmocka_unit_test(test_killed),
-      cmocka_unit_test(test_resume),         cmocka_unit_test(test_overwrite),
+      cmocka_unit_test(test_runs),
+      cmocka_unit_test(test_evaluate),
+      cmocka_unit_test(test_inspect),
+      cmocka_unit_test(test_measure),
+      cmocka_unit_test(test_routers),
+      cmocka_unit_test(test_inspect_settings),
+      cmocka_unit_test(test_upcycle),
+      cmocka_unit_test(test_trace),
+      cmocka_unit_test(test_counts_in_checkpoints),
+      cmocka_unit_test(test_capacity_is_reported),
+      cmocka_unit_test(test_prune),
+      cmocka_unit_test(test_modes),
+      cmocka_unit_test(test_random_pruning),
+      cmocka_unit_test(test_finetune_pruned),
+      cmocka_unit_test(test_data),
+      cmocka_unit_test(test_preview),
+      cmocka_unit_test(test_interrupts),
+      cmocka_unit_test(test_killed),
+      cmocka_unit_test(test_resume),
+      cmocka_unit_test(test_overwrite),
   };
   return cmocka_run_group_tests_name("cli", tests, begin, end);
 }
