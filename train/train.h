@@ -4,6 +4,7 @@
 
 #include <espalier/csv.h>
 #include <espalier/evaluate.h>
+#include <espalier/figure.h>
 #include <espalier/metrics.h>
 #include <espalier/progress.h>
 #include <espalier/routing_log.h>
