@@ -3,6 +3,7 @@
 #include <espalier/ops.h>
 
 #include <math.h>
+#include <string.h>
 
 typedef struct declaration {
   esp_parameters *parameters;
@@ -51,12 +52,25 @@ static esp_tensor *activate(esp_activation_kind kind, esp_tape *tape, esp_tensor
   return esp_swiglu(tape, pre);
 }
 
+static esp_tensor *apply_filter(const esp_expert_bank *bank, esp_tape *tape, const esp_neuron_filter *filter,
+                                const int64_t *first_row, const esp_bank_trace *trace) {
+  if (esp_tape_records(tape)) esp_panic("a neuron filter was given to a pass that records gradients");
+  esp_tensor *changed = trace->selected ? esp_tape_tensor(tape, 2, trace->selected->shape) : NULL;
+  if (!changed) return NULL;
+  memcpy(changed->data, trace->selected->data, (size_t)esp_tensor_count(changed) * sizeof *changed->data);
+  filter->rows(filter->context, bank, first_row, &(esp_bank_trace){trace->pre, trace->activation, changed, NULL});
+  return changed;
+}
+
 esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
-                                    const int64_t *first_row, int64_t kept, esp_bank_trace *trace) {
+                                    const int64_t *first_row, int64_t kept, const esp_neuron_filter *filter,
+                                    esp_bank_trace *trace) {
   const bool gated = bank->activation == ESP_ACTIVATION_SWIGLU;
   esp_tensor *pre = esp_grouped_map(tape, x, bank->up, bank->up_bias, true, first_row, bank->experts);
   esp_tensor *activation = activate(bank->activation, tape, pre), *selected = activation;
   if (kept < bank->hidden) selected = esp_neuron_top_k(tape, activation, gated ? pre : NULL, kept);
+  if (filter)
+    selected = apply_filter(bank, tape, filter, first_row, &(esp_bank_trace){pre, activation, selected, NULL});
   esp_tensor *output = esp_grouped_map(tape, selected, bank->down, bank->down_bias, false, first_row, bank->experts);
   if (trace) *trace = (esp_bank_trace){pre, activation, selected, output};
   return output;
@@ -67,5 +81,5 @@ esp_tensor *esp_expert_bank_forward_all(const esp_expert_bank *bank, esp_tape *t
   if (!first_row) return NULL;
   first_row[0] = 0;
   first_row[1] = esp_tensor_rows(x);
-  return esp_expert_bank_forward(bank, tape, x, first_row, bank->hidden, NULL);
+  return esp_expert_bank_forward(bank, tape, x, first_row, bank->hidden, NULL, NULL);
 }

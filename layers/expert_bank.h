@@ -27,6 +27,15 @@ typedef struct esp_bank_trace {
   esp_tensor *output;     /* [rows, width] */
 } esp_bank_trace;
 
+/* Someone who intervenes between the neurons and the down matrices, to study a trained model: for evaluation passes only,
+ * because no gradient knows of it. */
+typedef struct esp_neuron_filter {
+  /* trace: `pre` and `activation` are there to look at; `selected`, a copy of its own, is to be changed in place. */
+  void (*rows)(void *context, const esp_expert_bank *bank, const int64_t *first_row, const esp_bank_trace *trace);
+  void *context;
+  int block; /* the only block it is for; -1: all mixture layers */
+} esp_neuron_filter;
+
 /* Declares "scope.gate_up" or "scope.up", "scope.down" and their biases. experts = 0: a dense layer's.
  * `residual_scale` multiplies the initial deviation of `down`. identical: all experts start alike. */
 ESP_API esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
@@ -34,9 +43,11 @@ ESP_API esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters
                                            double residual_scale, bool identical) ESP_MUST_CHECK;
 
 /* x [rows, width], sorted by expert: those of expert e are rows first_row[e] .. first_row[e + 1] - 1. Of each row's
- * neurons `kept` stay (all: no selection). Returns [rows, width]; fills *trace if it is not NULL. */
+ * neurons `kept` stay (all: no selection); `filter` (NULL: none) then has its say. Returns [rows, width]; fills *trace if
+ * it is not NULL. */
 ESP_API esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
-                                            const int64_t *first_row, int64_t kept, esp_bank_trace *trace);
+                                            const int64_t *first_row, int64_t kept, const esp_neuron_filter *filter,
+                                            esp_bank_trace *trace);
 
 /* The same for a bank of one expert, which takes all rows and keeps all its neurons: a dense layer, a shared expert.
  * x [.., width] -> [.., width]. */

@@ -188,7 +188,7 @@ static esp_tensor *forward(subject *s, esp_tape *tape, esp_tensor *x) {
   if (is(s, "mixing")) return esp_mixing_forward(&s->mixing, tape, x);
   if (!is(s, "ffn")) return esp_moe_forward(&s->moe, tape, x, &(esp_pass){.training = false}, &s->losses);
   first_row[1] = esp_tensor_rows(x);
-  return esp_expert_bank_forward(&s->dense, tape, x, first_row, s->dense.hidden, NULL);
+  return esp_expert_bank_forward(&s->dense, tape, x, first_row, s->dense.hidden, NULL, NULL);
 }
 
 /* The sum of y * upstream, whose gradient by y is `upstream`. */

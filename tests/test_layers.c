@@ -78,7 +78,7 @@ static void run_layer(layer *l, int64_t tokens) {
   l->x->requires_grad = true;
   l->losses.count = 0;
   l->y = l->dense.up
-             ? esp_expert_bank_forward(&l->dense, l->tape, l->x, first_row, HIDDEN, NULL)
+             ? esp_expert_bank_forward(&l->dense, l->tape, l->x, first_row, HIDDEN, NULL, NULL)
              : esp_moe_forward(&l->moe, l->tape, l->x, &(esp_pass){.observer = &observer}, &l->losses);
   esp_tensor *loss = esp_mean(l->tape, esp_multiply(l->tape, l->y, upstream));
   assert_int_equal(esp_tape_backward(l->tape, esp_total_loss(l->tape, loss, &l->losses)), ESP_OK);

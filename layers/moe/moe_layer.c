@@ -168,9 +168,12 @@ esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, c
   if (!routed.routing) return NULL;
   losses->routing[moe->block] = routed.routing;
   add_losses(moe, tape, kept, &routed, losses);
+  const esp_neuron_filter *filter = pass->filter;
+  if (filter && filter->block >= 0 && filter->block != moe->block) filter = NULL;
   esp_bank_trace trace;
   esp_tensor *rows = moe->policy->dispatch(tape, tokens, &routed);
-  rows = esp_expert_bank_forward(&moe->bank, tape, rows, routed.routing->first_row, moe->neurons_kept, &trace);
+  rows = esp_expert_bank_forward(&moe->bank, tape, rows, routed.routing->first_row, moe->neurons_kept, filter,
+                                 &trace);
   esp_tensor *y = moe->policy->combine(tape, rows, &routed);
   if (moe->has_shared) y = esp_add(tape, y, esp_expert_bank_forward_all(&moe->shared, tape, tokens));
   notify(moe, pass, &request,

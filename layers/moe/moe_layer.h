@@ -51,6 +51,7 @@ typedef struct esp_pass {
   const esp_observer *observer; /* NULL: none */
   const int32_t *labels;        /* [N] for observers; NULL: not known */
   const int32_t *const *choices; /* [blocks] of [T, k]: routing to be replayed in that block; NULL: none */
+  const esp_neuron_filter *filter; /* changes what the experts' neurons yield, in evaluation; NULL: none */
 } esp_pass;
 
 typedef enum esp_loss_kind {
