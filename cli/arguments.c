@@ -20,6 +20,7 @@ static const option option_table[] = {
     {"--set", "KEY=VALUE", "overrides a setting, e.g. --set model.moe.experts=16; may be repeated", 0},
     {"--resume", NULL, "continues an interrupted run with the same bits", TEXT(resume)},
     {"--reference", "RUN|CKPT", "the model from before finetuning", TEXT(reference)},
+    {"--teacher", "RUN|CKPT", "a model to distil from, as the settings distillation.* say", TEXT(teacher)},
     {"--criterion", "NAME", "how experts are scored", TEXT(criterion)},
     {"--drop", "N", "experts to drop in each mixture layer", TEXT(drop)},
     {"--ratio", "R", "the same as a share of each layer's experts, e.g. 0.5", TEXT(ratio)},

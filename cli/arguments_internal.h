@@ -9,7 +9,7 @@ enum { MAX_OVERRIDES = 64, MAX_OPERANDS = 4 };
 typedef struct arguments {
   const char *operands[MAX_OPERANDS];
   int operand_count;
-  const char *data, *out, *reference, *criterion, *mode, *split, *new_head, *trace, *replay;
+  const char *data, *out, *reference, *criterion, *mode, *split, *new_head, *trace, *replay, *teacher;
   const char *overrides[MAX_OVERRIDES];
   size_t override_count;
   const char *drop, *ratio, *threads, *seed, *limit, *noise; /* numbers, checked by whole_number() and real_number() */

@@ -13,12 +13,15 @@ static const command commands[] = {
      "RUN gets metrics.csv, last.h5, best.h5 and results.json. Ctrl-C ends at a safe point; --resume goes on.\n\n"
      "Example:\n  espalier pretrain examples/configs/quickstart.yaml --data synthetic --out runs/pretrained\n",
      "--data --out --set --resume --overwrite", 0, 1, run_pretrain},
-    {"finetune", "finetune RUN|CKPT --data DATA --out RUN [--set KEY=VALUE]... [--resume]",
+    {"finetune", "finetune RUN|CKPT --data DATA --out RUN [--teacher RUN|CKPT] [--set KEY=VALUE]... [--resume]",
      "Trains a trained model further, on other data or after pruning",
      "Settings start from those the model was trained with. With another number of classes the head is made anew;\n"
-     "--set training.freeze=\"blocks.*.router,stem.*\" leaves chosen parts as they are.\n\n"
+     "--set training.freeze=\"blocks.*.router,stem.*\" leaves chosen parts as they are.\n"
+     "With --teacher the loss gets distillation.weight (0.2) times KL(teacher || student) at distillation.temperature (2),\n"
+     "times temperature^2 if distillation.squared: what a pruned or merged model lost comes back faster (arXiv 2310.01334\n"
+     "also freezes the routers). metrics.csv shows it.\n\n"
      "Example:\n  espalier finetune runs/pretrained --data synthetic:narrow --out runs/finetuned --set training.epochs=3\n",
-     "--data --out --set --resume --overwrite --new-head", 1, 1, run_finetune},
+     "--data --out --set --resume --overwrite --new-head --teacher", 1, 1, run_finetune},
     {"evaluate", "evaluate RUN|CKPT --data DATA [--replay TRACE.h5]", "Accuracy and loss on a split",
      "--replay: tokens go where a trace of `measure --trace` says, in this model or in another one with as many experts;\n"
      "gates are still the routers' own.\n\n"

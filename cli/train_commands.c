@@ -17,6 +17,7 @@ typedef struct training {
   esp_dataset *dataset;
   esp_run_config config;
   esp_model *model;
+  loaded teacher; /* of --teacher */
   esp_checkpoint_info info;
   char resume_from[ESP_PATH_SIZE];
   bool resumes;
@@ -24,6 +25,7 @@ typedef struct training {
 
 static void release(training *t) {
   esp_model_free(t->model);
+  unload(&t->teacher);
   esp_dataset_close(t->dataset);
   esp_checkpoint_info_clear(&t->info);
 }
@@ -176,12 +178,18 @@ static void print_start(const training *t) {
 }
 
 static json_t *results_json(const training *t, const esp_training_result *r) {
-  return json_pack("{s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s}", "run", t->a->out,
+  json_t *json = json_pack("{s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s}", "run", t->a->out,
                    "action", t->action, "accuracy", r->final.accuracy, "loss", r->final.loss, "best_accuracy",
                    r->best_accuracy, "best_step", (json_int_t)r->best_step, "step", (json_int_t)r->step, "steps",
                    (json_int_t)r->steps, "seconds", r->seconds, "images_per_second", r->images_per_second,
                    "step_memory_bytes", (json_int_t)r->step_memory, "threads", esp_threads(), "blas_kernel",
                    esp_blas_kernel(), "data", t->info.data_name, "digest", t->info.digest);
+  if (t->teacher.model)
+    json_object_set_new(json, "distillation",
+                        json_pack("{s:s, s:f, s:f, s:b, s:f}", "teacher", t->teacher.info.digest, "weight",
+                                  t->config.distillation.weight, "temperature", t->config.distillation.temperature,
+                                  "squared", t->config.distillation.squared, "last_loss", r->distillation));
+  return json;
 }
 
 static esp_status write_results(const training *t, const esp_training_result *result) {
@@ -195,11 +203,30 @@ static esp_status write_results(const training *t, const esp_training_result *re
   return status;
 }
 
+/* Settings of distillation without a teacher are a mistake; a file may hold them from a run that had one. */
+static esp_status load_teacher(training *t) {
+  if (t->a->teacher) {
+    ESP_TRY(load(&t->teacher, t->a->teacher));
+    if (!is_same_file(t->teacher.path, t->resume_from)) return ESP_OK;
+    return esp_fail(ESP_ERR_USAGE, "%s is the teacher; choose another --out", t->teacher.path);
+  }
+  for (size_t i = 0; i < t->a->override_count; i++)
+    if (strncmp(t->a->overrides[i], "distillation.", 13) == 0)
+      return esp_fail(ESP_ERR_USAGE, "--set %s does nothing without a teacher; give one as --teacher",
+                      t->a->overrides[i]);
+  return ESP_OK;
+}
+
 /* What can be known to be wrong before a folder is made. */
 static esp_status check_run(const training *t) {
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
   ESP_TRY(esp_check_data_fits(&t->model->config, t->dataset, true));
   ESP_TRY(esp_augmentation_check(&t->config.augmentation, data->height, data->width));
+  if (t->teacher.model)
+    ESP_TRY(esp_distillation_check(t->teacher.model, &t->teacher.info, &t->model->config, &t->info.normalisation));
+  if (t->teacher.model && !(t->config.distillation.weight > 0))
+    return esp_fail(ESP_ERR_USAGE, "--teacher would teach nothing: distillation.weight is %g",
+                    t->config.distillation.weight);
   return esp_parameters_freeze(t->model->parameters, t->config.training.freeze);
 }
 
@@ -213,6 +240,8 @@ static esp_status train(training *t, esp_training_result *result) {
                                 .config = &t->config,
                                 .folder = t->a->out,
                                 .info = &t->info,
+                                .teacher = t->teacher.model,
+                                .teacher_info = t->teacher.model ? &t->teacher.info : NULL,
                                 .resume_from = t->resumes ? t->resume_from : NULL,
                                 .stop = watch_interrupts(),
                                 .quiet = t->a->quiet};
@@ -303,6 +332,7 @@ static int run_training(const arguments *a, const char *action, esp_status (*sta
   esp_training_result result = {.step = 0};
   esp_status status = open_data(&t.dataset, a);
   if (status == ESP_OK) status = check_folder(&t);
+  if (status == ESP_OK) status = load_teacher(&t);
   if (status == ESP_OK) status = t.resumes ? resume(&t) : start(&t);
   if (status == ESP_OK) status = train(&t, &result);
   return finish(&t, status, &result);

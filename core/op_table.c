@@ -17,5 +17,6 @@ const esp_op *const esp_core_ops[] = {
     &esp_op_gather_rows, &esp_op_scatter_rows,
     &esp_op_top_k,       &esp_op_unit_rows,
     &esp_op_tile,        &esp_op_log_mean_probability,
+    &esp_op_distillation,
     NULL,
 };

@@ -64,6 +64,12 @@ typedef struct esp_targets {
 /* The mean over rows of the cross-entropy of softmax(logits [N, classes]) against the targets -> [1]. */
 ESP_API esp_tensor *esp_cross_entropy(esp_tape *tape, esp_tensor *logits, const esp_targets *targets);
 
+/* Knowledge distillation (Hinton et al., arXiv 1503.02531, section 2), without its factor T^2: the mean over rows of
+ * KL(softmax(teacher / T) || softmax(logits / T)) -> [1]. Logits [N, classes]. The teacher's are a constant: no
+ * gradient flows to them, and they must outlive the step. Equal logits give exactly 0 and a gradient of 0. */
+ESP_API esp_tensor *esp_distillation_loss(esp_tape *tape, esp_tensor *logits, const esp_tensor *teacher,
+                                          double temperature);
+
 /* --- normalisation ------------------------------------------------------------------------------------- */
 
 /* (x - mean) / sqrt(variance + epsilon) * gain + bias, over the last dimension; gain, bias [C]. */

@@ -1,4 +1,4 @@
-/* Softmax, its logarithm, and the loss made of it. */
+/* Softmax, its logarithm, and the losses made of it. */
 #include "ops_internal.h"
 #include <espalier/op_helpers.h>
 
@@ -179,4 +179,65 @@ const esp_op esp_op_cross_entropy = {"cross-entropy",        cross_entropy_plan,
 
 esp_tensor *esp_cross_entropy(esp_tape *tape, esp_tensor *logits, const esp_targets *targets) {
   return esp_tape_apply(tape, &esp_op_cross_entropy, &logits, 1, targets, sizeof *targets);
+}
+
+/* --- distillation: L = 1/N sum_n sum_j p_nj (log p_nj - log q_nj), p = softmax(teacher / T), q = softmax(x / T);
+ * dx_n = dL (q_n - p_n) / (N T). ------------------------------------------------------------------------------ */
+
+typedef struct distillation_attributes {
+  const esp_tensor *teacher;
+  double temperature;
+} distillation_attributes;
+
+static void distillation_plan(esp_node *node) {
+  const esp_tensor *logits = node->inputs[0];
+  const distillation_attributes *a = node->attributes;
+  esp_require(node, logits->rank == 2, "needs logits [rows, classes]");
+  esp_require(node, esp_same_shape(logits, a->teacher), "needs a teacher's logits of the same shape");
+  esp_require(node, a->temperature > 0, "needs a temperature above 0");
+  esp_plan_scalar(node);
+  node->saved_bytes = 2 * (size_t)esp_tensor_count(logits) * sizeof(esp_real); /* log q, then log p */
+}
+
+/* log softmax of one row over the temperature. */
+static void log_softened_row(const esp_real *x, double temperature, esp_real *y, int64_t columns) {
+  for (int64_t j = 0; j < columns; j++) y[j] = x[j] / (esp_real)temperature;
+  log_softmax_row(y, y, columns);
+}
+
+static void distillation_forward(esp_node *node) {
+  const esp_tensor *logits = node->inputs[0];
+  const distillation_attributes *a = node->attributes;
+  const int64_t rows = logits->shape[0], classes = logits->shape[1];
+  esp_real *log_q = node->saved, *log_p = log_q + rows * classes;
+  double loss = 0;
+  for (int64_t i = 0; i < rows * classes; i += classes) {
+    log_softened_row(logits->data + i, a->temperature, log_q + i, classes);
+    log_softened_row(a->teacher->data + i, a->temperature, log_p + i, classes);
+    for (int64_t j = i; j < i + classes; j++) loss += (double)esp_exp(log_p[j]) * (double)(log_p[j] - log_q[j]);
+  }
+  node->outputs[0]->data[0] = (esp_real)(loss / (double)rows);
+}
+
+static void distillation_backward(esp_node *node) {
+  const distillation_attributes *a = node->attributes;
+  const int64_t count = esp_tensor_count(node->inputs[0]);
+  const esp_real *log_q = node->saved, *log_p = log_q + count;
+  const esp_real scale = node->outputs[0]->grad[0] / (esp_real)((double)node->inputs[0]->shape[0] * a->temperature);
+  bool add;
+  esp_real *dx = esp_grad(node->inputs[0], &add);
+  for (int64_t i = 0; i < count; i++) dx[i] = (add ? dx[i] : 0) + scale * (esp_exp(log_q[i]) - esp_exp(log_p[i]));
+}
+
+static esp_cost distillation_cost(const esp_node *node) {
+  return (esp_cost){18.0 * (double)esp_tensor_count(node->inputs[0]), 8.0 * (double)esp_tensor_count(node->inputs[0])};
+}
+
+const esp_op esp_op_distillation = {"distillation",        distillation_plan, distillation_forward,
+                                    distillation_backward, distillation_cost, {1e-5, 1e-7, NULL}};
+
+esp_tensor *esp_distillation_loss(esp_tape *tape, esp_tensor *logits, const esp_tensor *teacher, double temperature) {
+  if (!teacher) return NULL;
+  return esp_tape_apply(tape, &esp_op_distillation, &logits, 1, &(distillation_attributes){teacher, temperature},
+                        sizeof(distillation_attributes));
 }

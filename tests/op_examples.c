@@ -224,6 +224,18 @@ static esp_tensor *cross_entropy_mixed(example *e) {
   return example_loss(e, esp_cross_entropy(e->tape, example_normal(e, SHAPE(5, 6)), &targets));
 }
 
+/* The teacher's logits are constants, so they are no leaf. */
+static esp_tensor *distil(example *e, double temperature) {
+  static esp_real teacher[30];
+  static const esp_tensor constant = {.data = teacher, .rank = 2, .shape = {5, 6}};
+  for (int i = 0; i < 30; i++) teacher[i] = (esp_real)((i * 7) % 11 - 5) / 3;
+  return esp_distillation_loss(e->tape, example_normal(e, SHAPE(5, 6)), &constant, temperature);
+}
+
+static esp_tensor *distillation(example *e) { return distil(e, 1); }
+
+static esp_tensor *distillation_softened(example *e) { return example_loss(e, distil(e, 2.5)); }
+
 /* --- normalisation --------------------------------------------------------------------------------------- */
 
 static esp_tensor *layer_norm(example *e) {
@@ -675,6 +687,8 @@ const op_example op_examples[] = {
     {"log softmax", "rank 3", log_softmax},
     {"cross-entropy", "plain labels", cross_entropy},
     {"cross-entropy", "smoothed and mixed-up labels", cross_entropy_mixed},
+    {"distillation", "temperature 1", distillation},
+    {"distillation", "temperature 2.5", distillation_softened},
     {"layer norm", "more rows than parts", layer_norm},
     {"rms norm", "more rows than parts", rms_norm},
     {"unit rows", "normal numbers", unit_rows},

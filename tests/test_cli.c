@@ -42,6 +42,23 @@ static void test_evaluate(void **state) {
   assert_non_null(strstr(out, "accuracy"));
 }
 
+static void test_teacher(void **state) {
+  (void)state;
+  char digest[32];
+  digest_of("finetuned", digest);
+  json_t *r = succeed_json("finetune finetuned --data synthetic:narrow --out taught --quiet --teacher finetuned "
+                           "--set distillation.temperature=3 --set training.freeze=blocks.*.router");
+  const json_t *d = get(r, "distillation");
+  assert_string_equal(text(d, "teacher"), digest);
+  assert_true(number(d, "weight") == 0.2 && number(d, "temperature") == 3 && number(d, "last_loss") > 0);
+  json_decref(r);
+  r = succeed_json("inspect taught");
+  assert_string_equal(text(item(r, "history", 2), "reference"), digest);
+  json_decref(r);
+  /* The settings stay with the run; without a teacher they do nothing. */
+  succeed("finetune taught --data synthetic:narrow --out untaught --quiet");
+}
+
 static void test_inspect(void **state) {
   (void)state;
   json_t *m = succeed_json("inspect finetuned --parameters");
@@ -483,6 +500,7 @@ int main(void) {
       cmocka_unit_test(test_runs),
       cmocka_unit_test(test_evaluate),
       cmocka_unit_test(test_inspect),
+      cmocka_unit_test(test_teacher),
       cmocka_unit_test(test_measure),
       cmocka_unit_test(test_routers),
       cmocka_unit_test(test_inspect_settings),

@@ -42,6 +42,8 @@ typedef struct training {
   esp_run_config config;
   esp_model *model;
   esp_checkpoint_info info;
+  const esp_model *teacher;
+  const esp_checkpoint_info *teacher_info;
   esp_training_result result;
 } training;
 
@@ -100,6 +102,8 @@ static esp_status go(training *t, const char *resume_from, const volatile sig_at
                                 .config = &t->config,
                                 .folder = t->folder,
                                 .info = &t->info,
+                                .teacher = t->teacher,
+                                .teacher_info = t->teacher_info,
                                 .resume_from = resume_from,
                                 .stop = stop,
                                 .quiet = true};
@@ -129,13 +133,13 @@ static size_t read_file(const char *path, char text[TEXT_SIZE]) {
   return size;
 }
 
-/* The file without its nineteenth column, images_per_second. */
+/* The file without its column images_per_second. */
 static void read_metrics(const training *t, char text[TEXT_SIZE]) {
   const size_t size = read_file(file_of(t, "metrics.csv"), text);
   size_t kept = 0;
   int column = 1;
   for (size_t i = 0; i < size; i++) {
-    if (column != 19 || text[i] == '\n') text[kept++] = text[i];
+    if (column != 21 || text[i] == '\n') text[kept++] = text[i];
     column = text[i] == '\n' ? 1 : column + (text[i] == ',');
   }
   text[kept] = '\0';
@@ -309,7 +313,7 @@ static void test_poisoned_at_the_end(void **state) {
 
 /* ---- freezing ---- */
 
-static void test_freeze(void **state) {
+static void row_44_frozen_tensors_stay_bit_identical(void **state) {
   (void)state;
   static const char patterns[] = "stem.*,blocks.*.router";
   training t;
@@ -333,6 +337,37 @@ static void test_freeze(void **state) {
   tear_down(&t);
 }
 
+static void taught_by(training *t, const training *teacher) {
+  t->teacher = teacher->model;
+  t->teacher_info = &teacher->info;
+}
+
+/* A run with a teacher is resumed with the same bits, and with that teacher only. */
+static void test_resumed_with_a_teacher(void **state) {
+  (void)state;
+  training teacher, whole, pieces;
+  set_up(&teacher, SETTINGS("training.epochs=0.02", "training.seed=5"));
+  expect_ok(go(&teacher, NULL, NULL));
+  set_up(&whole, SETTINGS("distillation.weight=2", "distillation.squared=true"));
+  taught_by(&whole, &teacher);
+  expect_ok(go(&whole, NULL, NULL));
+  assert_true(whole.result.distillation > 0);
+  assert_string_equal(whole.info.history[0].reference, teacher.info.digest);
+  set_up(&pieces, SETTINGS("distillation.weight=2", "distillation.squared=true"));
+  taught_by(&pieces, &teacher);
+  expect_failure(go(&pieces, NULL, &at_once), ESP_ERR_INTERRUPTED, "stopped after step 1 of 10", "");
+  pieces.teacher = NULL;
+  expect_failure(go_on(&pieces, NULL), ESP_ERR_MISMATCH, "no teacher", teacher.info.digest);
+  taught_by(&pieces, &whole);
+  expect_failure(go_on(&pieces, NULL), ESP_ERR_MISMATCH, whole.info.digest, teacher.info.digest);
+  taught_by(&pieces, &teacher);
+  expect_ok(go_on(&pieces, NULL));
+  assert_same_runs(&whole, &pieces);
+  tear_down(&whole);
+  tear_down(&pieces);
+  tear_down(&teacher);
+}
+
 static void test_freeze_nothing(void **state) {
   (void)state;
   training t;
@@ -344,7 +379,7 @@ static void test_freeze_nothing(void **state) {
 
 /* ---- metrics ---- */
 
-enum { COLUMNS = 21 };
+enum { COLUMNS = 23 };
 
 /* Splits a line of the file, which it changes, into cells. Returns the next line. */
 static char *next_line(char *line, char *cells[COLUMNS]) {
@@ -369,23 +404,23 @@ static char *next_line(char *line, char *cells[COLUMNS]) {
 static void check_training_row(char *const cells[COLUMNS], int step) {
   assert_int_equal(strtol(cells[0], NULL, 10), step);
   for (int c = 3; c < COLUMNS; c++) {
-    const bool computed = c < 7 || c == 11 || c == 12 || c > 14; /* importance, load and entropy have weight 0 */
+    const bool computed = c < 7 || c == 11 || c == 12 || c > 16; /* importance, load and entropy have weight 0; no teacher */
     if (!*cells[c] == computed) fail_msg("step %d: column %d is %s", step, c + 1, computed ? "empty" : cells[c]);
   }
   const double loss = strtod(cells[3], NULL), task = strtod(cells[4], NULL), balance = strtod(cells[5], NULL);
-  const double weighted = strtod(cells[6], NULL), z = strtod(cells[12], NULL), rate = strtod(cells[16], NULL);
+  const double weighted = strtod(cells[6], NULL), z = strtod(cells[12], NULL), rate = strtod(cells[18], NULL);
   assert_true(fabs(loss - task - weighted - z) < 1e-4);
   assert_true(fabs(weighted - 0.01 * balance) < 1e-5 &&
               balance > 1.9); /* two layers, each at least about 1 */
   assert_true(rate >= 0 && rate <= 1e-3);
-  for (int c = 19; c < COLUMNS; c++) assert_true(strtod(cells[c], NULL) >= 1 && strtod(cells[c], NULL) <= 4);
+  for (int c = 21; c < COLUMNS; c++) assert_true(strtod(cells[c], NULL) >= 1 && strtod(cells[c], NULL) <= 4);
 }
 
 static void check_test_row(char *const cells[COLUMNS], int step) {
-  static const int empty[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 19, 20};
+  static const int empty[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 19, 21, 22};
   assert_int_equal(strtol(cells[0], NULL, 10), step);
   for (size_t i = 0; i < sizeof empty / sizeof empty[0]; i++) assert_string_equal(cells[empty[i]], "");
-  assert_true(strtod(cells[3], NULL) > 0 && strtod(cells[15], NULL) <= 1);
+  assert_true(strtod(cells[3], NULL) > 0 && strtod(cells[17], NULL) <= 1);
 }
 
 static void test_metrics(void **state) {
@@ -393,7 +428,7 @@ static void test_metrics(void **state) {
   static char text[TEXT_SIZE];
   static const char header[] =
       "step,epoch,split,loss,task_loss,balance_raw,balance_weighted,importance_raw,importance_weighted,"
-      "load_raw,load_weighted,z_raw,z_weighted,entropy_raw,entropy_weighted,accuracy,"
+      "load_raw,load_weighted,z_raw,z_weighted,entropy_raw,entropy_weighted,distillation_raw,distillation_weighted,accuracy,"
       "learning_rate,gradient_norm,images_per_second,imbalance.blocks.0,imbalance.blocks.1\n";
   training t;
   set_up(&t, SETTINGS("training.log_every=5"));
@@ -412,7 +447,7 @@ static void test_metrics(void **state) {
     (rows[r].test ? check_test_row : check_training_row)(cells, rows[r].step);
   }
   assert_string_equal(line, "");
-  assert_true(strtod(cells[15], NULL) == t.result.final.accuracy);
+  assert_true(strtod(cells[17], NULL) == t.result.final.accuracy);
   assert_int_equal(t.result.final.examples, 1000);
   tear_down(&t);
 }
@@ -493,7 +528,7 @@ static void test_no_allocation_after_the_first_step(void **state) {
     esp_step_result result;
     expect_ok(esp_loader_next(loader, &batch));
     const esp_pass pass = {.training = true, .seed = 1, .step = (uint64_t)step};
-    expect_ok(esp_training_step(t.model, optimizer, tape, batch, &pass, 0.1, 1, &result));
+    expect_ok(esp_training_step(t.model, optimizer, tape, batch, &pass, 0.1, 1, NULL, &result));
     if (step == 0) after_first = esp_allocation_count();
     assert_int_equal(esp_allocation_count(), after_first);
   }
@@ -542,7 +577,8 @@ int main(void) {
       cmocka_unit_test(test_diverged),
       cmocka_unit_test(test_poisoned),
       cmocka_unit_test(test_poisoned_at_the_end),
-      cmocka_unit_test(test_freeze),
+      cmocka_unit_test(row_44_frozen_tensors_stay_bit_identical),
+      cmocka_unit_test(test_resumed_with_a_teacher),
       cmocka_unit_test(test_freeze_nothing),
       cmocka_unit_test(test_metrics),
       cmocka_unit_test(test_no_folder),

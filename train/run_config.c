@@ -24,11 +24,18 @@ static const cyaml_schema_field_t training_fields[] = {
     CYAML_FIELD_INT("compression", CYAML_FLAG_DEFAULT, esp_training_config, compression),
     CYAML_FIELD_END};
 
+static const cyaml_schema_field_t distillation_fields[] = {
+    CYAML_FIELD_FLOAT("weight", CYAML_FLAG_DEFAULT, esp_distillation_config, weight),
+    CYAML_FIELD_FLOAT("temperature", CYAML_FLAG_DEFAULT, esp_distillation_config, temperature),
+    CYAML_FIELD_BOOL("squared", CYAML_FLAG_DEFAULT, esp_distillation_config, squared), CYAML_FIELD_END};
+
 static const cyaml_schema_field_t run_fields[] = {
     CYAML_FIELD_MAPPING("model", CYAML_FLAG_DEFAULT, esp_run_config, model, esp_model_fields),
     CYAML_FIELD_MAPPING("optimizer", CYAML_FLAG_DEFAULT, esp_run_config, optimizer, esp_optimizer_fields),
     CYAML_FIELD_MAPPING("augmentation", CYAML_FLAG_DEFAULT, esp_run_config, augmentation, augmentation_fields),
-    CYAML_FIELD_MAPPING("training", CYAML_FLAG_DEFAULT, esp_run_config, training, training_fields), CYAML_FIELD_END};
+    CYAML_FIELD_MAPPING("training", CYAML_FLAG_DEFAULT, esp_run_config, training, training_fields),
+    CYAML_FIELD_MAPPING("distillation", CYAML_FLAG_DEFAULT, esp_run_config, distillation, distillation_fields),
+    CYAML_FIELD_END};
 
 static const cyaml_schema_value_t run_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, esp_run_config, run_fields)};
 
@@ -43,28 +50,32 @@ static esp_run_config defaults(void) {
                                        .alarm_share = 0.1,
                                        .alarm_evaluations = 3,
                                        .checkpoint_minutes = 5,
-                                       .compression = 1}};
+                                       .compression = 1},
+                          .distillation = {.weight = 0.2, .temperature = 2}};
 }
 
 static esp_status check(const esp_run_config *config) {
   const esp_training_config *t = &config->training;
+  const esp_distillation_config *d = &config->distillation;
   ESP_TRY(esp_optimizer_config_check(&config->optimizer));
   const struct {
     const char *key;
     double value, least, most;
-  } ranges[] = {{"epochs", t->epochs, 0, 1e6},
-                {"batch", t->batch, 1, 65536},
-                {"label_smoothing", t->label_smoothing, 0, 0.999},
-                {"log_every", t->log_every, 1, 1e9},
-                {"evaluate_every", t->evaluate_every, 1e-3, 1e6},
-                {"evaluate_examples", t->evaluate_examples, 0, 1e9},
-                {"alarm_share", t->alarm_share, 0, 1},
-                {"alarm_evaluations", t->alarm_evaluations, 1, 1e6},
-                {"checkpoint_minutes", t->checkpoint_minutes, 0, 1e6},
-                {"compression", t->compression, 0, 9}};
+  } ranges[] = {{"training.epochs", t->epochs, 0, 1e6},
+                {"training.batch", t->batch, 1, 65536},
+                {"training.label_smoothing", t->label_smoothing, 0, 0.999},
+                {"training.log_every", t->log_every, 1, 1e9},
+                {"training.evaluate_every", t->evaluate_every, 1e-3, 1e6},
+                {"training.evaluate_examples", t->evaluate_examples, 0, 1e9},
+                {"training.alarm_share", t->alarm_share, 0, 1},
+                {"training.alarm_evaluations", t->alarm_evaluations, 1, 1e6},
+                {"training.checkpoint_minutes", t->checkpoint_minutes, 0, 1e6},
+                {"training.compression", t->compression, 0, 9},
+                {"distillation.weight", d->weight, 0, 1e6},
+                {"distillation.temperature", d->temperature, 1e-3, 1e6}};
   for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
     if (!(ranges[i].value >= ranges[i].least && ranges[i].value <= ranges[i].most))
-      return esp_fail(ESP_ERR_CONFIG, "training.%s is %g; it must lie in [%g, %g]", ranges[i].key, ranges[i].value,
+      return esp_fail(ESP_ERR_CONFIG, "%s is %g; it must lie in [%g, %g]", ranges[i].key, ranges[i].value,
                       ranges[i].least, ranges[i].most);
   return ESP_OK;
 }

@@ -25,11 +25,19 @@ typedef struct esp_training_config {
   int compression;           /* deflate level of checkpoints, 0..9 */
 } esp_training_config;
 
+/* Knowledge distillation in a run that has a teacher; without one nothing here is used. */
+typedef struct esp_distillation_config {
+  double weight;      /* of KL(teacher || student) in the loss; MC-SMoE (arXiv 2310.01334): 0.2 */
+  double temperature; /* both sides' logits are divided by it; the same paper: 2 */
+  bool squared;       /* the KL is multiplied by temperature^2, as in arXiv 1503.02531; MC-SMoE's code does not */
+} esp_distillation_config;
+
 typedef struct esp_run_config {
   esp_model_config model;
   esp_optimizer_config optimizer;
   esp_augmentation augmentation;
   esp_training_config training;
+  esp_distillation_config distillation;
 } esp_run_config;
 
 /* The defaults, overlaid by the YAML file `path` (NULL: none) and by overrides "section.key=value". Values are

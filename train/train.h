@@ -3,6 +3,7 @@
 #define ESPALIER_TRAIN_H
 
 #include <espalier/csv.h>
+#include <espalier/distillation.h>
 #include <espalier/evaluate.h>
 #include <espalier/figure.h>
 #include <espalier/metrics.h>

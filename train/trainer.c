@@ -40,12 +40,14 @@ static esp_tensor *task_loss(esp_tape *tape, const esp_model_output *output, con
 }
 
 esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, esp_tape *tape, const esp_batch *batch,
-                             const esp_pass *pass, double smoothing, double rate_share, esp_step_result *result) {
+                             const esp_pass *pass, double smoothing, double rate_share, esp_distillation *distillation,
+                             esp_step_result *result) {
   esp_tape_reset(tape, true);
   esp_tensor *images = esp_batch_images(tape, batch, &model->config);
   if (!images) return esp_tape_status(tape);
-  const esp_model_output output = esp_model_forward(model, tape, images, pass);
+  esp_model_output output = esp_model_forward(model, tape, images, pass);
   if (!output.logits) return esp_tape_status(tape);
+  if (distillation) ESP_TRY(esp_distillation_add(distillation, tape, images, &output));
   esp_tape_scope(tape, "loss");
   esp_tensor *task = task_loss(tape, &output, batch, smoothing);
   esp_tensor *loss = esp_total_loss(tape, task, &output.auxiliary);
@@ -69,6 +71,7 @@ esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, e
 typedef struct run {
   const esp_training_job *job;
   esp_optimizer *optimizer;
+  esp_distillation *distillation;
   esp_loader *loader;
   esp_tape *tape;
   esp_metrics *metrics;
@@ -81,6 +84,7 @@ typedef struct run {
   double last_checkpoint;  /* esp_seconds() */
   double training_seconds; /* of steps alone */
   int64_t images;
+  double last_distillation; /* mean over the window that closed last */
   esp_evaluation evaluation;
 } run;
 
@@ -113,6 +117,7 @@ static esp_status close_window(run *r) {
   const double rate =
       config->optimizer.learning_rate * esp_schedule_share(&config->optimizer.schedule, r->step - 1, r->steps);
   r->bar.loss = esp_window_mean(w, w->loss);
+  r->last_distillation = esp_window_mean(w, w->raw[ESP_LOSS_DISTILLATION]);
   r->bar.accuracy = w->correct / (double)w->images;
   r->bar.rate = (double)w->images / (esp_seconds() - w->started);
   ESP_TRY(esp_metrics_write_training(r->metrics, r->step, epoch_of(r), rate, w));
@@ -153,7 +158,7 @@ static esp_status do_step(run *r) {
   const double share = esp_schedule_share(&config->optimizer.schedule, r->step, r->steps);
   esp_step_result result;
   ESP_TRY(esp_training_step(r->job->model, r->optimizer, r->tape, batch, &pass, config->training.label_smoothing, share,
-                            &result));
+                            r->distillation, &result));
   r->step++;
   esp_window *w = &r->window;
   w->steps++;
@@ -218,6 +223,18 @@ static esp_status check_resumed(const run *r) {
   return ESP_OK;
 }
 
+static esp_status take_teacher(run *r) {
+  const esp_training_job *job = r->job;
+  const char *expected = history_of(r)->reference, *found = job->teacher ? job->teacher_info->digest : "";
+  if (job->resume_from && strcmp(expected, found) != 0)
+    return esp_fail(ESP_ERR_MISMATCH, "the run was started with %s%s, but now there is %s%s; a resumed run keeps its teacher",
+                    *expected ? "the teacher " : "no teacher", expected, *found ? "the teacher " : "no teacher", found);
+  if (!job->teacher) return ESP_OK;
+  ESP_TRY(esp_distillation_check(job->teacher, job->teacher_info, &job->model->config, &job->info->normalisation));
+  memcpy(history_of(r)->reference, found, sizeof history_of(r)->reference);
+  return esp_distillation_create(&r->distillation, &job->config->distillation, job->teacher);
+}
+
 static esp_status prepare(run *r) {
   const esp_training_job *job = r->job;
   const esp_run_config *config = job->config;
@@ -225,6 +242,7 @@ static esp_status prepare(run *r) {
   ESP_TRY(esp_check_data_fits(&job->model->config, job->dataset, true));
   ESP_TRY(esp_augmentation_check(&config->augmentation, data->height, data->width));
   ESP_TRY(esp_parameters_freeze(job->model->parameters, config->training.freeze));
+  ESP_TRY(take_teacher(r));
   ESP_TRY(esp_optimizer_create(&r->optimizer, &config->optimizer, job->model->parameters));
   if (job->resume_from) {
     ESP_TRY(esp_checkpoint_load_optimizer(job->resume_from, r->optimizer));
@@ -262,8 +280,10 @@ esp_status esp_train(const esp_training_job *job, esp_training_result *result) {
                             .steps = r.steps,
                             .seconds = esp_seconds() - start,
                             .images_per_second = r.training_seconds > 0 ? (double)r.images / r.training_seconds : 0,
+                            .distillation = r.last_distillation,
                             .step_memory = r.tape ? esp_arena_capacity(esp_tape_arena(r.tape)) : 0};
   const esp_status metrics = esp_metrics_close(r.metrics), routing = esp_routing_log_close(r.routing);
+  esp_distillation_free(r.distillation);
   esp_tape_free(r.tape);
   esp_loader_close(r.loader);
   esp_optimizer_free(r.optimizer);

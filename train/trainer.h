@@ -3,6 +3,7 @@
 #define ESPALIER_TRAINER_H
 
 #include <espalier/checkpoint.h>
+#include <espalier/distillation.h>
 #include <espalier/loader.h>
 #include <espalier/run_config.h>
 
@@ -18,6 +19,8 @@ typedef struct esp_training_job {
   const esp_run_config *config;
   const char *folder;                /* of the run; it exists */
   esp_checkpoint_info *info;         /* the last entry of its history is this training; kept up to date */
+  const esp_model *teacher;               /* distilled from, as config->distillation says; NULL: none. A resumed run */
+  const esp_checkpoint_info *teacher_info; /* needs the one it had: its digest is the history entry's reference */
   const char *resume_from;           /* checkpoint whose optimiser state and progress go on; NULL: from step 0 */
   const volatile sig_atomic_t *stop; /* set by a signal handler: end at the next safe point; NULL: never */
   bool quiet;
@@ -29,6 +32,7 @@ typedef struct esp_training_result {
   int64_t best_step, step, steps;
   double seconds;           /* of this process's part of the run */
   double images_per_second; /* of the training steps alone */
+  double distillation;      /* mean KL from the teacher over the last row of the metrics; 0 without one */
   size_t step_memory;       /* bytes of the step arena */
 } esp_training_result;
 
@@ -41,7 +45,7 @@ ESP_API esp_status esp_train(const esp_training_job *job, esp_training_result *r
 ESP_API int64_t esp_training_steps(const esp_training_config *config, int64_t batches_per_epoch);
 
 /* One training step, for those who write their own loop: forward, backward, clipping, update. On return the tape
- * still holds the step. `smoothing` is label smoothing. */
+ * still holds the step. `smoothing` is label smoothing; `distillation` NULL: no teacher. */
 typedef struct esp_step_result {
   double loss, task_loss, gradient_norm;
   int64_t correct;
@@ -50,7 +54,7 @@ typedef struct esp_step_result {
 
 ESP_API esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, esp_tape *tape,
                                      const esp_batch *batch, const esp_pass *pass, double smoothing, double rate_share,
-                                     esp_step_result *result) ESP_MUST_CHECK;
+                                     esp_distillation *distillation, esp_step_result *result) ESP_MUST_CHECK;
 
 #ifdef __cplusplus
 }

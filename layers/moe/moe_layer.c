@@ -7,7 +7,7 @@
 static const double router_deviation = 0.02;
 
 const char *esp_loss_kind_name(esp_loss_kind kind) {
-  static const char *const names[ESP_LOSS_KINDS] = {"balance", "importance", "load", "z", "entropy"};
+  static const char *const names[ESP_LOSS_KINDS] = {"balance", "importance", "load", "z", "entropy", "distillation"};
   return names[kind];
 }
 

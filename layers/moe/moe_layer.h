@@ -60,13 +60,14 @@ typedef enum esp_loss_kind {
   ESP_LOSS_LOAD,
   ESP_LOSS_Z,
   ESP_LOSS_ENTROPY,
+  ESP_LOSS_DISTILLATION, /* of the whole model, not of a layer: train/distillation.h adds it */
   ESP_LOSS_KINDS
 } esp_loss_kind;
 
 /* "balance", "importance" ... as the columns of metrics are called. */
 ESP_API const char *esp_loss_kind_name(esp_loss_kind kind);
 
-/* A loss that a layer adds to the task's. */
+/* A loss that is added to the task's: a layer's, or with block -1 one of the whole model. */
 typedef struct esp_auxiliary_loss {
   esp_loss_kind kind;
   int block;
