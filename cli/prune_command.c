@@ -50,9 +50,7 @@ static esp_status make_plan(pruning *p) {
                                        .reference = p->reference.model,
                                        .reference_info = p->reference.model ? &p->reference.info : NULL,
                                        .seed = (uint64_t)p->seed};
-  ESP_TRY(esp_plan_create(&p->plan, p->model.model, p->criterion->name, p->mode));
-  ESP_TRY(p->criterion->score(&inputs, p->plan));
-  return esp_plan_drop_lowest(p->plan, p->model.model, &p->budget);
+  return esp_plan_make(&p->plan, p->criterion, &inputs, p->mode, &p->budget);
 }
 
 static esp_status save_plan(const pruning *p, const arguments *a) {

@@ -16,6 +16,7 @@ struct esp_loader {
   esp_loader_options options;
   int64_t examples, batches_per_epoch, image_size;
   uint32_t *order;     /* [examples] numbers within the range, as dealt in `order_epoch`; the thread's own */
+  uint32_t *sample;    /* [images from first_example on] in random order, the first `examples` are dealt; or NULL */
   int64_t order_epoch; /* -1: not set yet */
   esp_batch slots[SLOTS];
 
@@ -73,7 +74,8 @@ static void make_batch(esp_loader *loader, esp_batch *batch, int64_t number) {
   const int64_t left = loader->examples - start;
   batch->count = left < options->batch ? left : options->batch;
   for (int64_t i = 0; i < batch->count; i++) {
-    const int64_t index = options->first_example + loader->order[start + i];
+    const uint32_t place = loader->order[start + i];
+    const int64_t index = options->first_example + (loader->sample ? loader->sample[place] : place);
     const int64_t position = batch->epoch * loader->examples + start + i;
     esp_augment_image(loader->dataset, loader->split, index, &options->normalisation, &options->augmentation,
                       options->seed, (uint64_t)position, batch->images + i * loader->image_size);
@@ -132,7 +134,7 @@ static esp_status check_range(const esp_loader_options *options, int64_t availab
                     "example_limit is %lld; expected 0 (all) to %lld, what %s has from first_example on",
                     (long long)options->example_limit, (long long)left, name);
   const int64_t examples = options->example_limit ? options->example_limit : left;
-  if (examples > UINT32_MAX)
+  if ((options->sample ? left : examples) > UINT32_MAX)
     return esp_fail(ESP_ERR_CONFIG, "%lld images cannot be dealt; set an example_limit of at most %lld",
                     (long long)examples, (long long)UINT32_MAX);
   if (options->drop_last && examples < options->batch)
@@ -196,12 +198,23 @@ static esp_status start(esp_loader *loader) {
   return ESP_OK;
 }
 
+static esp_status draw_sample(esp_loader *loader, int64_t available) {
+  const int64_t count = available - loader->options.first_example;
+  loader->sample = esp_alloc((size_t)count, sizeof *loader->sample);
+  if (!loader->sample) return ESP_ERR_MEMORY;
+  for (int64_t i = 0; i < count; i++) loader->sample[i] = (uint32_t)i;
+  esp_random stream = esp_random_stream(loader->options.seed, ESP_PURPOSE_SAMPLE, 0);
+  esp_random_shuffle(&stream, loader->sample, (uint32_t)count);
+  return ESP_OK;
+}
+
 static esp_status fill_in(esp_loader *loader, int64_t available, int64_t first_batch) {
   measure_range(loader, available);
   loader->order_epoch = -1;
   loader->made = loader->taken = loader->returned = first_batch;
   loader->order = esp_alloc((size_t)loader->examples, sizeof *loader->order);
   if (!loader->order) return ESP_ERR_MEMORY;
+  if (loader->options.sample) ESP_TRY(draw_sample(loader, available));
   const int64_t most = loader->options.batch < loader->examples ? loader->options.batch : loader->examples;
   for (int i = 0; i < SLOTS; i++)
     if (!allocate_slot(&loader->slots[i], most, loader->image_size)) return ESP_ERR_MEMORY;
@@ -253,5 +266,6 @@ void esp_loader_close(esp_loader *loader) {
     esp_free(loader->slots[i].mix);
   }
   esp_free(loader->order);
+  esp_free(loader->sample);
   esp_free(loader);
 }

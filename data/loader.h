@@ -24,6 +24,8 @@ typedef struct esp_loader_options {
   esp_normalisation normalisation; /* (value - mean) / deviation */
   uint64_t seed;
   int64_t first_example, example_limit; /* deals only this range of the split; a limit of 0: up to its end */
+  bool sample; /* the example_limit images are drawn at random from first_example on, keyed by the seed, without
+                  replacement; a smaller sample is the beginning of a larger one */
 } esp_loader_options;
 
 /* Owned by the loader. */

@@ -2,7 +2,6 @@
 #include <espalier/plan.h>
 
 #include <jansson.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,46 +61,9 @@ int esp_plan_dropped(const esp_layer_plan *layer) {
   return dropped;
 }
 
-static int drop_count(const esp_prune_budget *budget, int alive) {
-  return budget->drop >= 0 ? budget->drop : (int)lround(budget->ratio * alive);
-}
-
-static esp_status check_budget(const esp_layer_plan *layer, esp_prune_mode mode, int alive, int drop, int top_k) {
-  const int least = mode == ESP_PRUNE_ZERO ? 1 : top_k;
-  if (alive - drop >= least) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "%s has %d experts; dropping %d would leave %d, but mode %s needs at least %d%s",
-                  layer->scope, alive, drop, alive - drop, mode_names[mode], least,
-                  mode == ESP_PRUNE_ZERO ? "" : " (the router's top_k)");
-}
-
-static esp_status check_scores(const esp_plan *plan) {
-  for (int i = 0; i < plan->layer_count; i++)
-    for (int e = 0; e < plan->layers[i].experts; e++)
-      if (!isfinite(plan->layers[i].score[e]))
-        return esp_fail(ESP_ERR_NOT_FINITE, "%s scores expert %d of %s with %g: are all parameters of the model finite?",
-                        plan->criterion, e, plan->layers[i].scope, plan->layers[i].score[e]);
-  return ESP_OK;
-}
-
-static int lowest(const esp_layer_plan *layer) {
-  int found = -1;
-  for (int e = 0; e < layer->experts; e++)
-    if (layer->target[e] >= 0 && (found < 0 || layer->score[e] <= layer->score[found])) found = e;
-  return found;
-}
-
-esp_status esp_plan_drop_lowest(esp_plan *plan, const esp_model *model, const esp_prune_budget *budget) {
+void esp_plan_drop(esp_plan *plan, int layer, int expert) {
   static const int32_t targets[] = {ESP_TARGET_ZERO, ESP_TARGET_REMOVED, ESP_TARGET_MASKED};
-  if (budget->drop < 0 && !(budget->ratio >= 0 && budget->ratio < 1))
-    return esp_fail(ESP_ERR_USAGE, "the ratio of experts to drop is %g; it must lie in [0, 1)", budget->ratio);
-  ESP_TRY(check_scores(plan));
-  for (int i = 0; i < plan->layer_count; i++) {
-    esp_layer_plan *layer = &plan->layers[i];
-    const int alive = layer->experts - esp_plan_dropped(layer), drop = drop_count(budget, alive);
-    ESP_TRY(check_budget(layer, plan->mode, alive, drop, esp_model_moe(model, i)->config.top_k));
-    for (int n = 0; n < drop; n++) layer->target[lowest(layer)] = targets[plan->mode];
-  }
-  return ESP_OK;
+  plan->layers[layer].target[expert] = targets[plan->mode];
 }
 
 static json_t *layer_json(const esp_layer_plan *layer) {

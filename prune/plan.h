@@ -28,6 +28,7 @@ typedef struct esp_layer_plan {
   int32_t target[ESP_MAX_EXPERTS]; /* whose weights expert e uses afterwards: e itself where it is kept, another
                                       expert where it is merged into that, or an ESP_TARGET_ */
   double score[ESP_MAX_EXPERTS];   /* what the criterion said: the higher, the more worth keeping */
+  int unrouted; /* experts with weights that no calibration token was routed to: criteria by a pass score them 0 */
 } esp_layer_plan;
 
 typedef struct esp_plan {
@@ -38,10 +39,15 @@ typedef struct esp_plan {
   esp_layer_plan *layers; /* one per mixture layer */
 } esp_plan;
 
-/* How many experts go. Exactly one of the two is set. */
+/* How many experts go. Exactly one of `drop` and `ratio` is set. */
 typedef struct esp_prune_budget {
   int drop;     /* experts per layer; -1: by ratio */
-  double ratio; /* of the experts a layer has now, rounded to the nearest number */
+  double ratio; /* of the experts a layer has now, rounded down as in arXiv 2606.15716: 0.5 of 7 are 3 */
+  bool global;  /* as many as that in all layers together, those with the lowest scores of all; scores are compared as
+                   they are, so the criterion should mean the same in every layer */
+  int floor;    /* every layer keeps at least so many, and at least what the mode needs: modes remove and mask top_k,
+                   mode zero 1 */
+  const char *exclude; /* layers that keep all: comma-separated shell patterns of scopes, "blocks.3.*"; NULL: none */
 } esp_prune_budget;
 
 /* A plan for the model in which every expert stays. On failure *plan is NULL. Freed by esp_plan_free(). */
@@ -49,11 +55,21 @@ ESP_API esp_status esp_plan_create(esp_plan **plan, const esp_model *model, cons
                                    esp_prune_mode mode) ESP_MUST_CHECK;
 ESP_API void esp_plan_free(esp_plan *plan);
 
-/* Drops in each layer the experts with the lowest scores among those that still have weights; of equal ones the
- * higher index goes first, so that ties favour the lower. ESP_ERR_USAGE if that would leave none, or (modes remove
- * and mask) fewer than top_k. */
+/* How many experts of each layer go by a budget that is not global: drops[layer_count]. With an E3 a multiple of the
+ * members, of which each loses as many. ESP_ERR_USAGE if too few would be left, a pattern matches no layer, or members
+ * cannot lose the same number. */
+ESP_API esp_status esp_plan_counts(const esp_plan *plan, const esp_model *model, const esp_prune_budget *budget,
+                                   int *drops) ESP_MUST_CHECK;
+
+/* Drops the experts with the lowest scores among those that still have weights; of equal ones the higher index, and in
+ * a global budget the later layer, goes first, so that ties favour the lower. With an E3 the lowest of each member.
+ * ESP_ERR_USAGE as above, and for a global budget with an E3, whose members must lose the same number. A refused budget
+ * changes nothing. */
 ESP_API esp_status esp_plan_drop_lowest(esp_plan *plan, const esp_model *model,
                                         const esp_prune_budget *budget) ESP_MUST_CHECK;
+
+/* Drops an expert as the plan's mode has it. */
+ESP_API void esp_plan_drop(esp_plan *plan, int layer, int expert);
 
 /* Experts of a layer that the plan drops. */
 ESP_API int esp_plan_dropped(const esp_layer_plan *layer);

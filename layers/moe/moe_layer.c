@@ -150,6 +150,7 @@ static void notify(const esp_moe *moe, const esp_pass *pass, const esp_route_req
   if (!record.output || !pass->observer) return;
   record.layer = moe;
   record.labels = pass->labels;
+  record.padding = pass->padding;
   record.tokens_per_image = request->tokens / request->images;
   record.images = request->images / request->members;
   pass->observer->moe(pass->observer->context, &record);

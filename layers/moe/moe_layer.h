@@ -33,9 +33,15 @@ typedef struct esp_moe_record {
   const esp_tensor *gates;           /* one of each slot; Soft MoE: the weight of the slot, summed over the tokens */
   esp_bank_trace experts;            /* [rows, ...], rows as in `routing` */
   const int32_t *labels;             /* [images] their classes; NULL: not known */
+  const uint8_t *padding;            /* [images, tokens_per_image] 1: no data, not to be counted; NULL: all are data */
   int64_t tokens_per_image;          /* token t belongs to image t / tokens_per_image */
   int64_t images;                    /* of one member: with E3, image i of member m is m images + i */
 } esp_moe_record;
+
+/* Whether token t of the pass is data. The members of an E3 see the same tokens, one copy after another. */
+static inline bool esp_record_counts(const esp_moe_record *record, int64_t t) {
+  return !record->padding || !record->padding[t % (record->images * record->tokens_per_image)];
+}
 
 /* Someone who watches the mixture layers without their knowing who. Called in the order of the layers, on the
  * thread that runs the forward pass. */
@@ -50,6 +56,7 @@ typedef struct esp_pass {
   uint64_t seed, step;          /* key of the random streams */
   const esp_observer *observer; /* NULL: none */
   const int32_t *labels;        /* [N] for observers; NULL: not known */
+  const uint8_t *padding;       /* [N, tokens of an image] for observers: 1 marks tokens that are no data; NULL: none */
   const int32_t *const *choices; /* [blocks] of [T, k]: routing to be replayed in that block; NULL: none */
   const esp_neuron_filter *filter; /* changes what the experts' neurons yield, in evaluation; NULL: none */
 } esp_pass;

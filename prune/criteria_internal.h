@@ -1,0 +1,20 @@
+/* The criteria's functions, by topic; prune/criteria.c makes the table of them. */
+#ifndef ESPALIER_CRITERIA_INTERNAL_H
+#define ESPALIER_CRITERIA_INTERNAL_H
+
+#include <espalier/criteria.h>
+
+typedef esp_status esp_score_function(const esp_criterion *self, const esp_criterion_inputs *inputs, esp_plan *plan);
+typedef esp_status esp_choice_function(const esp_criterion *self, const esp_criterion_inputs *inputs, esp_plan *plan,
+                                       const int *drops);
+
+/* criteria_router.c */
+esp_score_function esp_score_signed_change, esp_score_absolute_change, esp_score_difference_norm;
+
+/* criteria_calibration.c */
+esp_score_function esp_score_family, esp_score_novice, esp_score_max_activation, esp_score_importance;
+
+/* criteria_weights.c */
+esp_score_function esp_score_random, esp_score_weight_norm, esp_score_aimer;
+
+#endif
