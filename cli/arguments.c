@@ -28,6 +28,7 @@ static const option option_table[] = {
     {"--split", "SPLIT", "test (default) or train", TEXT(split)},
     {"--limit", "N", "looks at the first N images only", TEXT(limit)},
     {"--noise", "S", "on the copies: normal, of S times each matrix's root mean square (default 0)", TEXT(noise)},
+    {"--rounds", "N", "how often each case is measured (default 21)", TEXT(rounds)},
     {"--trace", "FILE.h5", "records which experts each token was routed to", TEXT(trace)},
     {"--replay", "FILE.h5", "routes as a recorded trace says, not as the routers do", TEXT(replay)},
     {"--new-head", "WHEN", "auto (default: if the number of classes differs), always or never", TEXT(new_head)},

@@ -12,7 +12,7 @@ typedef struct arguments {
   const char *data, *out, *reference, *criterion, *mode, *split, *new_head, *trace, *replay, *teacher;
   const char *overrides[MAX_OVERRIDES];
   size_t override_count;
-  const char *drop, *ratio, *threads, *seed, *limit, *noise; /* numbers, checked by whole_number() and real_number() */
+  const char *drop, *ratio, *threads, *seed, *limit, *noise, *rounds; /* numbers, checked by whole_number() and real_number() */
   bool json, quiet, help, resume, augment, parameters, overwrite;
 } arguments;
 

@@ -20,6 +20,7 @@ int run_prune(const arguments *a);
 int run_upcycle(const arguments *a);
 int run_inspect(const arguments *a);
 int run_data(const arguments *a);
+int run_bench(const arguments *a);
 
 /* Prints this thread's message to standard error and returns the exit code that fits the status. */
 int report_failure(esp_status status);

@@ -62,6 +62,12 @@ static const command commands[] = {
      "--parameters --set", 1, 1, run_inspect},
     {"data", "data list | info DATA | preview DATA --out FILE.png", "Data sets: which there are, and what is in them",
      "Example:\n  espalier data preview synthetic --out sheet.png\n", "--out --split --augment", 1, 2, run_data},
+    {"bench", "bench [SUITE]", "Compares speeds on this machine",
+     "Without SUITE it lists them. Cases that are compared run in turns in one process; figures are medians, ratios are\n"
+     "those of each round. With --threads 1 times are the processor's, so that other programs' turns do not count. \"least\" is the share of the first case's work that a case cannot do without, \"reached\" how\n"
+     "much of the possible saving its time shows. Other work on the machine disturbs: ratios stand it better than times.\n\n"
+     "Example:\n  espalier bench mone --threads 1\n",
+     "--rounds", 0, 1, run_bench},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 

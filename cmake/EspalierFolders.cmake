@@ -79,11 +79,12 @@ function(espalier_libraries)
   endforeach()
 endfunction()
 
-# The program from the sources of a folder.
+# The program from the sources of a folder, the folders it USES besides the library's (targets esp_<name>), and the library.
 function(espalier_program folder)
+  cmake_parse_arguments(PARSE_ARGV 1 FOLDER "" "" "USES")
   espalier_sources(${folder} sources headers)
   add_executable(espalier ${sources})
-  target_link_libraries(espalier PRIVATE espalier_static espalier_flags PkgConfig::JANSSON)
+  target_link_libraries(espalier PRIVATE ${FOLDER_USES} espalier_static espalier_flags PkgConfig::JANSSON)
   set_target_properties(espalier PROPERTIES C_STANDARD 11 C_EXTENSIONS OFF RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR})
   install(TARGETS espalier RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()

@@ -59,6 +59,8 @@ static void test_usage(void **state) {
       {"prune finetuned --criterion random --drop 1", 2, "--out is missing", ".h5"},
       {"prune finetuned --criterion router-norm-change --drop 1 --out new", 2, "router-norm-change",
        "--reference"},
+      {"bench mnoe", 2, "no suite mnoe", "did you mean mone"},
+      {"bench mone --rounds 0", 2, "--rounds is \"0\"", "whole number from 1"},
       {"data", 2, "usage: espalier data", "info"},
       {"data show", 2, "usage: espalier data", "preview"},
       {"data info synthetic:wide", 2, "synthetic:wide", "synthetic:narrow"},

@@ -1,0 +1,9 @@
+/* The suites; each is a file of its own and a row in suites.c. */
+#ifndef ESPALIER_SUITES_INTERNAL_H
+#define ESPALIER_SUITES_INTERNAL_H
+
+#include <espalier/bench.h>
+
+esp_status esp_bench_mone(esp_bench *bench);
+
+#endif

@@ -1,0 +1,69 @@
+/* bench: runs one of the suites of bench/. */
+#include "commands_internal.h"
+
+#include <espalier/bench.h>
+#include <espalier/core.h>
+
+#include <stdio.h>
+#include <string.h>
+
+enum { MOST_ROUNDS = 100000 };
+
+static esp_status find_suite(const char *name, const esp_bench_suite **suite) {
+  const char *names[64];
+  size_t count = 0;
+  for (*suite = esp_bench_suites; (*suite)->name; (*suite)++) {
+    if (strcmp((*suite)->name, name) == 0) return ESP_OK;
+    if (count < sizeof names / sizeof names[0]) names[count++] = (*suite)->name;
+  }
+  const char *near = esp_nearest(name, names, count);
+  return esp_fail(ESP_ERR_USAGE, "there is no suite %s%s%s; `espalier bench` lists them", name,
+                  near ? "; did you mean " : "", near ? near : "");
+}
+
+static int list_suites(bool as_json) {
+  json_t *list = json_array();
+  for (const esp_bench_suite *s = esp_bench_suites; s->name; s++) {
+    if (!as_json) printf("  %-12s %s\n", s->name, s->help);
+    json_array_append_new(list, json_pack("{s:s, s:s}", "name", s->name, "help", s->help));
+  }
+  if (as_json) return print_json(json_pack("{s:o}", "suites", list));
+  json_decref(list);
+  return EXIT_DONE;
+}
+
+static const char *clock_name(const esp_bench *bench) { return bench->processor_time ? "processor" : "wall"; }
+
+static json_t *bench_json(const esp_bench_suite *suite, const esp_bench *bench) {
+  return json_pack("{s:s, s:s, s:i, s:s, s:i, s:s, s:I, s:O}", "suite", suite->name, "version", esp_version(),
+                   "threads", esp_threads(), "blas_kernel", esp_blas_kernel(), "rounds", bench->rounds, "clock",
+                   clock_name(bench), "peak_memory_bytes", (json_int_t)esp_bench_peak_memory(), "comparisons",
+                   bench->comparisons);
+}
+
+static int run_suite(const esp_bench_suite *suite, const arguments *a, int rounds) {
+  esp_bench bench = {.rounds = rounds,
+                     .processor_time = esp_threads() == 1,
+                     .table = a->json ? NULL : stdout,
+                     .comparisons = json_array()};
+  if (!a->json)
+    printf("suite %s, espalier %s: %d threads, BLAS kernel %s, %d rounds\n\n", suite->name, esp_version(),
+           esp_threads(), esp_blas_kernel(), rounds);
+  const esp_status status = suite->run(&bench);
+  int code = status == ESP_OK ? EXIT_DONE : report_failure(status);
+  if (status == ESP_OK && a->json)
+    code = print_json(bench_json(suite, &bench));
+  else if (status == ESP_OK)
+    printf("peak memory %.1f MB\n", 1e-6 * (double)esp_bench_peak_memory());
+  json_decref(bench.comparisons);
+  return code;
+}
+
+int run_bench(const arguments *a) {
+  if (a->operand_count == 0) return list_suites(a->json);
+  const esp_bench_suite *suite;
+  long long rounds;
+  esp_status status = find_suite(a->operands[0], &suite);
+  if (status == ESP_OK) status = whole_number("--rounds", a->rounds, 1, MOST_ROUNDS, ESP_BENCH_ROUNDS, &rounds);
+  return status == ESP_OK ? run_suite(suite, a, (int)rounds) : report_failure(status);
+}
