@@ -59,7 +59,22 @@ static esp_status check_entries(const char *scope, const esp_expert_layout *layo
   return ESP_OK;
 }
 
-static esp_status check_layout(const char *scope, const esp_expert_layout *layout, int top_k) {
+/* Widths are there for all stored experts or for none, and only if they say something that the config does not. */
+static esp_status check_widths(const char *scope, const esp_expert_layout *layout, int hidden) {
+  bool all = layout->widths[0] != 0;
+  for (int s = 0; s < layout->stored; s++) {
+    if (layout->widths[s] < 0 || (layout->widths[s] == 0) != (layout->widths[0] == 0))
+      return esp_fail(ESP_ERR_FORMAT, "the stored expert %d of the layer %s has a width of %d; expected at least 1", s,
+                      scope, (int)layout->widths[s]);
+    all = all && layout->widths[s] == hidden;
+  }
+  if (!all) return ESP_OK;
+  return esp_fail(ESP_ERR_FORMAT, "the widths of the layer %s are all %d, as its config says; expected none", scope,
+                  hidden);
+}
+
+static esp_status check_layout(const char *scope, const esp_expert_layout *layout, const esp_moe_config *moe) {
+  const int top_k = moe->top_k;
   if (layout->experts < 1 || layout->experts > ESP_MAX_EXPERTS)
     return esp_fail(ESP_ERR_FORMAT, "the layer %s has %d experts; expected 1 to %d", scope, layout->experts,
                     (int)ESP_MAX_EXPERTS);
@@ -67,6 +82,7 @@ static esp_status check_layout(const char *scope, const esp_expert_layout *layou
     return esp_fail(ESP_ERR_FORMAT, "the layer %s stores %d of its %d experts; expected 1 to %d", scope, layout->stored,
                     layout->experts, layout->experts);
   ESP_TRY(check_entries(scope, layout));
+  ESP_TRY(check_widths(scope, layout, moe->hidden));
   if (esp_routable_experts(layout) >= top_k) return ESP_OK;
   return esp_fail(ESP_ERR_FORMAT, "the layer %s can route to %d experts; its tokens choose %d", scope,
                   esp_routable_experts(layout), top_k);
@@ -76,15 +92,16 @@ esp_status esp_architecture_check(const esp_architecture *architecture) {
   const esp_model_config *config = &architecture->config;
   char scope[SCOPE_SIZE];
   for (int i = 0; i < config->blocks; i++)
-    if (layer_scope(config, i, scope)) ESP_TRY(check_layout(scope, &architecture->layouts[i], config->moe.top_k));
+    if (layer_scope(config, i, scope)) ESP_TRY(check_layout(scope, &architecture->layouts[i], &config->moe));
   return ESP_OK;
 }
 
 /* ---- how big it is ---- */
 
-static double bank_elements(const esp_model_config *config, double experts, double hidden) {
-  const double columns = config->feed_forward.activation == ESP_ACTIVATION_SWIGLU ? 2 * hidden : hidden;
-  return experts * ((columns + hidden) * config->width + columns + config->width);
+/* neurons: of all experts together. */
+static double bank_elements(const esp_model_config *config, double experts, double neurons) {
+  const double columns = config->feed_forward.activation == ESP_ACTIVATION_SWIGLU ? 2 * neurons : neurons;
+  return (columns + neurons) * config->width + columns + experts * config->width;
 }
 
 static double stem_elements(const esp_model_config *config) {
@@ -112,12 +129,13 @@ static double block_elements(const esp_architecture *architecture, int block) {
   const esp_model_config *config = &architecture->config;
   const esp_expert_layout *layout = &architecture->layouts[block];
   const double width = config->width, kernel = config->kernel, norms = 4 * width;
-  double elements = norms;
+  double elements = norms, neurons = 0;
   if (config->mixing == ESP_MIXING_ATTENTION) elements += 4 * width * (width + 1);
   if (config->mixing == ESP_MIXING_CONVOLUTION) elements += width * (kernel * kernel + 1);
   if (esp_layer_kind_of(config, block) == ESP_LAYER_DENSE)
     return elements + bank_elements(config, 1, config->feed_forward.hidden);
-  return elements + layout->experts * width + bank_elements(config, layout->stored, config->moe.hidden) +
+  for (int s = 0; s < layout->stored; s++) neurons += esp_stored_width(layout, s, config->moe.hidden);
+  return elements + layout->experts * width + bank_elements(config, layout->stored, neurons) +
          bank_elements(config, 1, config->moe.shared_hidden);
 }
 
@@ -135,6 +153,7 @@ double esp_architecture_elements(const esp_architecture *architecture) {
 static esp_status write_layout(hid_t layers, const char *scope, esp_layer_kind kind, const esp_expert_layout *layout) {
   esp_h5_handles handles = {0};
   const esp_h5_array array = esp_h5_numbers(H5T_STD_I32LE, H5T_NATIVE_INT32, layout->experts);
+  const esp_h5_array stored = esp_h5_numbers(H5T_STD_I32LE, H5T_NATIVE_INT32, layout->stored);
   hid_t group;
   esp_status status = esp_h5_make_group(&handles, layers, scope, &group);
   if (status == ESP_OK) status = esp_h5_set_text(group, "kind", esp_layer_kind_name(kind));
@@ -142,6 +161,7 @@ static esp_status write_layout(hid_t layers, const char *scope, esp_layer_kind k
   if (status == ESP_OK) status = esp_h5_set_number(group, "stored_experts", layout->stored);
   if (status == ESP_OK) status = esp_h5_write(group, "index", &array, layout->index, 0);
   if (status == ESP_OK) status = esp_h5_write(group, "original_ids", &array, layout->original_ids, 0);
+  if (status == ESP_OK && layout->widths[0]) status = esp_h5_write(group, "widths", &stored, layout->widths, 0);
   esp_h5_close(&handles);
   return status;
 }
@@ -167,6 +187,18 @@ esp_status esp_architecture_write(hid_t file, const esp_architecture *architectu
 
 /* ---- reading ---- */
 
+/* May be missing: then all have the config's. Zeros would say the same, and are refused. */
+static esp_status read_widths(hid_t group, esp_expert_layout *layout) {
+  const esp_h5_array stored = esp_h5_numbers(H5T_STD_I32LE, H5T_NATIVE_INT32, layout->stored);
+  if (!esp_h5_has(group, "widths")) return ESP_OK;
+  ESP_TRY(esp_h5_read_array(group, "widths", &stored, layout->widths));
+  for (int s = 0; s < layout->stored; s++)
+    if (layout->widths[s] < 1)
+      return esp_fail(ESP_ERR_FORMAT, "`widths`: stored expert %d has %d neurons; expected at least 1", s,
+                      (int)layout->widths[s]);
+  return ESP_OK;
+}
+
 /* int32 [experts], the number of experts being what the attribute says. */
 static esp_status read_layout(hid_t group, esp_expert_layout *layout) {
   int64_t experts, stored;
@@ -180,7 +212,8 @@ static esp_status read_layout(hid_t group, esp_expert_layout *layout) {
   layout->experts = (int)experts;
   layout->stored = (int)stored;
   ESP_TRY(esp_h5_read_array(group, "index", &array, layout->index));
-  return esp_h5_read_array(group, "original_ids", &array, layout->original_ids);
+  ESP_TRY(esp_h5_read_array(group, "original_ids", &array, layout->original_ids));
+  return read_widths(group, layout);
 }
 
 static esp_status read_layer(hid_t layers, const char *scope, esp_expert_layout *layout) {

@@ -20,7 +20,9 @@ static uint64_t add_layout(uint64_t digest, const esp_expert_layout *layout) {
   const size_t size = (size_t)layout->experts * sizeof layout->index[0];
   digest = esp_fnv(digest, counts, sizeof counts);
   digest = esp_fnv(digest, layout->index, size);
-  return esp_fnv(digest, layout->original_ids, size);
+  digest = esp_fnv(digest, layout->original_ids, size);
+  if (layout->widths[0] == 0) return digest; /* as the config says */
+  return esp_fnv(digest, layout->widths, (size_t)layout->stored * sizeof layout->widths[0]);
 }
 
 static uint64_t add_parameter(uint64_t digest, const esp_parameter *p) {

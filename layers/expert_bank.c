@@ -8,36 +8,63 @@
 typedef struct declaration {
   esp_parameters *parameters;
   const char *scope;
-  int experts;
-  bool identical;
+  int experts;     /* 0: a dense layer's */
+  int64_t neurons; /* of all experts together if they differ in width, else of one */
+  bool ragged, identical;
 } declaration;
 
 /* A matrix or, with columns = 0, a vector for each expert. */
-static esp_status declare(const declaration *d, esp_tensor **place, const char *name, int rows, int columns,
+static esp_status declare(const declaration *d, esp_tensor **place, const char *name, int64_t rows, int columns,
                           double deviation) {
   int64_t shape[3];
   int rank = 0;
-  if (d->experts) shape[rank++] = d->experts;
+  if (d->experts && !d->ragged) shape[rank++] = d->experts;
   shape[rank++] = rows;
   if (columns) shape[rank++] = columns;
   esp_parameter *p = esp_parameters_add(d->parameters, d->scope, name, columns ? ESP_KIND_WEIGHT : ESP_KIND_BIAS, rank,
                                         shape, deviation, 0);
-  if (p && d->experts && d->identical) p->shared_init = 1;
+  if (p && d->experts && !d->ragged && d->identical) p->shared_init = 1;
   return esp_take_parameter(place, p);
 }
 
 esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope, int experts,
-                                   int width, int hidden, const esp_feed_forward_config *config, double residual_scale,
-                                   bool identical) {
+                                   int width, int hidden, const int32_t *widths, const esp_feed_forward_config *config,
+                                   double residual_scale, bool identical) {
   const bool gated = config->activation == ESP_ACTIVATION_SWIGLU;
-  const declaration d = {parameters, scope, experts, identical};
-  *bank = (esp_expert_bank){
-      .activation = config->activation, .experts = experts ? experts : 1, .width = width, .hidden = hidden};
-  ESP_TRY(declare(&d, &bank->up, gated ? "gate_up" : "up", gated ? 2 * hidden : hidden, width, 1 / sqrt(width)));
-  ESP_TRY(declare(&d, &bank->down, "down", hidden, width, residual_scale / sqrt(hidden)));
+  declaration d = {parameters, scope, experts, widths ? 0 : hidden, widths != NULL, identical};
+  for (int e = 0; widths && e < experts; e++) d.neurons += widths[e];
+  const int64_t ups = gated ? 2 * d.neurons : d.neurons;
+  *bank = (esp_expert_bank){.activation = config->activation,
+                            .experts = experts ? experts : 1,
+                            .width = width,
+                            .hidden = hidden,
+                            .widths = widths};
+  ESP_TRY(declare(&d, &bank->up, gated ? "gate_up" : "up", ups, width, 1 / sqrt(width)));
+  ESP_TRY(declare(&d, &bank->down, "down", d.neurons, width, residual_scale / sqrt(hidden)));
   if (!config->bias) return ESP_OK;
-  ESP_TRY(declare(&d, &bank->up_bias, gated ? "gate_up_bias" : "up_bias", gated ? 2 * hidden : hidden, 0, 0));
+  ESP_TRY(declare(&d, &bank->up_bias, gated ? "gate_up_bias" : "up_bias", ups, 0, 0));
+  d.ragged = false; /* an expert's output has the same width as the others' */
   return declare(&d, &bank->down_bias, "down_bias", width, 0, 0);
+}
+
+int esp_expert_width(const esp_expert_bank *bank, int expert) {
+  return bank->widths ? bank->widths[expert] : bank->hidden;
+}
+
+esp_expert_weights esp_expert_weights_of(const esp_expert_bank *bank, int expert) {
+  const bool gated = bank->activation == ESP_ACTIVATION_SWIGLU;
+  const int64_t width = bank->width, neurons = esp_expert_width(bank, expert), ups = gated ? 2 : 1;
+  int64_t first = 0;
+  for (int e = 0; e < expert; e++) first += esp_expert_width(bank, e);
+  esp_real *rows = bank->up->data + ups * first * width;
+  esp_real *biases = bank->up_bias ? bank->up_bias->data + ups * first : NULL;
+  return (esp_expert_weights){.neurons = neurons,
+                              .gate = gated ? rows : NULL,
+                              .up = gated ? rows + neurons * width : rows,
+                              .down = bank->down->data + first * width,
+                              .gate_bias = gated ? biases : NULL,
+                              .up_bias = gated && biases ? biases + neurons : biases,
+                              .down_bias = bank->down_bias ? bank->down_bias->data + expert * width : NULL};
 }
 
 static esp_tensor *activate(esp_activation_kind kind, esp_tape *tape, esp_tensor *pre) {
@@ -62,16 +89,28 @@ static esp_tensor *apply_filter(const esp_expert_bank *bank, esp_tape *tape, con
   return changed;
 }
 
+/* The maps to the neurons and back. */
+static esp_tensor *map_up(const esp_expert_bank *b, esp_tape *tape, esp_tensor *x, const int64_t *first_row) {
+  if (!b->widths) return esp_grouped_map(tape, x, b->up, b->up_bias, true, first_row, b->experts);
+  const int parts = b->activation == ESP_ACTIVATION_SWIGLU ? 2 : 1;
+  return esp_ragged_map(tape, x, b->up, b->up_bias, true, first_row, b->experts, b->widths, parts);
+}
+
+static esp_tensor *map_down(const esp_expert_bank *b, esp_tape *tape, esp_tensor *x, const int64_t *first_row) {
+  if (!b->widths) return esp_grouped_map(tape, x, b->down, b->down_bias, false, first_row, b->experts);
+  return esp_ragged_map(tape, x, b->down, b->down_bias, false, first_row, b->experts, b->widths, 1);
+}
+
 esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
                                     const int64_t *first_row, int64_t kept, const esp_neuron_filter *filter,
                                     esp_bank_trace *trace) {
   const bool gated = bank->activation == ESP_ACTIVATION_SWIGLU;
-  esp_tensor *pre = esp_grouped_map(tape, x, bank->up, bank->up_bias, true, first_row, bank->experts);
+  esp_tensor *pre = map_up(bank, tape, x, first_row);
   esp_tensor *activation = activate(bank->activation, tape, pre), *selected = activation;
   if (kept < bank->hidden) selected = esp_neuron_top_k(tape, activation, gated ? pre : NULL, kept);
   if (filter)
     selected = apply_filter(bank, tape, filter, first_row, &(esp_bank_trace){pre, activation, selected, NULL});
-  esp_tensor *output = esp_grouped_map(tape, selected, bank->down, bank->down_bias, false, first_row, bank->experts);
+  esp_tensor *output = map_down(bank, tape, selected, first_row);
   if (trace) *trace = (esp_bank_trace){pre, activation, selected, output};
   return output;
 }

@@ -12,14 +12,32 @@ extern "C" {
  * A neuron is one row of each of its matrices, so a neuron's weights lie together:
  *   up    [experts, f, width], with SwiGLU [experts, 2 f, width] (the rows of gate, then those of up)
  *   down  [experts, f, width]
- * A dense layer's have no first dimension. */
+ * A dense layer's have no first dimension. Experts of different widths lie one after another in the same way, and the
+ * bank is one matrix of all their neurons (n = the sum of the widths):
+ *   up    [n, width], with SwiGLU [2 n, width] (of each expert the rows of gate, then those of up)
+ *   down  [n, width] */
 typedef struct esp_expert_bank {
   esp_activation_kind activation;
-  int experts, width, hidden;
+  int experts, width, hidden; /* hidden: neurons of an expert, of the widest one if they differ */
+  const int32_t *widths;      /* [experts] their neurons if they differ, else NULL; the layer's layout owns them */
   esp_tensor *up, *up_bias, *down, *down_bias; /* the biases are NULL unless asked for */
 } esp_expert_bank;
 
-/* What happened inside, for observers; rows as the bank was given them. */
+/* The weights of one expert, in place. `gate` is NULL without SwiGLU, biases where there are none. */
+typedef struct esp_expert_weights {
+  int64_t neurons;
+  esp_real *gate, *up, *down;     /* [neurons, width] */
+  esp_real *gate_bias, *up_bias;  /* [neurons] */
+  esp_real *down_bias;            /* [width] */
+} esp_expert_weights;
+
+ESP_API esp_expert_weights esp_expert_weights_of(const esp_expert_bank *bank, int expert);
+
+/* Neurons of an expert. */
+ESP_API int esp_expert_width(const esp_expert_bank *bank, int expert);
+
+/* What happened inside, for observers; rows as the bank was given them. Where experts differ in width, f is that of the
+ * widest, and the columns of the others beyond their own width are 0. */
 typedef struct esp_bank_trace {
   esp_tensor *pre;        /* [rows, f or 2 f] before the activation */
   esp_tensor *activation; /* [rows, f] after it, before any neuron selection */
@@ -37,10 +55,13 @@ typedef struct esp_neuron_filter {
 } esp_neuron_filter;
 
 /* Declares "scope.gate_up" or "scope.up", "scope.down" and their biases. experts = 0: a dense layer's.
- * `residual_scale` multiplies the initial deviation of `down`. identical: all experts start alike. */
+ * widths: [experts] neurons of each expert if they differ (they must outlive the bank), the largest being `hidden`; NULL:
+ * all have `hidden`. `residual_scale` multiplies the initial deviation of `down`. identical: all experts start alike,
+ * which those of different widths cannot. */
 ESP_API esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
-                                           int experts, int width, int hidden, const esp_feed_forward_config *config,
-                                           double residual_scale, bool identical) ESP_MUST_CHECK;
+                                           int experts, int width, int hidden, const int32_t *widths,
+                                           const esp_feed_forward_config *config, double residual_scale,
+                                           bool identical) ESP_MUST_CHECK;
 
 /* x [rows, width], sorted by expert: those of expert e are rows first_row[e] .. first_row[e + 1] - 1. Of each row's
  * neurons `kept` stay (all: no selection); `filter` (NULL: none) then has its say. Returns [rows, width]; fills *trace if

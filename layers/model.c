@@ -31,7 +31,7 @@ static esp_status declare_block(esp_model *model, int index, const esp_expert_la
   if (block->kind != ESP_LAYER_DENSE)
     return esp_moe_declare(&block->moe, model->parameters, block->layer_scope, index, config, layout, scale);
   return esp_expert_bank_declare(&block->dense, model->parameters, block->layer_scope, 0, config->width,
-                                 config->feed_forward.hidden, &config->feed_forward, scale, false);
+                                 config->feed_forward.hidden, NULL, &config->feed_forward, scale, false);
 }
 
 static esp_status declare_all(esp_model *model, const esp_expert_layout *layouts, uint64_t seed) {

@@ -351,8 +351,8 @@ static esp_tensor *many_rows(example *e) {
 
 enum { Z = ESP_EXPERT_ZERO, M = ESP_EXPERT_MASKED };
 
-static const esp_expert_layout layout = {5, 3, {0, Z, 1, M, 2}, {0, 1, 2, 3, 4}};
-static const esp_expert_layout large_layout = {7, 3, {0, M, 1, Z, 2, 0, Z}, {0, 1, 2, 3, 4, 5, 6}};
+static const esp_expert_layout layout = {5, 3, {0, Z, 1, M, 2}, {0, 1, 2, 3, 4}, {0}};
+static const esp_expert_layout large_layout = {7, 3, {0, M, 1, Z, 2, 0, Z}, {0, 1, 2, 3, 4, 5, 6}, {0}};
 
 /* What a router may have decided for 5 tokens with `layout`: zero experts are chosen, expert 2 is not. */
 static const esp_routing routing = {
@@ -414,7 +414,7 @@ static esp_tensor *route_loss(example *e, esp_tensor *logits, int k, const esp_r
 }
 
 /* 12 tokens of 6 images in 2 members of 3 experts, one of them a zero expert; with bias, noise and capacity. */
-static const esp_expert_layout member_layout = {6, 5, {0, 1, 2, 3, Z, 4}, {0, 1, 2, 3, 4, 5}};
+static const esp_expert_layout member_layout = {6, 5, {0, 1, 2, 3, Z, 4}, {0, 1, 2, 3, 4, 5}, {0}};
 
 static esp_tensor *route_members(example *e) {
   static const esp_real bias[] = {0.125, -0.25, 0.0625, 0, 0.25, -0.125};
@@ -569,6 +569,31 @@ static esp_tensor *grouped_map_one_group(example *e) {
   return example_loss(e, esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4)), true, one_group, 1));
 }
 
+/* Groups of 0, 4, 1 and 3 rows, of 2, 3, 1 and 3 neurons in two parts; the second part's columns are 3 to 5. */
+static const int64_t ragged_groups[] = {0, 0, 4, 5, 8};
+static const int32_t ragged_widths[] = {2, 3, 1, 3};
+
+static esp_tensor *ragged_map_up(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(8, 3)), *bank = example_normal(e, SHAPE(18, 3));
+  return example_loss(
+      e, esp_ragged_map(e->tape, x, bank, example_normal(e, SHAPE(18)), true, ragged_groups, 4, ragged_widths, 2));
+}
+
+static esp_tensor *ragged_map_down(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(8, 3)), *bank = example_normal(e, SHAPE(9, 4));
+  return example_loss(
+      e, esp_ragged_map(e->tape, x, bank, example_normal(e, SHAPE(4, 4)), false, ragged_groups, 4, ragged_widths, 1));
+}
+
+/* The padding takes gradients from the ops between, and gives none on. */
+static esp_tensor *ragged_maps_of_experts(example *e) {
+  esp_tensor *x = example_normal(e, SHAPE(8, 3)), *up = example_normal(e, SHAPE(18, 3));
+  esp_tensor *down = example_normal(e, SHAPE(9, 3));
+  esp_tensor *pre = esp_ragged_map(e->tape, x, up, NULL, true, ragged_groups, 4, ragged_widths, 2);
+  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, 2);
+  return example_loss(e, esp_ragged_map(e->tape, kept, down, NULL, false, ragged_groups, 4, ragged_widths, 1));
+}
+
 static esp_tensor *neuron_top_k(example *e) {
   return example_loss(e, esp_neuron_top_k(e->tape, example_apart(e, SHAPE(4, 9)), NULL, 4));
 }
@@ -598,7 +623,8 @@ static esp_tensor *balance_loss_of_first_choices(example *e) {
 }
 
 /* 20 tokens of 10 images, 2 members of 4 experts each, one masked; groups of 4 and of 2 tokens. */
-static const esp_expert_layout masked_member_layout = {8, 7, {0, 1, 2, 3, 4, M, 5, 6}, {0, 1, 2, 3, 4, 5, 6, 7}};
+static const esp_expert_layout masked_member_layout = {
+    8, 7, {0, 1, 2, 3, 4, M, 5, 6}, {0, 1, 2, 3, 4, 5, 6, 7}, {0}};
 
 static esp_route_request member_request(void) {
   esp_route_request request = esp_plain_request(&loss_config, &masked_member_layout, 2, 20);
@@ -735,6 +761,9 @@ const op_example op_examples[] = {
     {"grouped map", "transposed, the first and last group empty", grouped_map_transposed},
     {"grouped map", "transposed, bias", grouped_map_transposed_bias},
     {"grouped map", "one group without a dimension of its own", grouped_map_one_group},
+    {"grouped map", "groups of different widths in two parts, up", ragged_map_up},
+    {"grouped map", "groups of different widths, down", ragged_map_down},
+    {"grouped map", "experts of different widths with a neuron selection", ragged_maps_of_experts},
     {"neuron top-k", "largest of the values themselves", neuron_top_k},
     {"neuron top-k", "largest by the gate's activation", neuron_top_k_pre},
     {"neuron top-k", "in a whole mixture layer", mixture},

@@ -182,6 +182,28 @@ static void all_masked(hid_t file) {
 static void wild_ids(hid_t file) {
   put(file, LAYER "/original_ids", H5T_NATIVE_INT32, 1, (const hsize_t[]){4}, (const int32_t[]){0, -1, 0, 0});
 }
+#define RAGGED_LAYER "architecture/layers/blocks.2.mone"
+static void no_width(hid_t file) {
+  put(file, RAGGED_LAYER "/widths", H5T_NATIVE_INT32, 1, (const hsize_t[]){3}, (const int32_t[]){6, 0, 5});
+}
+static void wider(hid_t file) {
+  put(file, RAGGED_LAYER "/widths", H5T_NATIVE_INT32, 1, (const hsize_t[]){3}, (const int32_t[]){6, 2, 6});
+}
+static void huge_width(hid_t file) {
+  put(file, RAGGED_LAYER "/widths", H5T_NATIVE_INT32, 1, (const hsize_t[]){3}, (const int32_t[]){6, 2, INT32_MAX});
+}
+static void widths_for_all(hid_t file) {
+  put(file, RAGGED_LAYER "/widths", H5T_NATIVE_INT32, 1, (const hsize_t[]){4}, (const int32_t[]){6, 2, 5, 1});
+}
+static void idle_widths(hid_t file) {
+  put(file, LAYER "/widths", H5T_NATIVE_INT32, 1, (const hsize_t[]){2}, (const int32_t[]){6, 6});
+}
+static void other_widths(hid_t file) {
+  put(file, RAGGED_LAYER "/widths", H5T_NATIVE_INT32, 1, (const hsize_t[]){3}, (const int32_t[]){2, 6, 5});
+}
+static void no_widths(hid_t file) {
+  H5Ldelete(file, RAGGED_LAYER "/widths", H5P_DEFAULT);
+}
 static void too_many_experts(hid_t file) {
   put_number(file, LAYER, "experts", 5000);
 }
@@ -249,6 +271,13 @@ static const struct {
     {below, "stored at place -3"},
     {all_masked, "can route to 1 experts"},
     {wild_ids, "original number -1"},
+    {no_width, "`widths`: stored expert 1 has 0 neurons"},
+    {wider, "misshapen `blocks.2.moe.experts.gate_up` is [26, 8], expected [28, 8]"},
+    {huge_width, "describes a model of about"},
+    {widths_for_all, "`widths` has the shape [4]; expected [3]"},
+    {idle_widths, "the widths of the layer blocks.1.moe are all 6, as its config says"},
+    {other_widths, "damaged or changed by hand"},
+    {no_widths, "misshapen `blocks.2.moe.experts.gate_up`"},
     {too_many_experts, "5000 experts"},
     {fewer_experts, "`index` has the shape [4]; expected [3]"},
     {more_stored, "5 of them stored"},

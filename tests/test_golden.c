@@ -177,7 +177,7 @@ static esp_status declare(subject *s) {
   if (is(s, "mixing")) return esp_mixing_declare(&s->mixing, s->parameters, "mixing", c, 1);
   if (is(s, "ffn"))
     return esp_expert_bank_declare(&s->dense, s->parameters, "ffn", 0, c->width, c->feed_forward.hidden,
-                                   &c->feed_forward, 1, false);
+                                   NULL, &c->feed_forward, 1, false);
   return esp_moe_declare(&s->moe, s->parameters, "moe", 0, c, NULL, 1);
 }
 

@@ -47,7 +47,7 @@ static void fill_parameters(esp_parameters *parameters) {
 static layer make_layer(const esp_model_config *c, const esp_expert_layout *layout) {
   layer l = {.parameters = esp_parameters_create(), .tape = esp_tape_create()};
   const esp_status status = c->layers[0] == ESP_LAYER_DENSE
-                                ? esp_expert_bank_declare(&l.dense, l.parameters, "ffn", 0, c->width, HIDDEN,
+                                ? esp_expert_bank_declare(&l.dense, l.parameters, "ffn", 0, c->width, HIDDEN, NULL,
                                                           &c->feed_forward, 1, false)
                                 : esp_moe_declare(&l.moe, l.parameters, "moe", 0, c, layout, 1);
   assert_int_equal(status, ESP_OK);

@@ -24,6 +24,10 @@ static esp_status check_layout(const esp_moe *moe) {
   const int members = moe->config.members;
   if (moe->layout.stored < 1)
     return esp_fail(ESP_ERR_CONFIG, "%s has no stored expert; a mixture layer needs at least one", moe->scope);
+  for (int s = 0; s < moe->layout.stored; s++)
+    if (moe->layout.widths[s] < 0)
+      return esp_fail(ESP_ERR_CONFIG, "%s gives its stored expert %d a width of %d; it must be positive", moe->scope, s,
+                      (int)moe->layout.widths[s]);
   if (moe->layout.experts % members)
     return esp_fail(ESP_ERR_CONFIG, "%s has %d experts, which %d members cannot share out evenly", moe->scope,
                     moe->layout.experts, members);
@@ -67,16 +71,19 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
   else
     esp_expert_layout_full(&moe->layout, config->moe.experts);
   ESP_TRY(check_layout(moe));
+  const int hidden = esp_widest(&moe->layout, config->moe.hidden);
+  esp_settle_widths(&moe->layout, config->moe.hidden);
+  if (moe->neurons_kept > hidden || kind != ESP_LAYER_MONE) moe->neurons_kept = hidden;
   char bank_scope[64], shared_scope[64];
   snprintf(bank_scope, sizeof bank_scope, "%s.experts", scope);
   snprintf(shared_scope, sizeof shared_scope, "%s.shared", scope);
   ESP_TRY(declare_router(moe, parameters, config));
-  ESP_TRY(esp_expert_bank_declare(&moe->bank, parameters, bank_scope, moe->layout.stored, config->width,
-                                  config->moe.hidden, &config->feed_forward, residual_scale,
-                                  config->moe.identical_experts));
+  ESP_TRY(esp_expert_bank_declare(&moe->bank, parameters, bank_scope, moe->layout.stored, config->width, hidden,
+                                  esp_is_ragged(&moe->layout, config->moe.hidden) ? moe->layout.widths : NULL,
+                                  &config->feed_forward, residual_scale, config->moe.identical_experts));
   if (!moe->has_shared) return ESP_OK;
   return esp_expert_bank_declare(&moe->shared, parameters, shared_scope, 0, config->width, config->moe.shared_hidden,
-                                 &config->feed_forward, residual_scale, false);
+                                 NULL, &config->feed_forward, residual_scale, false);
 }
 
 int64_t esp_router_vector_size(const esp_moe *moe) {

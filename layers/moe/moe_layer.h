@@ -14,7 +14,7 @@ typedef struct esp_moe {
   int block;
   esp_layer_kind kind;
   esp_moe_config config;
-  int neurons_kept; /* per token and expert; config.hidden in an MoE */
+  int neurons_kept; /* per token and expert, of a narrower expert all; in an MoE the neurons of the widest */
   esp_expert_layout layout;
   const esp_router_policy *policy;
   esp_tensor *router;      /* [experts, width]: row e is expert e's routing vector; Soft MoE [experts x slots, width];

@@ -26,10 +26,23 @@ typedef struct esp_expert_layout {
   int stored;
   int32_t index[ESP_MAX_EXPERTS];        /* [experts] logical -> stored, or ESP_EXPERT_ZERO or _MASKED */
   int32_t original_ids[ESP_MAX_EXPERTS]; /* [experts] which expert of the unpruned layer this was */
+  int32_t widths[ESP_MAX_EXPERTS];       /* [stored] neurons of each; 0: as many as the config says */
 } esp_expert_layout;
 
 /* The layout of an unpruned layer. */
 ESP_API void esp_expert_layout_full(esp_expert_layout *layout, int experts);
+
+/* Neurons of stored expert `stored`, of the narrowest and of the widest one; `hidden`: what the config says
+ * (moe.hidden). */
+ESP_API int esp_stored_width(const esp_expert_layout *layout, int stored, int hidden);
+ESP_API int esp_narrowest(const esp_expert_layout *layout, int hidden);
+ESP_API int esp_widest(const esp_expert_layout *layout, int hidden);
+
+/* Whether the stored experts differ in width. */
+ESP_API bool esp_is_ragged(const esp_expert_layout *layout, int hidden);
+
+/* Says the same widths in the one way that is kept: none at all if every expert has `hidden` neurons, else all. */
+ESP_API void esp_settle_widths(esp_expert_layout *layout, int hidden);
 
 /* Logical experts that can be routed to (not masked). */
 ESP_API int esp_routable_experts(const esp_expert_layout *layout);
@@ -77,6 +90,16 @@ ESP_API esp_tensor *esp_dispatch(esp_tape *tape, esp_tensor *x, const esp_routin
  * With one group bank and bias may lack the first dimension. `first_row` must outlive the step. */
 ESP_API esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
                                     const int64_t *first_row, int64_t groups);
+
+/* The same for groups of different widths: group g has widths[g] > 0 neurons, f the largest of them. The side of the
+ * neurons stays a rectangle, with zeros in the columns of a group that are no neuron's; they cost neither memory in the
+ * bank nor products. `parts` matrices of a group stand one after another in the bank (gate, up), and side by side in the
+ * rectangle from columns 0, f .. on.
+ *   transpose: x [rows, in], bank [parts x sum of widths, in], bias [parts x sum] or NULL -> [rows, parts x f]
+ *   else:      x [rows, f] (parts: 1), bank [sum of widths, out], bias [groups, out] or NULL -> [rows, out]
+ * With equal widths the results have the bits of esp_grouped_map(). `first_row` and `widths` must outlive the step. */
+ESP_API esp_tensor *esp_ragged_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
+                                   const int64_t *first_row, int64_t groups, const int32_t *widths, int parts);
 
 /* MoNE's neuron selection: of each row of h [rows, f] the `kept` entries with the largest |gate activation| stay,
  * the others become 0; ties go to the lower index. The gate activation is SiLU of the first f columns of

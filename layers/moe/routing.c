@@ -10,6 +10,39 @@ void esp_expert_layout_full(esp_expert_layout *layout, int experts) {
   for (int i = 0; i < experts; i++) layout->index[i] = layout->original_ids[i] = i;
 }
 
+int esp_stored_width(const esp_expert_layout *layout, int stored, int hidden) {
+  return layout->widths[stored] ? layout->widths[stored] : hidden;
+}
+
+int esp_widest(const esp_expert_layout *layout, int hidden) {
+  int most = 0;
+  for (int s = 0; s < layout->stored; s++) {
+    const int width = esp_stored_width(layout, s, hidden);
+    if (width > most) most = width;
+  }
+  return most;
+}
+
+int esp_narrowest(const esp_expert_layout *layout, int hidden) {
+  int least = INT32_MAX;
+  for (int s = 0; s < layout->stored; s++) {
+    const int width = esp_stored_width(layout, s, hidden);
+    if (width < least) least = width;
+  }
+  return least;
+}
+
+bool esp_is_ragged(const esp_expert_layout *layout, int hidden) {
+  return esp_narrowest(layout, hidden) != esp_widest(layout, hidden);
+}
+
+void esp_settle_widths(esp_expert_layout *layout, int hidden) {
+  bool all = true;
+  for (int s = 0; s < layout->stored; s++) all = all && esp_stored_width(layout, s, hidden) == hidden;
+  for (int s = 0; s < ESP_MAX_EXPERTS; s++)
+    layout->widths[s] = all || s >= layout->stored ? 0 : esp_stored_width(layout, s, hidden);
+}
+
 int esp_routable_experts(const esp_expert_layout *layout) {
   int count = 0;
   for (int i = 0; i < layout->experts; i++) count += layout->index[i] != ESP_EXPERT_MASKED;

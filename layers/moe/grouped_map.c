@@ -1,0 +1,271 @@
+/* Products of groups of rows with matrices of their own: the two maps of an expert bank. */
+#include "moe_ops_internal.h"
+
+#include <string.h>
+
+/* --- grouped map: Y_g = X_g B_g^T + b_g (transpose) or X_g B_g + b_g for the rows of each group g -------------
+ * B_g [width_g, thin] in both cases: a group's own width is on the side of the neurons, which is Y with `transpose`
+ * and X without. dX_g = dY_g B_g resp. dY_g B_g^T;  dB_g = dY_g^T X_g resp. X_g^T dY_g;  db_g = the column sums of dY_g.
+ *
+ * The wide side is a rectangle [rows, parts x f], f the largest width. A narrower group's matrix is `parts` matrices one
+ * after another (gate, up), which make columns 0.., f.. and so on; its other columns are 0. */
+
+typedef struct grouped_attributes {
+  const int64_t *first_row;
+  int64_t groups, parts;
+  const int32_t *widths; /* [groups]; NULL: all have all columns */
+  bool transpose;
+} grouped_attributes;
+
+/* What one product takes: of a group's rows, and of the bank's. */
+typedef struct slice {
+  int64_t row, rows;     /* of x and y */
+  int64_t neuron, width; /* rows of the bank, columns of the wide side ... */
+  int64_t column;        /* ... from here */
+} slice;
+
+typedef struct grouped_shape {
+  int64_t thin, wide, most; /* columns of the two sides; most: of a part */
+  int64_t slices;
+  bool transpose;
+} grouped_shape;
+
+static grouped_shape grouped_shape_of(const esp_node *node) {
+  const grouped_attributes *at = node->attributes;
+  const esp_tensor *bank = node->inputs[1];
+  grouped_shape s = {.thin = bank->shape[bank->rank - 1],
+                     .most = bank->shape[bank->rank - 2],
+                     .slices = at->groups * at->parts,
+                     .transpose = at->transpose};
+  if (at->widths) s.most = 0;
+  for (int64_t g = 0; at->widths && g < at->groups; g++)
+    if (at->widths[g] > s.most) s.most = at->widths[g];
+  s.wide = s.most * at->parts;
+  return s;
+}
+
+static slice *slices_of(const esp_node *node) {
+  return (slice *)((esp_gemm *)node->saved + grouped_shape_of(node).slices);
+}
+
+static int64_t bank_rows(const grouped_attributes *at, const grouped_shape *s) {
+  int64_t rows = at->widths ? 0 : at->groups * s->most;
+  for (int64_t g = 0; at->widths && g < at->groups; g++) rows += at->parts * at->widths[g];
+  return rows;
+}
+
+static void check_bank(const esp_node *node, const grouped_shape *s) {
+  const grouped_attributes *at = node->attributes;
+  const esp_tensor *bank = node->inputs[1], *bias = node->inputs[2];
+  const int64_t rows = bank_rows(at, s);
+  if (at->widths)
+    esp_require(node, bank->rank == 2 && bank->shape[0] == rows, "needs one row a neuron of each group and part");
+  else
+    esp_require(node, (bank->rank == 2 ? 1 : bank->shape[0]) == at->groups, "needs one matrix a group");
+  esp_require(node, !bias || esp_tensor_count(bias) == (at->transpose ? rows : at->groups * s->thin),
+              "the bias needs one row a group");
+}
+
+static void grouped_plan(esp_node *node) {
+  const esp_tensor *x = node->inputs[0], *bank = node->inputs[1];
+  const grouped_attributes *at = node->attributes;
+  esp_require(node, bank->rank >= 2, "needs a bank of matrices");
+  const grouped_shape s = grouped_shape_of(node);
+  check_bank(node, &s);
+  esp_require(node, esp_tensor_columns(x) == (s.transpose ? s.thin : s.wide), "the rows do not fit the matrices");
+  esp_require(node, at->first_row[at->groups] == esp_tensor_rows(x), "the groups do not cover the rows");
+  const int64_t out = s.transpose ? s.wide : s.thin;
+  esp_plan_columns(node, 0, out);
+  node->saved_bytes = (size_t)s.slices * (sizeof(esp_gemm) + sizeof(slice));
+  if (node->inputs[2]) node->scratch_bytes = (size_t)((ESP_PARTS + 1) * out) * sizeof(esp_real);
+}
+
+/* In the order of the parts, then of the groups. A group as wide as the rectangle is one slice: its parts are
+ * neighbours on both sides. */
+static void set_slices(const esp_node *node) {
+  const grouped_attributes *at = node->attributes;
+  const grouped_shape s = grouped_shape_of(node);
+  slice *slices = slices_of(node);
+  int64_t neuron = 0;
+  for (int64_t g = 0; g < at->groups; g++) {
+    const int64_t width = at->widths ? at->widths[g] : s.most, row = at->first_row[g];
+    const bool whole = width == s.most;
+    for (int64_t p = 0; p < at->parts; p++)
+      slices[p * at->groups + g] = whole && p > 0 ? (slice){0}
+                                                  : (slice){.row = row,
+                                                            .rows = at->first_row[g + 1] - row,
+                                                            .neuron = neuron + p * width,
+                                                            .width = whole ? s.wide : width,
+                                                            .column = p * s.most};
+    neuron += at->parts * width;
+  }
+}
+
+/* wide = thin B^T + beta wide. */
+static void widen(const esp_node *node, const esp_real *thin, esp_real *wide, bool add) {
+  const grouped_shape s = grouped_shape_of(node);
+  const slice *slices = slices_of(node);
+  esp_gemm *products = node->saved;
+  for (int64_t i = 0; i < s.slices; i++)
+    products[i] = (esp_gemm){.transpose_b = true,
+                             .m = slices[i].rows,
+                             .n = slices[i].width,
+                             .k = s.thin,
+                             .a = thin + slices[i].row * s.thin,
+                             .lda = s.thin,
+                             .b = node->inputs[1]->data + slices[i].neuron * s.thin,
+                             .ldb = s.thin,
+                             .c = wide + slices[i].row * s.wide + slices[i].column,
+                             .ldc = s.wide,
+                             .alpha = 1,
+                             .beta = add};
+  esp_gemm_run(products, s.slices);
+}
+
+/* thin = wide B + beta thin: the parts one after another, for they add up. */
+static void narrow(const esp_node *node, const esp_real *wide, esp_real *thin, bool add) {
+  const grouped_shape s = grouped_shape_of(node);
+  const grouped_attributes *at = node->attributes;
+  const slice *slices = slices_of(node);
+  esp_gemm *products = node->saved;
+  for (int64_t i = 0; i < s.slices; i++)
+    products[i] = (esp_gemm){.m = slices[i].rows,
+                             .n = s.thin,
+                             .k = slices[i].width,
+                             .a = wide + slices[i].row * s.wide + slices[i].column,
+                             .lda = s.wide,
+                             .b = node->inputs[1]->data + slices[i].neuron * s.thin,
+                             .ldb = s.thin,
+                             .c = thin + slices[i].row * s.thin,
+                             .ldc = s.thin,
+                             .alpha = 1,
+                             .beta = add || i >= at->groups};
+  for (int64_t p = 0; p < at->parts; p++) esp_gemm_run(products + p * at->groups, at->groups);
+}
+
+/* Columns of the wide side that are no neuron's. */
+static void clear_padding(const esp_node *node, esp_real *wide) {
+  const grouped_shape s = grouped_shape_of(node);
+  const slice *slices = slices_of(node);
+  for (int64_t i = 0; i < s.slices; i++) {
+    const int64_t padding = s.most - slices[i].width;
+    for (int64_t r = 0; padding > 0 && r < slices[i].rows; r++)
+      memset(wide + (slices[i].row + r) * s.wide + slices[i].column + slices[i].width, 0,
+             (size_t)padding * sizeof *wide);
+  }
+}
+
+static void fill_with_biases(const esp_node *node) {
+  const grouped_attributes *at = node->attributes;
+  const grouped_shape s = grouped_shape_of(node);
+  const slice *slices = slices_of(node);
+  const int64_t out = s.transpose ? s.wide : s.thin;
+  for (int64_t i = 0; i < s.slices; i++) {
+    const int64_t width = s.transpose ? slices[i].width : s.thin;
+    const esp_real *bias = node->inputs[2]->data + (s.transpose ? slices[i].neuron : i % at->groups * s.thin);
+    for (int64_t r = 0; r < slices[i].rows; r++)
+      memcpy(node->outputs[0]->data + (slices[i].row + r) * out + slices[i].column, bias, (size_t)width * sizeof *bias);
+  }
+}
+
+static void grouped_forward(esp_node *node) {
+  const bool biased = node->inputs[2] != NULL;
+  set_slices(node);
+  if (biased) fill_with_biases(node);
+  if (!grouped_shape_of(node).transpose) {
+    narrow(node, node->inputs[0]->data, node->outputs[0]->data, biased);
+    return;
+  }
+  widen(node, node->inputs[0]->data, node->outputs[0]->data, biased);
+  clear_padding(node, node->outputs[0]->data);
+}
+
+static void grouped_input_gradient(const esp_node *node, esp_real *dx, bool accumulate) {
+  if (grouped_shape_of(node).transpose) {
+    narrow(node, node->outputs[0]->grad, dx, accumulate);
+    return;
+  }
+  widen(node, node->outputs[0]->grad, dx, accumulate);
+  if (!accumulate) clear_padding(node, dx);
+}
+
+/* dB = wide^T thin. */
+static void grouped_weight_gradient(const esp_node *node, esp_real *dw, bool accumulate) {
+  const grouped_shape s = grouped_shape_of(node);
+  const slice *slices = slices_of(node);
+  const esp_real *wide = s.transpose ? node->outputs[0]->grad : node->inputs[0]->data;
+  const esp_real *thin = s.transpose ? node->inputs[0]->data : node->outputs[0]->grad;
+  esp_gemm *products = node->saved;
+  for (int64_t i = 0; i < s.slices; i++)
+    products[i] = (esp_gemm){.transpose_a = true,
+                             .m = slices[i].width,
+                             .n = s.thin,
+                             .k = slices[i].rows,
+                             .a = wide + slices[i].row * s.wide + slices[i].column,
+                             .lda = s.wide,
+                             .b = thin + slices[i].row * s.thin,
+                             .ldb = s.thin,
+                             .c = dw + slices[i].neuron * s.thin,
+                             .ldc = s.thin,
+                             .alpha = 1,
+                             .beta = accumulate};
+  esp_gemm_run(products, s.slices);
+}
+
+static void add_sums(const esp_real *sums, int64_t count, esp_real *target, bool accumulate) {
+  for (int64_t j = 0; j < count; j++) target[j] = (accumulate ? target[j] : 0) + sums[j];
+}
+
+static void grouped_bias_gradient(const esp_node *node, esp_real *dbias, bool accumulate) {
+  const grouped_attributes *at = node->attributes;
+  const grouped_shape s = grouped_shape_of(node);
+  const slice *slices = slices_of(node);
+  const int64_t out = s.transpose ? s.wide : s.thin;
+  esp_real *sums = (esp_real *)node->scratch + ESP_PARTS * out;
+  for (int64_t g = 0; g < at->groups; g++) {
+    const esp_real *dy = node->outputs[0]->grad + at->first_row[g] * out;
+    const int64_t rows = at->first_row[g + 1] - at->first_row[g];
+    const bool whole = !s.transpose || slices[g].width == s.wide;
+    esp_real *target = dbias + (s.transpose ? slices[g].neuron : g * out);
+    esp_column_sums(dy, rows, out, whole ? target : sums, whole && accumulate, node->scratch);
+    for (int64_t p = 0; !whole && p < at->parts; p++) {
+      const slice *part = &slices[p * at->groups + g];
+      add_sums(sums + part->column, part->width, dbias + part->neuron, accumulate);
+    }
+  }
+}
+
+static void grouped_backward(esp_node *node) {
+  bool add;
+  esp_real *dx = esp_grad(node->inputs[0], &add);
+  if (dx) grouped_input_gradient(node, dx, add);
+  esp_real *dw = esp_grad(node->inputs[1], &add);
+  if (dw) grouped_weight_gradient(node, dw, add);
+  esp_real *dbias = esp_grad(node->inputs[2], &add);
+  if (dbias) grouped_bias_gradient(node, dbias, add);
+}
+
+static esp_cost grouped_cost(const esp_node *node) {
+  const grouped_attributes *at = node->attributes;
+  const grouped_shape s = grouped_shape_of(node);
+  esp_cost cost = esp_cost_elementwise(node, 0);
+  for (int64_t g = 0; g < at->groups; g++) {
+    const int64_t width = at->parts * (at->widths ? at->widths[g] : s.most);
+    cost.flops += 2.0 * (double)(at->first_row[g + 1] - at->first_row[g]) * (double)(width * s.thin);
+  }
+  return cost;
+}
+
+const esp_op esp_op_grouped_map = {"grouped map",    grouped_plan, grouped_forward,
+                                   grouped_backward, grouped_cost, {1e-4, 1e-7, NULL}};
+
+esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
+                            const int64_t *first_row, int64_t groups) {
+  return esp_ragged_map(tape, x, bank, bias, transpose, first_row, groups, NULL, 1);
+}
+
+esp_tensor *esp_ragged_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
+                           const int64_t *first_row, int64_t groups, const int32_t *widths, int parts) {
+  return esp_tape_apply(tape, &esp_op_grouped_map, (esp_tensor *[]){x, bank, bias}, 3,
+                        &(grouped_attributes){first_row, groups, parts, widths, transpose}, sizeof(grouped_attributes));
+}
