@@ -52,6 +52,28 @@ static int logical_experts(const place *at) { return at->layout ? at->layout->ex
 
 static int stored_experts(const place *at) { return at->layout ? at->layout->stored : at->config->moe.experts; }
 
+/* Sums over the experts. */
+static void add_expert(expert_cost *sum, const expert_cost *expert) {
+  sum->parameters += expert->parameters;
+  sum->activated += expert->activated;
+  sum->activated_selected += expert->activated_selected;
+  sum->flops += expert->flops;
+  sum->flops_selected += expert->flops_selected;
+}
+
+/* All stored experts together, and those that the logical ones lead to: whom more experts lead to counts as often. */
+static void sum_experts(const place *at, int kept, expert_cost *stored, expert_cost *served) {
+  const int hidden = at->config->moe.hidden;
+  *stored = *served = (expert_cost){0};
+  for (int s = 0; s < stored_experts(at); s++) {
+    const int width = at->layout ? esp_stored_width(at->layout, s, hidden) : hidden;
+    const expert_cost cost = cost_of_expert(at->config, width, smaller(kept, width));
+    add_expert(stored, &cost);
+    for (int e = 0; e < logical_experts(at); e++)
+      if ((at->layout ? at->layout->index[e] : e) == s) add_expert(served, &cost);
+  }
+}
+
 /* Logical experts first .. first + count - 1 that compute something, and those that can be routed to. */
 static void count_experts(const place *at, int first, int count, int *served, int *routable) {
   *served = *routable = 0;
@@ -127,9 +149,17 @@ static double always_flops(const place *at, expert_cost shared) {
   return 2.0 * (double)(products * router_rows(at) * at->config->width) + (moe->shared_hidden ? shared.flops : 0);
 }
 
+/* times x sum / count, rounded to the nearest. */
+static int64_t of_mean(int64_t times, int64_t sum, int64_t count) {
+  return count ? (times * sum + count / 2) / count : 0;
+}
+
 static void count_moe(esp_layer_cost *layer, const place *at) {
   const esp_moe_config *moe = &at->config->moe;
-  const expert_cost expert = cost_of_expert(at->config, moe->hidden, esp_neurons_kept(at->config, layer->kind));
+  int served, routable;
+  expert_cost all, chosen;
+  count_experts(at, 0, logical_experts(at), &served, &routable);
+  sum_experts(at, esp_neurons_kept(at->config, layer->kind), &all, &chosen);
   const expert_cost shared = cost_of_expert(at->config, moe->shared_hidden, moe->shared_hidden);
   const int64_t always = always_size(at, shared), stored = stored_experts(at);
   const bool soft = moe->router.policy == ESP_ROUTER_SOFT, taken = moe->router.policy == ESP_ROUTER_EXPERT_CHOICE;
@@ -138,12 +168,14 @@ static void count_moe(esp_layer_cost *layer, const place *at) {
   const double rows = expert_rows(at), base = (double)(at->runs * at->tokens) * always_flops(at, shared);
   layer->experts = logical_experts(at);
   layer->stored_experts = (int)stored;
-  layer->parameters = always + stored * expert.parameters;
-  layer->activated = always + of_token * expert.activated;
-  layer->activated_selected = always + of_token * expert.activated_selected;
-  layer->touched = always + of_image * expert.parameters;
-  layer->flops = base + rows * expert.flops;
-  layer->flops_selected = base + rows * expert.flops_selected;
+  layer->narrowest = at->layout ? esp_narrowest(at->layout, moe->hidden) : moe->hidden;
+  layer->widest = at->layout ? esp_widest(at->layout, moe->hidden) : moe->hidden;
+  layer->parameters = always + all.parameters;
+  layer->activated = always + of_mean(of_token, chosen.activated, served);
+  layer->activated_selected = always + of_mean(of_token, chosen.activated_selected, served);
+  layer->touched = always + of_mean(of_image, all.parameters, stored);
+  layer->flops = base + (served ? rows * (chosen.flops / served) : 0);
+  layer->flops_selected = base + (served ? rows * (chosen.flops_selected / served) : 0);
 }
 
 /* --- mixing --------------------------------------------------------------------------------------------- */

@@ -25,6 +25,9 @@ extern "C" {
  *                             nothing. With model.moe.router.evaluation_capacity at most what the experts may serve
  *   expert choice             what each expert takes of a group, shared out among the group's images
  *   Soft MoE                  experts x slots, whatever the tokens; dispatch and combine are products, too
+ * Experts of different widths count with their mean: k experts are k times the mean over the layer's logical experts that
+ * compute something (as if the router chose evenly; a merged expert counts once for each of those it stands for); what an
+ * image touches, the mean over the stored ones. Activated parameters are rounded to the nearest number.
  * With E3 everything from the first mixture block on runs once a member.
  *   flops               what is computed: a MoNE's products run over all neurons, the unselected ones masked
  *   flops_selected      if a MoNE's unselected neurons were skipped: W_gate in full, the others' kept rows */
@@ -32,6 +35,7 @@ typedef struct esp_layer_cost {
   char name[32]; /* "blocks.1.moe"; the model's */
   esp_layer_kind kind;
   int experts, stored_experts; /* logical and stored; 0 in a dense layer */
+  int narrowest, widest;       /* neurons of the stored experts; 0 in a dense layer */
   int64_t parameters, activated, activated_selected, touched;
   double flops, flops_selected;
   int64_t block_parameters; /* of the whole block: norms and mixing too */

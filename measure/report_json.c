@@ -59,12 +59,18 @@ static json_t *counts_json(const esp_statistics *statistics, int layer, int expe
   return counts;
 }
 
+static int neurons_of(const esp_moe *moe, int expert) {
+  const int32_t stored = moe->layout.index[expert];
+  return stored < 0 ? 0 : esp_expert_width(&moe->bank, stored);
+}
+
 static json_t *expert_json(const esp_measurement *m, int layer, int expert) {
   const esp_moe *moe = esp_model_moe(m->model, layer);
   object o = start();
   put_integer(&o, "index", expert);
   put_integer(&o, "original_id", moe->layout.original_ids[expert]);
   put_integer(&o, "stored", moe->layout.index[expert]);
+  put_integer(&o, "neurons", neurons_of(moe, expert));
   put_real(&o, "router_norm", esp_router_norm(moe, expert));
   if (m->changes) put_change(&o, &m->changes->layers[layer].experts[expert]);
   if (m->statistics) {
@@ -199,6 +205,8 @@ static json_t *layer_cost_json(const esp_layer_cost *layer) {
   put_text(&o, "kind", esp_layer_kind_name(layer->kind));
   put_integer(&o, "experts", layer->experts);
   put_integer(&o, "stored_experts", layer->stored_experts);
+  put_integer(&o, "narrowest_expert", layer->narrowest);
+  put_integer(&o, "widest_expert", layer->widest);
   put_integer(&o, "parameters", layer->parameters);
   put_integer(&o, "activated_parameters", layer->activated);
   put_integer(&o, "activated_parameters_selected", layer->activated_selected);

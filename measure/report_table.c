@@ -15,8 +15,10 @@ static void print_bar(double share, int experts, FILE *file) {
 
 static void print_layer_title(const esp_measurement *m, int layer, FILE *file) {
   const esp_moe *moe = esp_model_moe(m->model, layer);
-  fprintf(file, "%s: %s, %d experts (%d stored) of %d neurons, %d a token", moe->scope, esp_layer_kind_name(moe->kind),
-          moe->layout.experts, moe->layout.stored, moe->bank.hidden, moe->config.top_k);
+  fprintf(file, "%s: %s, %d experts (%d stored) of ", moe->scope, esp_layer_kind_name(moe->kind), moe->layout.experts,
+          moe->layout.stored);
+  if (moe->bank.widths) fprintf(file, "%d to ", esp_narrowest(&moe->layout, moe->config.hidden));
+  fprintf(file, "%d neurons, %d a token", moe->bank.hidden, moe->config.top_k);
   if (moe->neurons_kept < moe->bank.hidden) fprintf(file, ", %d neurons kept", moe->neurons_kept);
   fputc('\n', file);
 }
@@ -114,13 +116,19 @@ static void print_cost_row(const char *name, const char *kind, const int64_t *co
   fprintf(file, " %10.3f", flops / 1e6);
 }
 
+/* "8 of 8", and their neurons if they differ. */
+static void print_experts(const esp_layer_cost *layer, FILE *file) {
+  fprintf(file, "   %d of %d", layer->stored_experts, layer->experts);
+  if (layer->narrowest < layer->widest) fprintf(file, ", %d to %d neurons", layer->narrowest, layer->widest);
+}
+
 void esp_model_cost_print(const esp_model_cost *cost, FILE *file) {
   fputs("                       parameters   activated    selected     touched     MFLOP   experts\n", file);
   for (int i = 0; i < cost->layer_count; i++) {
     const esp_layer_cost *l = &cost->layers[i];
     const int64_t counts[] = {l->parameters, l->activated, l->activated_selected, l->touched};
     print_cost_row(l->name, esp_layer_kind_name(l->kind), counts, l->flops, file);
-    if (l->experts) fprintf(file, "   %d of %d", l->stored_experts, l->experts);
+    if (l->experts) print_experts(l, file);
     fputc('\n', file);
   }
   const int64_t counts[] = {cost->parameters, cost->activated, cost->activated_selected, cost->touched};

@@ -213,9 +213,16 @@ static void add_row(neuron_sums *sums, const esp_real *row, bool gated, int hidd
 typedef struct sampling {
   layer_sums *layer;
   const esp_tensor *activations;
+  const esp_moe_record *record;
   int stride;
   int64_t rows; /* to look at */
 } sampling;
+
+/* Neurons of the expert that has the row; they are the first columns. */
+static int neurons_of_row(const esp_moe_record *record, int64_t row, int *expert) {
+  while (row >= record->routing->first_row[*expert + 1]) ++*expert;
+  return esp_expert_width(&record->layer->bank, *expert);
+}
 
 static void add_part(void *context, int64_t begin, int64_t end) {
   const sampling *s = context;
@@ -223,10 +230,11 @@ static void add_part(void *context, int64_t begin, int64_t end) {
   const int64_t columns = esp_tensor_columns(s->activations);
   for (int64_t part = begin; part < end; part++) {
     neuron_sums *sums = &s->layer->parts[part];
+    int expert = 0;
     memset(sums, 0, sizeof *sums);
     for (int64_t i = esp_part_begin(s->rows, part); i < esp_part_begin(s->rows, part + 1); i++)
-      add_row(sums, s->activations->data + i * s->stride * columns, gated, s->layer->hidden,
-              s->layer->scratch + part * s->layer->hidden);
+      add_row(sums, s->activations->data + i * s->stride * columns, gated,
+              neurons_of_row(s->record, i * s->stride, &expert), s->layer->scratch + part * s->layer->hidden);
   }
 }
 
@@ -244,7 +252,7 @@ static void add_neuron_sums(neuron_sums *sums, const neuron_sums *other) {
 
 static void add_neurons(layer_sums *layer, const esp_moe_record *record, int stride) {
   const bool gated = layer->activation == ESP_ACTIVATION_SWIGLU;
-  sampling s = {layer, gated ? record->experts.pre : record->experts.activation, stride, 0};
+  sampling s = {layer, gated ? record->experts.pre : record->experts.activation, record, stride, 0};
   s.rows = (record->routing->rows + stride - 1) / stride;
   esp_parallel_for(ESP_PARTS, 1, add_part, &s);
   for (int part = 0; part < ESP_PARTS; part++) add_neuron_sums(&layer->neurons, &layer->parts[part]);
@@ -283,7 +291,8 @@ static bool same_layout(const layer_sums *a, const layer_sums *b) {
   const size_t size = (size_t)a->layout.experts * sizeof a->layout.index[0];
   return a->layout.experts == b->layout.experts && a->classes == b->classes && strcmp(a->scope, b->scope) == 0 && a->hidden == b->hidden &&
          a->activation == b->activation && memcmp(a->layout.index, b->layout.index, size) == 0 &&
-         memcmp(a->layout.original_ids, b->layout.original_ids, size) == 0;
+         memcmp(a->layout.original_ids, b->layout.original_ids, size) == 0 &&
+         memcmp(a->layout.widths, b->layout.widths, sizeof a->layout.widths) == 0;
 }
 
 static esp_status check_same(const esp_statistics *a, const esp_statistics *b) {

@@ -20,11 +20,8 @@ typedef struct weight_sums {
   double count, magnitudes, squares;
 } weight_sums;
 
-/* Adds one expert's slice of a parameter [stored, ...]. */
-static void add_slice(weight_sums *sums, const esp_tensor *weights, int stored) {
-  if (!weights) return;
-  const int64_t size = esp_tensor_count(weights) / weights->shape[0];
-  const esp_real *w = weights->data + stored * size;
+static void add_matrix(weight_sums *sums, const esp_real *w, int64_t size) {
+  if (!w) return;
   for (int64_t i = 0; i < size; i++) {
     sums->magnitudes += fabs((double)w[i]);
     sums->squares += (double)w[i] * (double)w[i];
@@ -34,9 +31,11 @@ static void add_slice(weight_sums *sums, const esp_tensor *weights, int stored) 
 
 static weight_sums sums_of(const esp_moe *moe, int expert) {
   weight_sums sums = {0};
-  const int stored = (int)moe->layout.index[expert];
-  add_slice(&sums, moe->bank.up, stored);
-  add_slice(&sums, moe->bank.down, stored);
+  const esp_expert_weights w = esp_expert_weights_of(&moe->bank, (int)moe->layout.index[expert]);
+  const int64_t size = w.neurons * moe->bank.width;
+  add_matrix(&sums, w.gate, size);
+  add_matrix(&sums, w.up, size);
+  add_matrix(&sums, w.down, size);
   return sums;
 }
 

@@ -26,7 +26,7 @@ static esp_status check_layer(const esp_layer_plan *plan, const esp_moe *moe) {
 }
 
 /* Stored experts keep their order. */
-static void plan_operation(operation *o, const esp_layer_plan *plan, const esp_expert_layout *old) {
+static void plan_operation(operation *o, const esp_layer_plan *plan, const esp_expert_layout *old, int hidden) {
   int32_t place[ESP_MAX_EXPERTS]; /* old stored -> new stored */
   for (int s = 0; s < old->stored; s++) place[s] = -1;
   for (int e = 0; e < plan->experts; e++)
@@ -35,6 +35,7 @@ static void plan_operation(operation *o, const esp_layer_plan *plan, const esp_e
   for (int s = 0; s < old->stored; s++) {
     if (place[s] < 0) continue;
     place[s] = (int32_t)o->layout.stored;
+    o->layout.widths[o->layout.stored] = (int32_t)esp_stored_width(old, s, hidden);
     o->old_stored[o->layout.stored++] = (int32_t)s;
   }
   for (int e = 0; e < plan->experts; e++) {
@@ -54,13 +55,24 @@ static void copy_slices(const esp_tensor *target, const esp_tensor *source, cons
     memcpy(target->data + i * size, source->data + rows[i] * size, (size_t)size * sizeof *target->data);
 }
 
+static void copy(esp_real *target, const esp_real *source, int64_t count) {
+  if (target) memcpy(target, source, (size_t)count * sizeof *target);
+}
+
+static void copy_expert(const esp_expert_bank *target, int to, const esp_expert_bank *source, int from) {
+  const esp_expert_weights t = esp_expert_weights_of(target, to), s = esp_expert_weights_of(source, from);
+  copy(t.gate, s.gate, s.neurons * source->width);
+  copy(t.gate_bias, s.gate_bias, s.neurons);
+  copy(t.up, s.up, s.neurons * source->width);
+  copy(t.up_bias, s.up_bias, s.neurons);
+  copy(t.down, s.down, s.neurons * source->width);
+  copy(t.down_bias, s.down_bias, source->width);
+}
+
 static void copy_layer(const esp_moe *target, const esp_moe *source, const operation *o) {
   copy_slices(target->router, source->router, o->old_logical);
   copy_slices(target->router_bias, source->router_bias, o->old_logical);
-  copy_slices(target->bank.up, source->bank.up, o->old_stored);
-  copy_slices(target->bank.up_bias, source->bank.up_bias, o->old_stored);
-  copy_slices(target->bank.down, source->bank.down, o->old_stored);
-  copy_slices(target->bank.down_bias, source->bank.down_bias, o->old_stored);
+  for (int s = 0; s < o->layout.stored; s++) copy_expert(&target->bank, s, &source->bank, o->old_stored[s]);
 }
 
 static esp_status operate(esp_model **pruned, const esp_model *model, const esp_plan *plan, operation *operations,
@@ -68,7 +80,7 @@ static esp_status operate(esp_model **pruned, const esp_model *model, const esp_
   for (int i = 0; i < plan->layer_count; i++) {
     const esp_moe *moe = esp_model_moe(model, i);
     ESP_TRY(check_layer(&plan->layers[i], moe));
-    plan_operation(&operations[i], &plan->layers[i], &moe->layout);
+    plan_operation(&operations[i], &plan->layers[i], &moe->layout, model->config.moe.hidden);
     layouts[moe->block] = operations[i].layout;
   }
   ESP_TRY(esp_model_create(pruned, &model->config, layouts, 0));
