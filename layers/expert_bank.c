@@ -85,9 +85,12 @@ static esp_tensor *activate(esp_activation_kind kind, esp_tape *tape, esp_tensor
   return esp_glu(tape, pre, esp_activation_gate(kind));
 }
 
-esp_neuron_selection esp_expert_bank_selection(const esp_expert_bank *bank, int64_t kept) {
+esp_neuron_selection esp_expert_bank_selection(const esp_expert_bank *bank, const int64_t *first_row, int64_t kept) {
   const bool before = bank->ranking == ESP_RANK_PRE_ACTIVATION;
-  return (esp_neuron_selection){kept, before ? ESP_GATE_IDENTITY : esp_activation_gate(bank->activation)};
+  return (esp_neuron_selection){.kept = kept,
+                                .ranking = before ? ESP_GATE_IDENTITY : esp_activation_gate(bank->activation),
+                                .widths = bank->widths,
+                                .first_row = first_row};
 }
 
 static esp_tensor *apply_filter(const esp_expert_bank *bank, esp_tape *tape, const esp_neuron_filter *filter,
@@ -117,7 +120,7 @@ esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape,
                                     esp_bank_trace *trace) {
   esp_tensor *pre = map_up(bank, tape, x, first_row);
   esp_tensor *activation = activate(bank->activation, tape, pre), *selected = activation;
-  const esp_neuron_selection selection = esp_expert_bank_selection(bank, kept);
+  const esp_neuron_selection selection = esp_expert_bank_selection(bank, first_row, kept);
   const uint8_t *mask = NULL;
   if (kept < bank->hidden) selected = esp_neuron_top_k(tape, activation, pre, &selection, &mask);
   if (filter)

@@ -66,8 +66,9 @@ ESP_API esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters
                                            const esp_feed_forward_config *config, double residual_scale,
                                            bool identical) ESP_MUST_CHECK;
 
-/* How the bank picks `kept` neurons for a row. */
-ESP_API esp_neuron_selection esp_expert_bank_selection(const esp_expert_bank *bank, int64_t kept);
+/* How the bank picks `kept` neurons for a row; the rows of expert e are first_row[e] .. first_row[e + 1] - 1. */
+ESP_API esp_neuron_selection esp_expert_bank_selection(const esp_expert_bank *bank, const int64_t *first_row,
+                                                       int64_t kept);
 
 /* x [rows, width], sorted by expert: those of expert e are rows first_row[e] .. first_row[e + 1] - 1. Of each row's
  * neurons `kept` stay (all: no selection); `filter` (NULL: none) then has its say. Returns [rows, width]; fills *trace if

@@ -606,21 +606,21 @@ static esp_tensor *ragged_maps_of_experts(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(8, 3)), *up = example_normal(e, SHAPE(18, 3));
   esp_tensor *down = example_normal(e, SHAPE(9, 3));
   esp_tensor *pre = esp_ragged_map(e->tape, x, up, NULL, true, ragged_groups, 4, ragged_widths, 2);
-  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, &(esp_neuron_selection){2, ESP_GATE_SILU}, NULL);
+  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, &(esp_neuron_selection){.kept = 2, .ranking = ESP_GATE_SILU}, NULL);
   return example_loss(e, esp_ragged_map(e->tape, kept, down, NULL, false, ragged_groups, 4, ragged_widths, 1));
 }
 
 /* By the values themselves. */
 static esp_tensor *neuron_top_k(example *e) {
   esp_tensor *h = example_apart(e, SHAPE(4, 9));
-  return example_loss(e, esp_neuron_top_k(e->tape, h, h, &(esp_neuron_selection){4, ESP_GATE_IDENTITY}, NULL));
+  return example_loss(e, esp_neuron_top_k(e->tape, h, h, &(esp_neuron_selection){.kept = 4, .ranking = ESP_GATE_IDENTITY}, NULL));
 }
 
 /* The gradient of `pre` is that of the activation alone. */
 static esp_tensor *neuron_top_k_pre(example *e) {
   esp_tensor *pre = example_apart(e, SHAPE(4, 18)), *sum = NULL;
   for (int i = 0; i < ALL_GATES; i++) {
-    const esp_neuron_selection selection = {4, all_gates[i]};
+    const esp_neuron_selection selection = {.kept = 4, .ranking = all_gates[i]};
     esp_tensor *kept = esp_neuron_top_k(e->tape, esp_glu(e->tape, pre, all_gates[i]), pre, &selection, NULL);
     esp_tensor *loss = example_loss(e, kept);
     sum = sum ? esp_add(e->tape, sum, loss) : loss;
@@ -704,7 +704,7 @@ static esp_tensor *mixture(example *e) {
       esp_add(e->tape, esp_balance_loss(e->tape, routed.scores, r, &request), esp_z_loss(e->tape, logits, &request));
   esp_tensor *rows = esp_dispatch(e->tape, x, r);
   esp_tensor *pre = esp_grouped_map(e->tape, rows, up, NULL, true, r->first_row, r->stored);
-  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, &(esp_neuron_selection){3, ESP_GATE_SILU}, NULL);
+  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, &(esp_neuron_selection){.kept = 3, .ranking = ESP_GATE_SILU}, NULL);
   rows = esp_grouped_map(e->tape, kept, down, NULL, false, r->first_row, r->stored);
   return esp_add(e->tape, losses, example_loss(e, esp_combine(e->tape, rows, gates, r)));
 }

@@ -451,7 +451,7 @@ static void ties_go_to_the_lower_index(void **state) {
   esp_tensor *h = esp_tape_tensor(tape, 2, (const int64_t[]){1, 6});
   const esp_real values[] = {-1, 1, 3, 1, -1, 1}, expected[] = {-1, 1, 3, 0, 0, 0};
   memcpy(h->data, values, sizeof values);
-  assert_same_bits("neurons", esp_neuron_top_k(tape, h, h, &(esp_neuron_selection){3, ESP_GATE_IDENTITY}, NULL)->data, expected, 6);
+  assert_same_bits("neurons", esp_neuron_top_k(tape, h, h, &(esp_neuron_selection){.kept = 3, .ranking = ESP_GATE_IDENTITY}, NULL)->data, expected, 6);
   esp_tape_free(tape);
 }
 

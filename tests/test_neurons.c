@@ -28,7 +28,7 @@ static void check_rows(const esp_real *values, int64_t rows, int64_t width, int6
   esp_tensor *h = esp_tape_tensor(tape, 2, (const int64_t[]){rows, width});
   memcpy(h->data, values, (size_t)(rows * width) * sizeof *values);
   const uint8_t *mask = NULL;
-  const esp_tensor *y = esp_neuron_top_k(tape, h, h, &(esp_neuron_selection){kept, ESP_GATE_IDENTITY}, &mask);
+  const esp_tensor *y = esp_neuron_top_k(tape, h, h, &(esp_neuron_selection){.kept = kept, .ranking = ESP_GATE_IDENTITY}, &mask);
   assert_non_null(y);
   for (int64_t i = 0; i < rows * width; i++) {
     const bool expected = stays(values + i / width * width, width, kept, i % width);
@@ -76,7 +76,7 @@ static void row_45_a_row_is_selected_alike_wherever_it_lies(void **state) {
   esp_tape *tape = esp_tape_create();
   esp_tensor *all = esp_tape_tensor(tape, 2, (const int64_t[]){MANY, WIDTH});
   fill_normal(all->data, MANY * WIDTH, 3);
-  const esp_neuron_selection selection = {KEPT, ESP_GATE_SILU};
+  const esp_neuron_selection selection = {.kept = KEPT, .ranking = ESP_GATE_SILU};
   const uint8_t *mask, *alone;
   assert_non_null(esp_neuron_top_k(tape, all, all, &selection, &mask));
   for (int64_t r = 0; r < MANY; r += 17) {
@@ -98,7 +98,7 @@ static void the_ranking_is_a_setting(void **state) {
   const uint8_t *mask;
   for (int before = 0; before < 2; before++) {
     bank.ranking = before ? ESP_RANK_PRE_ACTIVATION : ESP_RANK_ACTIVATION;
-    const esp_neuron_selection selection = esp_expert_bank_selection(&bank, 1);
+    const esp_neuron_selection selection = esp_expert_bank_selection(&bank, NULL, 1);
     assert_non_null(esp_neuron_top_k(tape, esp_swiglu(tape, pre), pre, &selection, &mask));
     assert_int_equal(mask[0], before);
     assert_int_equal(mask[1], !before);

@@ -107,12 +107,16 @@ ESP_API esp_tensor *esp_ragged_map(esp_tape *tape, esp_tensor *x, esp_tensor *ba
 typedef struct esp_neuron_selection {
   int64_t kept;
   esp_gate_kind ranking;
+  /* Where experts differ in width, a row of expert e, which are first_row[e] .. first_row[e + 1] - 1, has widths[e] <= f
+   * neurons, of which at most all are selected. widths NULL: all have f. Both must outlive the step. */
+  const int32_t *widths;
+  const int64_t *first_row;
 } esp_neuron_selection;
 
 /* Of each row of h [rows, f] the selected entries stay, the others become 0; ties go to the lower index, not-a-number
  * counts as the largest magnitude. pre [rows, f or 2 f]. The selection is a constant in backward: no gradient flows to
- * pre through it, and none to an entry that was not selected. Linear in f. Sets *mask, if it is not NULL, to [rows, f] in the step arena:
- * 1 where an entry stayed. */
+ * pre through it, and none to an entry that was not selected. Linear in f. Sets *mask, if it is not NULL, to
+ * [rows, f] in the step arena: 1 where an entry stayed. */
 ESP_API esp_tensor *esp_neuron_top_k(esp_tape *tape, esp_tensor *h, esp_tensor *pre,
                                      const esp_neuron_selection *selection, const uint8_t **mask);
 

@@ -113,7 +113,7 @@ static void mask_tied(const esp_real *x, int64_t width, int64_t kept, esp_real t
 /* x [width]: what the neurons are ranked by. */
 static void set_mask(threshold_search *search, const esp_real *x, int64_t width, int64_t kept, uint8_t *mask) {
   bool tied;
-  if (kept == width) {
+  if (kept >= width) {
     memset(mask, 1, (size_t)width);
     return;
   }
@@ -149,18 +149,28 @@ ESP_HOT static void apply_mask(const uint8_t *restrict mask, const esp_real *res
     for (int64_t j = 0; j < width; j++) y[j] = mask[j] ? x[j] : 0;
 }
 
+/* Neurons of row r, whose expert is *expert or a later one. */
+static int64_t neurons_of_row(const esp_neuron_selection *selection, int64_t width, int64_t r, int *expert) {
+  if (!selection->widths) return width;
+  while (r >= selection->first_row[*expert + 1]) ++*expert;
+  return selection->widths[*expert];
+}
+
 /* The row of y holds what the neurons are ranked by until the mask is known. */
 static void select_rows(void *context, int64_t begin, int64_t end) {
   const esp_node *node = context;
   const neuron_attributes *at = node->attributes;
+  int expert = 0;
   const esp_tensor *h = node->inputs[0], *pre = node->inputs[1];
   const int64_t width = esp_tensor_columns(h), columns = esp_tensor_columns(pre);
   threshold_search search = {.guess = 1};
   for (int64_t r = begin; r < end; r++) {
     esp_real *y = node->outputs[0]->data + r * width;
     uint8_t *mask = at->mask + r * width;
-    esp_gate_values(at->selection.ranking, pre->data + r * columns, width, y);
-    set_mask(&search, y, width, at->selection.kept, mask);
+    const int64_t neurons = neurons_of_row(&at->selection, width, r, &expert);
+    esp_gate_values(at->selection.ranking, pre->data + r * columns, neurons, y);
+    set_mask(&search, y, neurons, at->selection.kept, mask);
+    memset(mask + neurons, 0, (size_t)(width - neurons));
     apply_mask(mask, h->data + r * width, y, width, false);
   }
 }
