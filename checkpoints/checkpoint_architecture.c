@@ -91,8 +91,13 @@ static esp_status check_layout(const char *scope, const esp_expert_layout *layou
 esp_status esp_architecture_check(const esp_architecture *architecture) {
   const esp_model_config *config = &architecture->config;
   char scope[SCOPE_SIZE];
-  for (int i = 0; i < config->blocks; i++)
-    if (layer_scope(config, i, scope)) ESP_TRY(check_layout(scope, &architecture->layouts[i], &config->moe));
+  char problem[ESP_LAYOUT_PROBLEM_SIZE];
+  for (int i = 0; i < config->blocks; i++) {
+    if (!layer_scope(config, i, scope)) continue;
+    ESP_TRY(check_layout(scope, &architecture->layouts[i], &config->moe));
+    if (esp_factoring_problem(&architecture->layouts[i], config, problem))
+      return esp_fail(ESP_ERR_FORMAT, "the layer %s %s", scope, problem);
+  }
   return ESP_OK;
 }
 
@@ -100,8 +105,21 @@ esp_status esp_architecture_check(const esp_architecture *architecture) {
 
 /* neurons: of all experts together. */
 static double bank_elements(const esp_model_config *config, double experts, double neurons) {
-  const double columns = esp_activation_is_gated(config->feed_forward.activation) ? 2 * neurons : neurons;
+  const double columns = config->feed_forward.activation == ESP_ACTIVATION_SWIGLU ? 2 * neurons : neurons;
   return (columns + neurons) * config->width + columns + experts * config->width;
+}
+
+/* U, V, S with the numbers and importances of its rows, biases. */
+static double factored_elements(const esp_model_config *config, const esp_expert_layout *layout) {
+  const int hidden = esp_widest(layout, config->moe.hidden);
+  double elements = 0;
+  for (int side = 0; side < ESP_SIDES; side++) {
+    const double out = (double)esp_side_rows(config, side, hidden), in = side == ESP_SIDE_UP ? config->width : hidden;
+    const double parts = side == ESP_SIDE_UP ? out / hidden : 1;
+    elements += layout->stored * (layout->rank * (out + parts * in) + out);
+    for (int s = 0; s < layout->stored; s++) elements += layout->sparse_rows[side][s] * (in + 3);
+  }
+  return elements;
 }
 
 static double stem_elements(const esp_model_config *config) {
@@ -135,8 +153,9 @@ static double block_elements(const esp_architecture *architecture, int block) {
   if (esp_layer_kind_of(config, block) == ESP_LAYER_DENSE)
     return elements + bank_elements(config, 1, config->feed_forward.hidden);
   for (int s = 0; s < layout->stored; s++) neurons += esp_stored_width(layout, s, config->moe.hidden);
-  return elements + layout->experts * width + bank_elements(config, layout->stored, neurons) +
-         bank_elements(config, 1, config->moe.shared_hidden);
+  const double experts =
+      layout->rank ? factored_elements(config, layout) : bank_elements(config, layout->stored, neurons);
+  return elements + layout->experts * width + experts + bank_elements(config, 1, config->moe.shared_hidden);
 }
 
 double esp_architecture_elements(const esp_architecture *architecture) {
@@ -150,6 +169,19 @@ double esp_architecture_elements(const esp_architecture *architecture) {
 
 /* ---- writing ---- */
 
+static const char *const sparse_names[ESP_SIDES] = {"sparse_up_rows", "sparse_down_rows"};
+
+/* Only where experts are factored. */
+static esp_status write_factoring(hid_t group, const esp_expert_layout *layout) {
+  const esp_h5_array stored = esp_h5_numbers(H5T_STD_I32LE, H5T_NATIVE_INT32, layout->stored);
+  if (!layout->rank) return ESP_OK;
+  ESP_TRY(esp_h5_set_number(group, "rank", layout->rank));
+  ESP_TRY(esp_h5_set_number(group, "pruning", layout->pruning));
+  for (int side = 0; side < ESP_SIDES; side++)
+    ESP_TRY(esp_h5_write(group, sparse_names[side], &stored, layout->sparse_rows[side], 0));
+  return ESP_OK;
+}
+
 static esp_status write_layout(hid_t layers, const char *scope, esp_layer_kind kind, const esp_expert_layout *layout) {
   esp_h5_handles handles = {0};
   const esp_h5_array array = esp_h5_numbers(H5T_STD_I32LE, H5T_NATIVE_INT32, layout->experts);
@@ -162,6 +194,7 @@ static esp_status write_layout(hid_t layers, const char *scope, esp_layer_kind k
   if (status == ESP_OK) status = esp_h5_write(group, "index", &array, layout->index, 0);
   if (status == ESP_OK) status = esp_h5_write(group, "original_ids", &array, layout->original_ids, 0);
   if (status == ESP_OK && layout->widths[0]) status = esp_h5_write(group, "widths", &stored, layout->widths, 0);
+  if (status == ESP_OK) status = write_factoring(group, layout);
   esp_h5_close(&handles);
   return status;
 }
@@ -199,6 +232,23 @@ static esp_status read_widths(hid_t group, esp_expert_layout *layout) {
   return ESP_OK;
 }
 
+/* esp_factoring_problem() looks at what it says. */
+static esp_status read_factoring(hid_t group, esp_expert_layout *layout) {
+  const esp_h5_array stored = esp_h5_numbers(H5T_STD_I32LE, H5T_NATIVE_INT32, layout->stored);
+  int64_t rank, pruning;
+  if (!esp_h5_has_attribute(group, "rank")) return ESP_OK;
+  ESP_TRY(esp_h5_get_number(group, "rank", &rank));
+  ESP_TRY(esp_h5_get_number(group, "pruning", &pruning));
+  if (rank < 1 || rank > INT_MAX || pruning < 0 || pruning > 1)
+    return esp_fail(ESP_ERR_FORMAT, "`rank` %lld and `pruning` %lld; expected at least 1, and 0 or 1", (long long)rank,
+                    (long long)pruning);
+  layout->rank = (int)rank;
+  layout->pruning = pruning;
+  for (int side = 0; side < ESP_SIDES; side++)
+    ESP_TRY(esp_h5_read_array(group, sparse_names[side], &stored, layout->sparse_rows[side]));
+  return ESP_OK;
+}
+
 /* int32 [experts], the number of experts being what the attribute says. */
 static esp_status read_layout(hid_t group, esp_expert_layout *layout) {
   int64_t experts, stored;
@@ -213,7 +263,8 @@ static esp_status read_layout(hid_t group, esp_expert_layout *layout) {
   layout->stored = (int)stored;
   ESP_TRY(esp_h5_read_array(group, "index", &array, layout->index));
   ESP_TRY(esp_h5_read_array(group, "original_ids", &array, layout->original_ids));
-  return read_widths(group, layout);
+  ESP_TRY(read_widths(group, layout));
+  return read_factoring(group, layout);
 }
 
 static esp_status read_layer(hid_t layers, const char *scope, esp_expert_layout *layout) {

@@ -21,8 +21,13 @@ static uint64_t add_layout(uint64_t digest, const esp_expert_layout *layout) {
   digest = esp_fnv(digest, counts, sizeof counts);
   digest = esp_fnv(digest, layout->index, size);
   digest = esp_fnv(digest, layout->original_ids, size);
-  if (layout->widths[0] == 0) return digest; /* as the config says */
-  return esp_fnv(digest, layout->widths, (size_t)layout->stored * sizeof layout->widths[0]);
+  const size_t stored = (size_t)layout->stored * sizeof layout->widths[0];
+  if (layout->widths[0]) digest = esp_fnv(digest, layout->widths, stored); /* not as the config says */
+  if (layout->rank == 0) return digest;
+  const int32_t factoring[] = {layout->rank, layout->pruning};
+  digest = esp_fnv(digest, factoring, sizeof factoring);
+  for (int side = 0; side < ESP_SIDES; side++) digest = esp_fnv(digest, layout->sparse_rows[side], stored);
+  return digest;
 }
 
 static uint64_t add_parameter(uint64_t digest, const esp_parameter *p) {

@@ -176,6 +176,8 @@ static esp_status fail_read(const char *name) {
 
 bool esp_h5_has(hid_t place, const char *name) { return H5Lexists(place, name, H5P_DEFAULT) > 0; }
 
+bool esp_h5_has_attribute(hid_t place, const char *name) { return H5Aexists(place, name) > 0; }
+
 /* Says whether something is missing or damaged. */
 static esp_status fail_open(hid_t place, const char *name, const char *what) {
   if (H5Lexists(place, name, H5P_DEFAULT) == 0)

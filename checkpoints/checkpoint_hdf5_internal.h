@@ -57,6 +57,7 @@ esp_status esp_h5_get_number(hid_t place, const char *name, int64_t *value);
 esp_status esp_h5_make_group(esp_h5_handles *handles, hid_t place, const char *name, hid_t *group);
 esp_status esp_h5_open_group(esp_h5_handles *handles, hid_t place, const char *name, hid_t *group);
 bool esp_h5_has(hid_t place, const char *name);
+bool esp_h5_has_attribute(hid_t place, const char *name);
 
 /* Opens the dataset `name`, kept in `handles`, and sets array->rank and shape. Fails if its elements are not
  * of `kind` with `size` bytes each (0: any), if it has too many dimensions, or if so many elements cannot be

@@ -1,4 +1,5 @@
 #include "checkpoint_parts_internal.h"
+#include <espalier/factors.h>
 #include <espalier/memory.h>
 
 #include <errno.h>
@@ -129,6 +130,7 @@ esp_status esp_checkpoint_make_model(hid_t file, esp_architecture *architecture,
 static esp_status read_all(hid_t file, esp_architecture *architecture, esp_model **model, esp_checkpoint_info *info) {
   ESP_TRY(esp_checkpoint_make_model(file, architecture, model));
   ESP_TRY(esp_arrays_read(file, "parameters", (*model)->parameters, esp_parameters_values((*model)->parameters)));
+  for (int i = 0; i < esp_model_moe_count(*model); i++) ESP_TRY(esp_factors_check(&esp_model_moe(*model, i)->bank));
   ESP_TRY(check_digest(file, architecture, *model, info->digest));
   return esp_info_read(file, info);
 }

@@ -7,6 +7,7 @@
 #include <espalier/random.h>
 #include <espalier/parallel.h>
 #include <espalier/blas.h>
+#include <espalier/lapack.h>
 #include <espalier/tensor.h>
 #include <espalier/tape.h>
 #include <espalier/ops.h>

@@ -1,4 +1,5 @@
 #include <espalier/expert_bank.h>
+#include <espalier/factors.h>
 #include <espalier/moe_ops.h>
 #include <espalier/ops.h>
 
@@ -27,10 +28,17 @@ static esp_status declare(const declaration *d, esp_tensor **place, const char *
   return esp_take_parameter(place, p);
 }
 
+static esp_status declare_biases(declaration d, esp_expert_bank *bank, int64_t ups) {
+  const bool gated = bank->activation == ESP_ACTIVATION_SWIGLU;
+  ESP_TRY(declare(&d, &bank->up_bias, gated ? "gate_up_bias" : "up_bias", ups, 0, 0));
+  d.ragged = false; /* an expert's output has the same width as the others' */
+  return declare(&d, &bank->down_bias, "down_bias", bank->width, 0, 0);
+}
+
 esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope, int experts,
                                    int width, int hidden, const int32_t *widths, const esp_feed_forward_config *config,
                                    double residual_scale, bool identical) {
-  const bool gated = esp_activation_is_gated(config->activation);
+  const bool gated = config->activation == ESP_ACTIVATION_SWIGLU;
   declaration d = {parameters, scope, experts, widths ? 0 : hidden, widths != NULL, identical};
   for (int e = 0; widths && e < experts; e++) d.neurons += widths[e];
   const int64_t ups = gated ? 2 * d.neurons : d.neurons;
@@ -41,10 +49,21 @@ esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parame
                             .widths = widths};
   ESP_TRY(declare(&d, &bank->up, gated ? "gate_up" : "up", ups, width, 1 / sqrt(width)));
   ESP_TRY(declare(&d, &bank->down, "down", d.neurons, width, residual_scale / sqrt(hidden)));
-  if (!config->bias) return ESP_OK;
-  ESP_TRY(declare(&d, &bank->up_bias, gated ? "gate_up_bias" : "up_bias", ups, 0, 0));
-  d.ragged = false; /* an expert's output has the same width as the others' */
-  return declare(&d, &bank->down_bias, "down_bias", width, 0, 0);
+  return config->bias ? declare_biases(d, bank, ups) : ESP_OK;
+}
+
+esp_status esp_expert_bank_declare_factored(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
+                                            const esp_expert_layout *layout, int width, int hidden,
+                                            const esp_feed_forward_config *config) {
+  const bool gated = config->activation == ESP_ACTIVATION_SWIGLU;
+  const declaration d = {parameters, scope, layout->stored, hidden, false, false};
+  *bank = (esp_expert_bank){.activation = config->activation,
+                            .experts = layout->stored,
+                            .width = width,
+                            .hidden = hidden,
+                            .rank = layout->rank};
+  ESP_TRY(esp_factors_declare(bank, parameters, scope, layout));
+  return config->bias ? declare_biases(d, bank, gated ? 2 * hidden : hidden) : ESP_OK;
 }
 
 int esp_expert_width(const esp_expert_bank *bank, int expert) {
@@ -52,16 +71,16 @@ int esp_expert_width(const esp_expert_bank *bank, int expert) {
 }
 
 esp_expert_weights esp_expert_weights_of(const esp_expert_bank *bank, int expert) {
-  const bool gated = esp_activation_is_gated(bank->activation);
+  const bool gated = bank->activation == ESP_ACTIVATION_SWIGLU;
   const int64_t width = bank->width, neurons = esp_expert_width(bank, expert), ups = gated ? 2 : 1;
   int64_t first = 0;
   for (int e = 0; e < expert; e++) first += esp_expert_width(bank, e);
-  esp_real *rows = bank->up->data + ups * first * width;
+  esp_real *rows = bank->rank ? NULL : bank->up->data + ups * first * width;
   esp_real *biases = bank->up_bias ? bank->up_bias->data + ups * first : NULL;
   return (esp_expert_weights){.neurons = neurons,
                               .gate = gated ? rows : NULL,
-                              .up = gated ? rows + neurons * width : rows,
-                              .down = bank->down->data + first * width,
+                              .up = gated && rows ? rows + neurons * width : rows,
+                              .down = rows ? bank->down->data + first * width : NULL,
                               .gate_bias = gated ? biases : NULL,
                               .up_bias = gated && biases ? biases + neurons : biases,
                               .down_bias = bank->down_bias ? bank->down_bias->data + expert * width : NULL};
@@ -73,24 +92,10 @@ static esp_tensor *activate(esp_activation_kind kind, esp_tape *tape, esp_tensor
     return esp_relu(tape, pre);
   case ESP_ACTIVATION_GELU:
     return esp_gelu(tape, pre);
-  case ESP_ACTIVATION_SQUARED_RELU:
-    return esp_squared_relu(tape, pre);
   case ESP_ACTIVATION_SWIGLU:
-  case ESP_ACTIVATION_GLU:
-  case ESP_ACTIVATION_GEGLU:
-  case ESP_ACTIVATION_REGLU:
-  case ESP_ACTIVATION_SQUARED_REGLU:
     break;
   }
-  return esp_glu(tape, pre, esp_activation_gate(kind));
-}
-
-esp_neuron_selection esp_expert_bank_selection(const esp_expert_bank *bank, const int64_t *first_row, int64_t kept) {
-  const bool before = bank->ranking == ESP_RANK_PRE_ACTIVATION;
-  return (esp_neuron_selection){.kept = kept,
-                                .ranking = before ? ESP_GATE_IDENTITY : esp_activation_gate(bank->activation),
-                                .widths = bank->widths,
-                                .first_row = first_row};
+  return esp_swiglu(tape, pre);
 }
 
 static esp_tensor *apply_filter(const esp_expert_bank *bank, esp_tape *tape, const esp_neuron_filter *filter,
@@ -99,18 +104,20 @@ static esp_tensor *apply_filter(const esp_expert_bank *bank, esp_tape *tape, con
   esp_tensor *changed = trace->selected ? esp_tape_tensor(tape, 2, trace->selected->shape) : NULL;
   if (!changed) return NULL;
   memcpy(changed->data, trace->selected->data, (size_t)esp_tensor_count(changed) * sizeof *changed->data);
-  filter->rows(filter->context, bank, first_row, &(esp_bank_trace){trace->pre, trace->activation, changed, NULL, trace->mask});
+  filter->rows(filter->context, bank, first_row, &(esp_bank_trace){trace->pre, trace->activation, changed, NULL});
   return changed;
 }
 
 /* The maps to the neurons and back. */
 static esp_tensor *map_up(const esp_expert_bank *b, esp_tape *tape, esp_tensor *x, const int64_t *first_row) {
+  if (b->rank) return esp_factored_map(tape, x, &b->factors[ESP_SIDE_UP], b->up_bias, first_row, b->experts);
   if (!b->widths) return esp_grouped_map(tape, x, b->up, b->up_bias, true, first_row, b->experts);
-  const int parts = esp_activation_is_gated(b->activation) ? 2 : 1;
+  const int parts = b->activation == ESP_ACTIVATION_SWIGLU ? 2 : 1;
   return esp_ragged_map(tape, x, b->up, b->up_bias, true, first_row, b->experts, b->widths, parts);
 }
 
 static esp_tensor *map_down(const esp_expert_bank *b, esp_tape *tape, esp_tensor *x, const int64_t *first_row) {
+  if (b->rank) return esp_factored_map(tape, x, &b->factors[ESP_SIDE_DOWN], b->down_bias, first_row, b->experts);
   if (!b->widths) return esp_grouped_map(tape, x, b->down, b->down_bias, false, first_row, b->experts);
   return esp_ragged_map(tape, x, b->down, b->down_bias, false, first_row, b->experts, b->widths, 1);
 }
@@ -118,15 +125,14 @@ static esp_tensor *map_down(const esp_expert_bank *b, esp_tape *tape, esp_tensor
 esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
                                     const int64_t *first_row, int64_t kept, const esp_neuron_filter *filter,
                                     esp_bank_trace *trace) {
+  const bool gated = bank->activation == ESP_ACTIVATION_SWIGLU;
   esp_tensor *pre = map_up(bank, tape, x, first_row);
   esp_tensor *activation = activate(bank->activation, tape, pre), *selected = activation;
-  const esp_neuron_selection selection = esp_expert_bank_selection(bank, first_row, kept);
-  const uint8_t *mask = NULL;
-  if (kept < bank->hidden) selected = esp_neuron_top_k(tape, activation, pre, &selection, &mask);
+  if (kept < bank->hidden) selected = esp_neuron_top_k(tape, activation, gated ? pre : NULL, kept);
   if (filter)
-    selected = apply_filter(bank, tape, filter, first_row, &(esp_bank_trace){pre, activation, selected, NULL, mask});
+    selected = apply_filter(bank, tape, filter, first_row, &(esp_bank_trace){pre, activation, selected, NULL});
   esp_tensor *output = map_down(bank, tape, selected, first_row);
-  if (trace) *trace = (esp_bank_trace){pre, activation, selected, output, mask};
+  if (trace) *trace = (esp_bank_trace){pre, activation, selected, output};
   return output;
 }
 

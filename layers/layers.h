@@ -3,6 +3,7 @@
 #define ESPALIER_LAYERS_H
 
 #include <espalier/expert_bank.h>
+#include <espalier/factors.h>
 #include <espalier/model.h>
 #include <espalier/model_config.h>
 #include <espalier/moe_layer.h>

@@ -9,7 +9,7 @@ static int64_t norm_size(const esp_model_config *config, int64_t width) {
 }
 
 /* --- one feed-forward network, one token ----------------------------------------------------------------
- * With three matrices the neurons are ranked by W_gate x, with two by W_up x: that one is needed in full. */
+ * With SwiGLU the neurons are ranked by W_gate x, with two matrices by W_up x: that one is needed in full. */
 
 typedef struct expert_cost {
   int64_t parameters, activated, activated_selected;
@@ -19,7 +19,7 @@ typedef struct expert_cost {
 static expert_cost cost_of_expert(const esp_model_config *config, int64_t hidden, int64_t kept) {
   const esp_feed_forward_config *f = &config->feed_forward;
   const int64_t width = config->width;
-  const int64_t ups = esp_activation_is_gated(f->activation) ? 2 : 1; /* matrices before the activation */
+  const int64_t ups = f->activation == ESP_ACTIVATION_SWIGLU ? 2 : 1; /* matrices before the activation */
   const int64_t up_row = width + f->bias, down_bias = f->bias ? width : 0;
   const int64_t skippable = (ups - 1) * up_row + width; /* of a neuron, if it is not selected */
   return (expert_cost){
@@ -29,6 +29,18 @@ static expert_cost cost_of_expert(const esp_model_config *config, int64_t hidden
       .flops = 2.0 * (double)(hidden * (ups + 1) * width),
       .flops_selected = 2.0 * (double)(hidden * width + kept * ups * width),
   };
+}
+
+/* U V + S in the place of each matrix; the numbers of S's rows are structure, not parameters. A MoNE's neurons are selected
+ * after all has been computed. */
+static expert_cost cost_of_factored(const esp_model_config *config, const esp_expert_layout *layout, int stored) {
+  const int64_t hidden = esp_stored_width(layout, stored, config->moe.hidden), width = config->width;
+  const int64_t ups = esp_side_rows(config, ESP_SIDE_UP, (int)hidden);
+  const int64_t factors = (ups / hidden + 1) * layout->rank * (hidden + width);
+  const int64_t sparse = layout->sparse_rows[ESP_SIDE_UP][stored] * width + layout->sparse_rows[ESP_SIDE_DOWN][stored] * hidden;
+  const int64_t size = factors + sparse + (config->feed_forward.bias ? ups + width : 0);
+  const double flops = 2.0 * (double)(factors + sparse);
+  return (expert_cost){size, size, size, flops, flops};
 }
 
 /* --- layers: all FLOPs are those of one image ----------------------------------------------------------- */
@@ -67,7 +79,9 @@ static void sum_experts(const place *at, int kept, expert_cost *stored, expert_c
   *stored = *served = (expert_cost){0};
   for (int s = 0; s < stored_experts(at); s++) {
     const int width = at->layout ? esp_stored_width(at->layout, s, hidden) : hidden;
-    const expert_cost cost = cost_of_expert(at->config, width, smaller(kept, width));
+    const bool factored = at->layout && at->layout->rank;
+    const expert_cost cost = factored ? cost_of_factored(at->config, at->layout, s)
+                                      : cost_of_expert(at->config, width, smaller(kept, width));
     add_expert(stored, &cost);
     for (int e = 0; e < logical_experts(at); e++)
       if ((at->layout ? at->layout->index[e] : e) == s) add_expert(served, &cost);
@@ -159,7 +173,7 @@ static void count_moe(esp_layer_cost *layer, const place *at) {
   int served, routable;
   expert_cost all, chosen;
   count_experts(at, 0, logical_experts(at), &served, &routable);
-  sum_experts(at, esp_neurons_kept(at->config, at->index), &all, &chosen);
+  sum_experts(at, esp_neurons_kept(at->config, layer->kind), &all, &chosen);
   const expert_cost shared = cost_of_expert(at->config, moe->shared_hidden, moe->shared_hidden);
   const int64_t always = always_size(at, shared), stored = stored_experts(at);
   const bool soft = moe->router.policy == ESP_ROUTER_SOFT, taken = moe->router.policy == ESP_ROUTER_EXPERT_CHOICE;

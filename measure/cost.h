@@ -17,6 +17,7 @@ extern "C" {
  *   activated_selected  the same, but of a MoNE's experts the kept neurons' rows only, of W_gate too
  *   touched             those that the forward pass of one whole image may read: its tokens choose different
  *                       experts, tokens x k at most, and a MoNE's neurons are masked after they are computed
+ * Factored experts (factors.h) have U, V and the rows of S that are there; their numbers do not count.
  *
  * How FLOPs are counted: matrix products and convolutions, a multiply-add as two; norms, activations,
  * softmaxes, biases and sums are left out. A mixture layer counts the rows that its stored experts compute:

@@ -7,6 +7,7 @@
 #include <espalier/expert_scores.h>
 #include <espalier/report.h>
 #include <espalier/router_change.h>
+#include <espalier/stable_rank.h>
 #include <espalier/statistics.h>
 
 #endif

@@ -2,6 +2,8 @@
  * reconstruction: that AIMER's lowest ratio goes first (it calls its score an importance), and that one ratio is taken
  * over all matrices of an expert together, without biases. */
 #include "criteria_internal.h"
+#include <espalier/factors.h>
+#include <espalier/memory.h>
 #include <espalier/random.h>
 
 #include <math.h>
@@ -20,23 +22,27 @@ typedef struct weight_sums {
   double count, magnitudes, squares;
 } weight_sums;
 
-static void add_matrix(weight_sums *sums, const esp_real *w, int64_t size) {
-  if (!w) return;
+/* Of factored experts it is the product that counts. */
+static esp_status add_matrix(weight_sums *sums, const esp_expert_bank *bank, int stored, int index) {
+  const esp_expert_matrix m = esp_expert_matrix_at(bank, stored, index);
+  const int64_t size = m.out * m.in;
+  double *w = esp_alloc((size_t)size, sizeof *w);
+  if (!w) return ESP_ERR_MEMORY;
+  esp_expert_matrix_read(bank, stored, &m, w);
   for (int64_t i = 0; i < size; i++) {
-    sums->magnitudes += fabs((double)w[i]);
-    sums->squares += (double)w[i] * (double)w[i];
+    sums->magnitudes += fabs(w[i]);
+    sums->squares += w[i] * w[i];
   }
   sums->count += (double)size;
+  esp_free(w);
+  return ESP_OK;
 }
 
-static weight_sums sums_of(const esp_moe *moe, int expert) {
-  weight_sums sums = {0};
-  const esp_expert_weights w = esp_expert_weights_of(&moe->bank, (int)moe->layout.index[expert]);
-  const int64_t size = w.neurons * moe->bank.width;
-  add_matrix(&sums, w.gate, size);
-  add_matrix(&sums, w.up, size);
-  add_matrix(&sums, w.down, size);
-  return sums;
+static esp_status sums_of(weight_sums *sums, const esp_moe *moe, int expert) {
+  *sums = (weight_sums){0};
+  for (int i = 0; i < esp_expert_matrix_count(&moe->bank); i++)
+    ESP_TRY(add_matrix(sums, &moe->bank, (int)moe->layout.index[expert], i));
+  return ESP_OK;
 }
 
 static double norm_of(const weight_sums *sums) { return sqrt(sums->squares); }
@@ -52,7 +58,8 @@ static esp_status score_weights(const esp_criterion_inputs *inputs, esp_plan *pl
     const esp_moe *moe = esp_model_moe(inputs->model, i);
     for (int e = 0; e < plan->layers[i].experts; e++) {
       if (moe->layout.index[e] < 0) continue;
-      const weight_sums sums = sums_of(moe, e);
+      weight_sums sums;
+      ESP_TRY(sums_of(&sums, moe, e));
       plan->layers[i].score[e] = value(&sums);
     }
   }

@@ -2,6 +2,7 @@
 #ifndef ESPALIER_PRUNE_H
 #define ESPALIER_PRUNE_H
 
+#include <espalier/compress.h>
 #include <espalier/criteria.h>
 #include <espalier/plan.h>
 #include <espalier/surgeon.h>

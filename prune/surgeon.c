@@ -1,3 +1,4 @@
+#include <espalier/factors.h>
 #include <espalier/memory.h>
 #include <espalier/surgeon.h>
 
@@ -32,10 +33,14 @@ static void plan_operation(operation *o, const esp_layer_plan *plan, const esp_e
   for (int e = 0; e < plan->experts; e++)
     if (plan->target[e] >= 0) place[old->index[plan->target[e]]] = 0;
   memset(o, 0, sizeof *o);
+  o->layout.rank = old->rank;
+  o->layout.pruning = old->pruning;
   for (int s = 0; s < old->stored; s++) {
     if (place[s] < 0) continue;
     place[s] = (int32_t)o->layout.stored;
     o->layout.widths[o->layout.stored] = (int32_t)esp_stored_width(old, s, hidden);
+    for (int side = 0; side < ESP_SIDES; side++)
+      o->layout.sparse_rows[side][o->layout.stored] = old->sparse_rows[side][s];
     o->old_stored[o->layout.stored++] = (int32_t)s;
   }
   for (int e = 0; e < plan->experts; e++) {
@@ -59,6 +64,24 @@ static void copy(esp_real *target, const esp_real *source, int64_t count) {
   if (target) memcpy(target, source, (size_t)count * sizeof *target);
 }
 
+/* Rows of the tensor `target` from the to-th on become those of `source` from the from-th on. */
+static void copy_rows(const esp_tensor *target, int64_t to, const esp_tensor *source, int64_t from, int64_t count) {
+  if (!target) return;
+  const int64_t size = esp_tensor_count(source) / source->shape[0];
+  copy(target->data + to * size, source->data + from * size, count * size);
+}
+
+static void copy_factors(const esp_factors *target, int to, const esp_factors *source, int from) {
+  const int64_t first = esp_first_sparse_row(target, to), old = esp_first_sparse_row(source, from);
+  const int64_t count = source->counts[from];
+  copy_rows(target->u, to, source->u, from, 1);
+  copy_rows(target->v, to, source->v, from, 1);
+  copy_rows(target->s, first, source->s, old, count);
+  copy_rows(target->rows, first, source->rows, old, count);
+  copy_rows(target->importance, first, source->importance, old, count);
+  copy_rows(target->last_importance, first, source->last_importance, old, count);
+}
+
 static void copy_expert(const esp_expert_bank *target, int to, const esp_expert_bank *source, int from) {
   const esp_expert_weights t = esp_expert_weights_of(target, to), s = esp_expert_weights_of(source, from);
   copy(t.gate, s.gate, s.neurons * source->width);
@@ -67,6 +90,8 @@ static void copy_expert(const esp_expert_bank *target, int to, const esp_expert_
   copy(t.up_bias, s.up_bias, s.neurons);
   copy(t.down, s.down, s.neurons * source->width);
   copy(t.down_bias, s.down_bias, source->width);
+  for (int side = 0; source->rank && side < ESP_SIDES; side++)
+    copy_factors(&target->factors[side], to, &source->factors[side], from);
 }
 
 static void copy_layer(const esp_moe *target, const esp_moe *source, const operation *o) {

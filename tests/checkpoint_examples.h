@@ -46,10 +46,11 @@ static inline esp_model_config small_config(void) {
 
 /* Uneven layers: two experts zeroed and two stored in another order; one row removed, and experts of different
  * widths; two merged and one masked, and all narrower than the config says. */
-static const esp_expert_layout pruned[] = {{0},
-                                           {4, 2, {1, ESP_EXPERT_ZERO, 0, ESP_EXPERT_ZERO}, {0, 1, 2, 3}, {0}},
-                                           {3, 3, {0, 1, 2}, {0, 2, 3}, {6, 2, 5}},
-                                           {4, 2, {0, ESP_EXPERT_MASKED, 1, 1}, {0, 1, 2, 3}, {3, 3}}};
+static const esp_expert_layout pruned[] = {
+    {0},
+    {.experts = 4, .stored = 2, .index = {1, ESP_EXPERT_ZERO, 0, ESP_EXPERT_ZERO}, .original_ids = {0, 1, 2, 3}},
+    {.experts = 3, .stored = 3, .index = {0, 1, 2}, .original_ids = {0, 2, 3}, .widths = {6, 2, 5}},
+    {.experts = 4, .stored = 2, .index = {0, ESP_EXPERT_MASKED, 1, 1}, .original_ids = {0, 1, 2, 3}, .widths = {3, 3}}};
 
 static inline esp_optimizer *make_optimizer(const esp_model *of, esp_optimizer_kind kind) {
   esp_optimizer_config config = esp_optimizer_defaults;

@@ -194,24 +194,8 @@ static esp_tensor *gelu_tanh(example *e) {
   return example_loss(e, esp_gelu_tanh(e->tape, example_normal(e, SHAPE(9, 5))));
 }
 
-static esp_tensor *squared_relu(example *e) {
-  return example_loss(e, esp_squared_relu(e->tape, example_apart(e, SHAPE(9, 5))));
-}
-
 static esp_tensor *swiglu(example *e) {
   return example_loss(e, esp_swiglu(e->tape, example_normal(e, SHAPE(2, 3, 10))));
-}
-
-static const esp_gate_kind all_gates[] = {ESP_GATE_IDENTITY, ESP_GATE_RELU,    ESP_GATE_GELU,
-                                          ESP_GATE_SILU,     ESP_GATE_SIGMOID, ESP_GATE_SQUARED_RELU};
-enum { ALL_GATES = sizeof all_gates / sizeof all_gates[0] };
-
-/* Two ops feed on the same rows, so that the second one adds to the first one's gradient. */
-static esp_tensor *glu_of_each_gate(example *e) {
-  esp_tensor *x = example_apart(e, SHAPE(3, 10)), *sum = example_loss(e, esp_glu(e->tape, x, all_gates[0]));
-  for (int i = 1; i < ALL_GATES; i++)
-    sum = esp_add(e->tape, sum, esp_scale(e->tape, example_loss(e, esp_glu(e->tape, x, all_gates[i])), 1 + i / 8.0));
-  return sum;
 }
 
 static esp_tensor *dropout(example *e) {
@@ -367,8 +351,10 @@ static esp_tensor *many_rows(example *e) {
 
 enum { Z = ESP_EXPERT_ZERO, M = ESP_EXPERT_MASKED };
 
-static const esp_expert_layout layout = {5, 3, {0, Z, 1, M, 2}, {0, 1, 2, 3, 4}, {0}};
-static const esp_expert_layout large_layout = {7, 3, {0, M, 1, Z, 2, 0, Z}, {0, 1, 2, 3, 4, 5, 6}, {0}};
+static const esp_expert_layout layout = {
+    .experts = 5, .stored = 3, .index = {0, Z, 1, M, 2}, .original_ids = {0, 1, 2, 3, 4}};
+static const esp_expert_layout large_layout = {
+    .experts = 7, .stored = 3, .index = {0, M, 1, Z, 2, 0, Z}, .original_ids = {0, 1, 2, 3, 4, 5, 6}};
 
 /* What a router may have decided for 5 tokens with `layout`: zero experts are chosen, expert 2 is not. */
 static const esp_routing routing = {
@@ -430,7 +416,8 @@ static esp_tensor *route_loss(example *e, esp_tensor *logits, int k, const esp_r
 }
 
 /* 12 tokens of 6 images in 2 members of 3 experts, one of them a zero expert; with bias, noise and capacity. */
-static const esp_expert_layout member_layout = {6, 5, {0, 1, 2, 3, Z, 4}, {0, 1, 2, 3, 4, 5}, {0}};
+static const esp_expert_layout member_layout = {
+    .experts = 6, .stored = 5, .index = {0, 1, 2, 3, Z, 4}, .original_ids = {0, 1, 2, 3, 4, 5}};
 
 static esp_tensor *route_members(example *e) {
   static const esp_real bias[] = {0.125, -0.25, 0.0625, 0, 0.25, -0.125};
@@ -606,26 +593,50 @@ static esp_tensor *ragged_maps_of_experts(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(8, 3)), *up = example_normal(e, SHAPE(18, 3));
   esp_tensor *down = example_normal(e, SHAPE(9, 3));
   esp_tensor *pre = esp_ragged_map(e->tape, x, up, NULL, true, ragged_groups, 4, ragged_widths, 2);
-  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, &(esp_neuron_selection){.kept = 2, .ranking = ESP_GATE_SILU}, NULL);
+  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, 2);
   return example_loss(e, esp_ragged_map(e->tape, kept, down, NULL, false, ragged_groups, 4, ragged_widths, 1));
 }
 
-/* By the values themselves. */
+/* Lists of sparse rows: some, none (of an empty group), all, one. */
+static const int32_t sparse_counts[] = {2, 0, 4, 1}, no_counts[] = {0, 0, 0, 0};
+static esp_real row_numbers[] = {1, 3, 0, 1, 2, 3, 2}, unused_row[] = {0, 0, 0};
+
+static esp_tensor *factored(example *e, esp_tensor *x, int parts, const int32_t *counts, bool bias) {
+  const bool none = counts == no_counts;
+  esp_tensor *rows = esp_tape_take(e->tape, sizeof *rows), *unused = esp_tape_take(e->tape, sizeof *unused);
+  if (!rows || !unused) return NULL;
+  *rows = (esp_tensor){.data = none ? unused_row : row_numbers, .rank = 1, .shape = {none ? 1 : 7}};
+  *unused = (esp_tensor){.data = unused_row, .rank = 2, .shape = {1, 3}};
+  const esp_factors factors = {.parts = parts,
+                               .counts = counts,
+                               .u = example_normal(e, SHAPE(4, 4, 2)),
+                               .v = example_normal(e, SHAPE(4, 2 * parts, 3)),
+                               .s = none ? unused : example_normal(e, SHAPE(7, 3)),
+                               .rows = rows};
+  esp_tensor *biases = bias ? example_normal(e, SHAPE(4, 4)) : NULL;
+  return example_loss(e, esp_factored_map(e->tape, x, &factors, biases, groups, 4));
+}
+
+static esp_tensor *factored_map(example *e) {
+  return factored(e, example_normal(e, SHAPE(8, 3)), 1, sparse_counts, false);
+}
+
+static esp_tensor *factored_map_parts(example *e) {
+  return factored(e, example_normal(e, SHAPE(8, 3)), 2, sparse_counts, true);
+}
+
+static esp_tensor *factored_map_low_rank(example *e) {
+  return factored(e, example_normal(e, SHAPE(8, 3)), 2, no_counts, false);
+}
+
 static esp_tensor *neuron_top_k(example *e) {
-  esp_tensor *h = example_apart(e, SHAPE(4, 9));
-  return example_loss(e, esp_neuron_top_k(e->tape, h, h, &(esp_neuron_selection){.kept = 4, .ranking = ESP_GATE_IDENTITY}, NULL));
+  return example_loss(e, esp_neuron_top_k(e->tape, example_apart(e, SHAPE(4, 9)), NULL, 4));
 }
 
 /* The gradient of `pre` is that of the activation alone. */
 static esp_tensor *neuron_top_k_pre(example *e) {
-  esp_tensor *pre = example_apart(e, SHAPE(4, 18)), *sum = NULL;
-  for (int i = 0; i < ALL_GATES; i++) {
-    const esp_neuron_selection selection = {.kept = 4, .ranking = all_gates[i]};
-    esp_tensor *kept = esp_neuron_top_k(e->tape, esp_glu(e->tape, pre, all_gates[i]), pre, &selection, NULL);
-    esp_tensor *loss = example_loss(e, kept);
-    sum = sum ? esp_add(e->tape, sum, loss) : loss;
-  }
-  return sum;
+  esp_tensor *pre = example_apart(e, SHAPE(4, 18));
+  return example_loss(e, esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, 4));
 }
 
 static esp_tensor *combine(example *e) {
@@ -648,7 +659,7 @@ static esp_tensor *balance_loss_of_first_choices(example *e) {
 
 /* 20 tokens of 10 images, 2 members of 4 experts each, one masked; groups of 4 and of 2 tokens. */
 static const esp_expert_layout masked_member_layout = {
-    8, 7, {0, 1, 2, 3, 4, M, 5, 6}, {0, 1, 2, 3, 4, 5, 6, 7}, {0}};
+    .experts = 8, .stored = 7, .index = {0, 1, 2, 3, 4, M, 5, 6}, .original_ids = {0, 1, 2, 3, 4, 5, 6, 7}};
 
 static esp_route_request member_request(void) {
   esp_route_request request = esp_plain_request(&loss_config, &masked_member_layout, 2, 20);
@@ -704,7 +715,7 @@ static esp_tensor *mixture(example *e) {
       esp_add(e->tape, esp_balance_loss(e->tape, routed.scores, r, &request), esp_z_loss(e->tape, logits, &request));
   esp_tensor *rows = esp_dispatch(e->tape, x, r);
   esp_tensor *pre = esp_grouped_map(e->tape, rows, up, NULL, true, r->first_row, r->stored);
-  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, &(esp_neuron_selection){.kept = 3, .ranking = ESP_GATE_SILU}, NULL);
+  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, 3);
   rows = esp_grouped_map(e->tape, kept, down, NULL, false, r->first_row, r->stored);
   return esp_add(e->tape, losses, example_loss(e, esp_combine(e->tape, rows, gates, r)));
 }
@@ -731,9 +742,7 @@ const op_example op_examples[] = {
     {"silu", "normal numbers", silu},
     {"gelu", "normal numbers", gelu},
     {"gelu tanh", "normal numbers", gelu_tanh},
-    {"squared relu", "away from 0", squared_relu},
-    {"glu", "SwiGLU, rank 3", swiglu},
-    {"glu", "every gate", glu_of_each_gate},
+    {"swiglu", "rank 3", swiglu},
     {"dropout", "a fixed mask", dropout},
     {"softmax", "rank 3", softmax},
     {"log softmax", "rank 3", log_softmax},
@@ -790,8 +799,11 @@ const op_example op_examples[] = {
     {"grouped map", "groups of different widths in two parts, up", ragged_map_up},
     {"grouped map", "groups of different widths, down", ragged_map_down},
     {"grouped map", "experts of different widths with a neuron selection", ragged_maps_of_experts},
+    {"factored map", "some rows, none, all", factored_map},
+    {"factored map", "gate and up side by side, bias", factored_map_parts},
+    {"factored map", "no sparse rows at all", factored_map_low_rank},
     {"neuron top-k", "largest of the values themselves", neuron_top_k},
-    {"neuron top-k", "largest by the activation of every gate", neuron_top_k_pre},
+    {"neuron top-k", "largest by the gate's activation", neuron_top_k_pre},
     {"neuron top-k", "in a whole mixture layer", mixture},
     {"combine", "zero experts", combine},
     {"combine", "tokens without and with several slots", uneven_combine},

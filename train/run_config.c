@@ -29,12 +29,22 @@ static const cyaml_schema_field_t distillation_fields[] = {
     CYAML_FIELD_FLOAT("temperature", CYAML_FLAG_DEFAULT, esp_distillation_config, temperature),
     CYAML_FIELD_BOOL("squared", CYAML_FLAG_DEFAULT, esp_distillation_config, squared), CYAML_FIELD_END};
 
+static const cyaml_schema_field_t compression_fields[] = {
+    CYAML_FIELD_INT("rank", CYAML_FLAG_DEFAULT, esp_compression_config, rank),
+    CYAML_FIELD_FLOAT("keep", CYAML_FLAG_DEFAULT, esp_compression_config, keep),
+    CYAML_FIELD_FLOAT("start", CYAML_FLAG_DEFAULT, esp_compression_config, start),
+    CYAML_FIELD_FLOAT("finish", CYAML_FLAG_DEFAULT, esp_compression_config, finish),
+    CYAML_FIELD_FLOAT("beta", CYAML_FLAG_DEFAULT, esp_compression_config, beta),
+    CYAML_FIELD_STRING("exclude", CYAML_FLAG_DEFAULT, esp_compression_config, exclude, 0),
+    CYAML_FIELD_END};
+
 static const cyaml_schema_field_t run_fields[] = {
     CYAML_FIELD_MAPPING("model", CYAML_FLAG_DEFAULT, esp_run_config, model, esp_model_fields),
     CYAML_FIELD_MAPPING("optimizer", CYAML_FLAG_DEFAULT, esp_run_config, optimizer, esp_optimizer_fields),
     CYAML_FIELD_MAPPING("augmentation", CYAML_FLAG_DEFAULT, esp_run_config, augmentation, augmentation_fields),
     CYAML_FIELD_MAPPING("training", CYAML_FLAG_DEFAULT, esp_run_config, training, training_fields),
     CYAML_FIELD_MAPPING("distillation", CYAML_FLAG_DEFAULT, esp_run_config, distillation, distillation_fields),
+    CYAML_FIELD_MAPPING("compression", CYAML_FLAG_DEFAULT, esp_run_config, compression, compression_fields),
     CYAML_FIELD_END};
 
 static const cyaml_schema_value_t run_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, esp_run_config, run_fields)};
@@ -51,13 +61,15 @@ static esp_run_config defaults(void) {
                                        .alarm_evaluations = 3,
                                        .checkpoint_minutes = 5,
                                        .compression = 1},
-                          .distillation = {.weight = 0.2, .temperature = 2}};
+                          .distillation = {.weight = 0.2, .temperature = 2},
+                          .compression = esp_compression_defaults};
 }
 
 static esp_status check(const esp_run_config *config) {
   const esp_training_config *t = &config->training;
   const esp_distillation_config *d = &config->distillation;
   ESP_TRY(esp_optimizer_config_check(&config->optimizer));
+  ESP_TRY(esp_compression_config_check(&config->compression));
   const struct {
     const char *key;
     double value, least, most;

@@ -5,6 +5,7 @@
 #include <espalier/augment.h>
 #include <espalier/model_config.h>
 #include <espalier/optimizer.h>
+#include <espalier/row_pruning.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -38,6 +39,7 @@ typedef struct esp_run_config {
   esp_augmentation augmentation;
   esp_training_config training;
   esp_distillation_config distillation;
+  esp_compression_config compression; /* of a model whose experts are factored and being pruned; else not used */
 } esp_run_config;
 
 /* The defaults, overlaid by the YAML file `path` (NULL: none) and by overrides "section.key=value". Values are

@@ -9,6 +9,7 @@
 #include <espalier/metrics.h>
 #include <espalier/progress.h>
 #include <espalier/routing_log.h>
+#include <espalier/row_pruning.h>
 #include <espalier/run_config.h>
 #include <espalier/run_folder.h>
 #include <espalier/trainer.h>

@@ -72,6 +72,7 @@ typedef struct run {
   const esp_training_job *job;
   esp_optimizer *optimizer;
   esp_distillation *distillation;
+  esp_row_pruning *pruning; /* NULL: no rows of factored experts are being pruned */
   esp_loader *loader;
   esp_tape *tape;
   esp_metrics *metrics;
@@ -142,7 +143,7 @@ static esp_status evaluate(run *r, int64_t limit) {
     job->info->progress.best_step = r->step;
   }
   ESP_TRY(save(r, ESP_LAST_CHECKPOINT));
-  if (best) ESP_TRY(save(r, "best.h5"));
+  if (best && !r->pruning) ESP_TRY(save(r, "best.h5")); /* while rows are pruned, the best is the least pruned */
   restart_window(r);
   return ESP_OK;
 }
@@ -160,6 +161,9 @@ static esp_status do_step(run *r) {
   ESP_TRY(esp_training_step(r->job->model, r->optimizer, r->tape, batch, &pass, config->training.label_smoothing, share,
                             r->distillation, &result));
   r->step++;
+  if (r->pruning)
+    esp_row_pruning_step(r->pruning, config->compression.beta,
+                         esp_compression_share(&config->compression, r->step, r->steps));
   esp_window *w = &r->window;
   w->steps++;
   w->images += batch->count;
@@ -244,6 +248,7 @@ static esp_status prepare(run *r) {
   ESP_TRY(esp_parameters_freeze(job->model->parameters, config->training.freeze));
   ESP_TRY(take_teacher(r));
   ESP_TRY(esp_optimizer_create(&r->optimizer, &config->optimizer, job->model->parameters));
+  ESP_TRY(esp_row_pruning_create(&r->pruning, job->model));
   if (job->resume_from) {
     ESP_TRY(esp_checkpoint_load_optimizer(job->resume_from, r->optimizer));
     r->step = r->saved_step = job->info->progress.step;
@@ -284,6 +289,7 @@ esp_status esp_train(const esp_training_job *job, esp_training_result *result) {
                             .step_memory = r.tape ? esp_arena_capacity(esp_tape_arena(r.tape)) : 0};
   const esp_status metrics = esp_metrics_close(r.metrics), routing = esp_routing_log_close(r.routing);
   esp_distillation_free(r.distillation);
+  esp_row_pruning_free(r.pruning);
   esp_tape_free(r.tape);
   esp_loader_close(r.loader);
   esp_optimizer_free(r.optimizer);

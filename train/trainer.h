@@ -3,6 +3,7 @@
 #define ESPALIER_TRAINER_H
 
 #include <espalier/checkpoint.h>
+#include <espalier/evaluate.h>
 #include <espalier/distillation.h>
 #include <espalier/loader.h>
 #include <espalier/run_config.h>

@@ -63,7 +63,7 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
                    .block = block,
                    .kind = kind,
                    .config = config->moe,
-                   .neurons_kept = esp_neurons_kept(config, block),
+                   .neurons_kept = esp_neurons_kept(config, kind),
                    .policy = esp_router_policy_of(config->moe.router.policy),
                    .has_shared = config->moe.shared_hidden > 0};
   if (layout)
@@ -71,6 +71,9 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
   else
     esp_expert_layout_full(&moe->layout, config->moe.experts);
   ESP_TRY(check_layout(moe));
+  char problem[ESP_LAYOUT_PROBLEM_SIZE];
+  if (esp_factoring_problem(&moe->layout, config, problem))
+    return esp_fail(ESP_ERR_CONFIG, "%s %s", scope, problem);
   const int hidden = esp_widest(&moe->layout, config->moe.hidden);
   esp_settle_widths(&moe->layout, config->moe.hidden);
   if (moe->neurons_kept > hidden || kind != ESP_LAYER_MONE) moe->neurons_kept = hidden;
@@ -78,10 +81,13 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
   snprintf(bank_scope, sizeof bank_scope, "%s.experts", scope);
   snprintf(shared_scope, sizeof shared_scope, "%s.shared", scope);
   ESP_TRY(declare_router(moe, parameters, config));
-  ESP_TRY(esp_expert_bank_declare(&moe->bank, parameters, bank_scope, moe->layout.stored, config->width, hidden,
-                                  esp_is_ragged(&moe->layout, config->moe.hidden) ? moe->layout.widths : NULL,
-                                  &config->feed_forward, residual_scale, config->moe.identical_experts));
-  moe->bank.ranking = config->moe.neuron_ranking;
+  if (moe->layout.rank)
+    ESP_TRY(esp_expert_bank_declare_factored(&moe->bank, parameters, bank_scope, &moe->layout, config->width, hidden,
+                                             &config->feed_forward));
+  else
+    ESP_TRY(esp_expert_bank_declare(&moe->bank, parameters, bank_scope, moe->layout.stored, config->width, hidden,
+                                    esp_is_ragged(&moe->layout, config->moe.hidden) ? moe->layout.widths : NULL,
+                                    &config->feed_forward, residual_scale, config->moe.identical_experts));
   if (!moe->has_shared) return ESP_OK;
   return esp_expert_bank_declare(&moe->shared, parameters, shared_scope, 0, config->width, config->moe.shared_hidden,
                                  NULL, &config->feed_forward, residual_scale, false);

@@ -20,6 +20,9 @@ enum {
   ESP_EXPERT_MASKED = -2 /* removed and never routed to: its logit counts as -infinity */
 };
 
+/* The two sides of an expert: the matrices to the neurons (gate | up), and back (down). */
+enum { ESP_SIDE_UP, ESP_SIDE_DOWN, ESP_SIDES };
+
 /* Which experts a layer has. Logical experts are the router's outputs; stored experts are those in the bank. */
 typedef struct esp_expert_layout {
   int experts; /* logical */
@@ -27,6 +30,9 @@ typedef struct esp_expert_layout {
   int32_t index[ESP_MAX_EXPERTS];        /* [experts] logical -> stored, or ESP_EXPERT_ZERO or _MASKED */
   int32_t original_ids[ESP_MAX_EXPERTS]; /* [experts] which expert of the unpruned layer this was */
   int32_t widths[ESP_MAX_EXPERTS];       /* [stored] neurons of each; 0: as many as the config says */
+  int rank;     /* > 0: matrices are factored, U V + S (factors.h), U V having this rank; widths do not differ then */
+  bool pruning; /* factored, and rows of S are being pruned: the bank holds their importance */
+  int32_t sparse_rows[ESP_SIDES][ESP_MAX_EXPERTS]; /* [stored] factored: rows of S that are there */
 } esp_expert_layout;
 
 /* The layout of an unpruned layer. */
@@ -43,6 +49,15 @@ ESP_API bool esp_is_ragged(const esp_expert_layout *layout, int hidden);
 
 /* Says the same widths in the one way that is kept: none at all if every expert has `hidden` neurons, else all. */
 ESP_API void esp_settle_widths(esp_expert_layout *layout, int hidden);
+
+/* Rows of a matrix W of one side, gate | up counting as one, of experts with `hidden` neurons. */
+ESP_API int64_t esp_side_rows(const esp_model_config *config, int side, int hidden);
+
+/* Whether the layout's rank and sparse rows cannot be those of a layer of this model; `problem` then says why: "has a
+ * rank of 9 ...". */
+enum { ESP_LAYOUT_PROBLEM_SIZE = 160 };
+ESP_API bool esp_factoring_problem(const esp_expert_layout *layout, const esp_model_config *config,
+                                   char problem[ESP_LAYOUT_PROBLEM_SIZE]);
 
 /* Logical experts that can be routed to (not masked). */
 ESP_API int esp_routable_experts(const esp_expert_layout *layout);
@@ -101,24 +116,28 @@ ESP_API esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *b
 ESP_API esp_tensor *esp_ragged_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
                                    const int64_t *first_row, int64_t groups, const int32_t *widths, int parts);
 
-/* How MoNE (Mixture of Neuron Experts, arXiv 2510.05781) selects the neurons of an expert for a token: the `kept` of
- * largest |ranking(gate)|. `gate` are the first f columns of an expert's `pre` [rows, 2 f], or with two matrices pre
- * [rows, f]. The paper ranks by the activation; ESP_GATE_IDENTITY ranks before it. */
-typedef struct esp_neuron_selection {
-  int64_t kept;
-  esp_gate_kind ranking;
-  /* Where experts differ in width, a row of expert e, which are first_row[e] .. first_row[e + 1] - 1, has widths[e] <= f
-   * neurons, of which at most all are selected. widths NULL: all have f. Both must outlive the step. */
-  const int32_t *widths;
-  const int64_t *first_row;
-} esp_neuron_selection;
+/* Factored matrices of one side of all experts of a bank, W = U V + S. */
+typedef struct esp_factors {
+  int parts;             /* matrices that lie one after another in each: 2 for gate | up, else 1 */
+  const int32_t *counts; /* [experts] rows of S that are there */
+  esp_tensor *u;         /* [experts, out, rank] */
+  esp_tensor *v;         /* [experts, parts x rank, in] */
+  esp_tensor *s;         /* [sum of counts, in] the experts' sparse rows one after another; one unused row if there are none */
+  esp_tensor *rows;      /* [sum of counts] which row of W each is, from 0 to out - 1, ascending within an expert */
+  esp_tensor *importance, *last_importance; /* [sum of counts] while rows are being pruned (row_pruning.h), else NULL */
+} esp_factors;
 
-/* Of each row of h [rows, f] the selected entries stay, the others become 0; ties go to the lower index, not-a-number
- * counts as the largest magnitude. pre [rows, f or 2 f]. The selection is a constant in backward: no gradient flows to
- * pre through it, and none to an entry that was not selected. Linear in f. Sets *mask, if it is not NULL, to
- * [rows, f] in the step arena: 1 where an entry stayed. */
-ESP_API esp_tensor *esp_neuron_top_k(esp_tape *tape, esp_tensor *h, esp_tensor *pre,
-                                     const esp_neuron_selection *selection, const uint8_t **mask);
+/* Each group of rows times its own factored matrix: x [rows, in] -> y = (x V^T) U^T + x S^T + bias [rows, out], of gate | up
+ * each half by its own half of U and V; bias [groups, out] or NULL. The rows of S that are not there cost nothing. No gradient
+ * flows to factors->rows. `first_row` and factors->counts must outlive the step. */
+ESP_API esp_tensor *esp_factored_map(esp_tape *tape, esp_tensor *x, const esp_factors *factors, esp_tensor *bias,
+                                     const int64_t *first_row, int64_t groups);
+
+/* MoNE's neuron selection: of each row of h [rows, f] the `kept` entries with the largest |gate activation| stay,
+ * the others become 0; ties go to the lower index. The gate activation is SiLU of the first f columns of
+ * pre [rows, 2 f], or h itself if pre is NULL. The selection is a constant in backward: no gradient flows to pre
+ * through it. Linear in f. */
+ESP_API esp_tensor *esp_neuron_top_k(esp_tape *tape, esp_tensor *h, esp_tensor *pre, int64_t kept);
 
 /* y_t = sum over the slots of token t, in their order, of gate times its row of `rows` [rows, C] -> [T, C]. */
 ESP_API esp_tensor *esp_combine(esp_tape *tape, esp_tensor *rows, esp_tensor *gates, const esp_routing *routing);

@@ -1,6 +1,7 @@
 /* From choices to rows: capacity, and the stable counting sort of the slots by stored expert. */
 #include "moe_ops_internal.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,6 +42,41 @@ void esp_settle_widths(esp_expert_layout *layout, int hidden) {
   for (int s = 0; s < layout->stored; s++) all = all && esp_stored_width(layout, s, hidden) == hidden;
   for (int s = 0; s < ESP_MAX_EXPERTS; s++)
     layout->widths[s] = all || s >= layout->stored ? 0 : esp_stored_width(layout, s, hidden);
+}
+
+int64_t esp_side_rows(const esp_model_config *config, int side, int hidden) {
+  const bool gated = config->feed_forward.activation == ESP_ACTIVATION_SWIGLU;
+  return side == ESP_SIDE_DOWN ? config->width : gated ? 2 * hidden : hidden;
+}
+
+/* False, saying what is wrong, if there cannot be so many rows of S. */
+static bool rows_can_be(const esp_expert_layout *layout, int side, int64_t most,
+                        char problem[ESP_LAYOUT_PROBLEM_SIZE]) {
+  for (int s = 0; s < layout->stored; s++) {
+    const int32_t rows = layout->sparse_rows[side][s];
+    if (rows >= 0 && rows <= most) continue;
+    snprintf(problem, ESP_LAYOUT_PROBLEM_SIZE, "has %d sparse rows in the %s matrix of its stored expert %d; expected 0 to %lld",
+             (int)rows, side == ESP_SIDE_UP ? "first" : "last", s, (long long)most);
+    return false;
+  }
+  return true;
+}
+
+bool esp_factoring_problem(const esp_expert_layout *layout, const esp_model_config *config,
+                           char problem[ESP_LAYOUT_PROBLEM_SIZE]) {
+  const int hidden = esp_widest(layout, config->moe.hidden), most = hidden < config->width ? hidden : config->width;
+  if (layout->rank == 0 && !layout->pruning) return false;
+  if (layout->rank < 1 || layout->rank > most) {
+    snprintf(problem, ESP_LAYOUT_PROBLEM_SIZE, "has experts factored with rank %d; expected 1 to %d", layout->rank, most);
+    return true;
+  }
+  if (esp_is_ragged(layout, config->moe.hidden)) {
+    snprintf(problem, ESP_LAYOUT_PROBLEM_SIZE, "has factored experts that differ in width; that is not provided for");
+    return true;
+  }
+  for (int side = 0; side < ESP_SIDES; side++)
+    if (!rows_can_be(layout, side, esp_side_rows(config, side, hidden), problem)) return true;
+  return false;
 }
 
 int esp_routable_experts(const esp_expert_layout *layout) {
