@@ -76,13 +76,34 @@ static int layer_count(const esp_prune_budget *budget, const esp_layer_plan *lay
   return budget->drop >= 0 ? budget->drop : members * share_of(budget->ratio, alive(layer) / members);
 }
 
+static int alive_in(const esp_layer_plan *layer, int begin, int end) {
+  int count = 0;
+  for (int e = begin; e < end; e++) count += layer->target[e] >= 0;
+  return count;
+}
+
+/* A pruned E3 may have lost more in one member than in another. */
+static esp_status check_members(const esp_plan *plan, const esp_layer_plan *layer, const esp_moe *moe, int drop,
+                                const esp_prune_budget *budget) {
+  const int members = moe->config.members, own = layer->experts / members;
+  for (int m = 0; members > 1 && m < members; m++) {
+    const int has = alive_in(layer, m * own, (m + 1) * own);
+    if (has - drop / members < least_left(plan, moe, budget))
+      return esp_fail(ESP_ERR_USAGE, "member %d of %s has %d experts; dropping %d would leave too few; drop fewer", m,
+                      layer->scope, has, drop / members);
+  }
+  return ESP_OK;
+}
+
 esp_status esp_plan_counts(const esp_plan *plan, const esp_model *model, const esp_prune_budget *budget, int *drops) {
   ESP_TRY(check_ratio(budget));
   ESP_TRY(check_exclusion(plan, budget));
   for (int i = 0; i < plan->layer_count; i++) {
     const esp_moe *moe = esp_model_moe(model, i);
     drops[i] = layer_count(budget, &plan->layers[i], moe->config.members);
-    if (drops[i] > 0) ESP_TRY(check_left(plan, &plan->layers[i], moe, drops[i], budget));
+    if (drops[i] == 0) continue;
+    ESP_TRY(check_left(plan, &plan->layers[i], moe, drops[i], budget));
+    ESP_TRY(check_members(plan, &plan->layers[i], moe, drops[i], budget));
   }
   return ESP_OK;
 }
@@ -95,24 +116,6 @@ static int lowest(const esp_layer_plan *layer, int begin, int end) {
   return found;
 }
 
-static int alive_in(const esp_layer_plan *layer, int begin, int end) {
-  int count = 0;
-  for (int e = begin; e < end; e++) count += layer->target[e] >= 0;
-  return count;
-}
-
-/* A pruned E3 may have lost more in one member than in another. */
-static esp_status check_members(const esp_plan *plan, const esp_model *model, const int *drops) {
-  for (int i = 0; i < plan->layer_count; i++) {
-    const int members = esp_model_moe(model, i)->config.members, own = plan->layers[i].experts / members;
-    for (int m = 0; m < members; m++)
-      if (drops[i] > 0 && alive_in(&plan->layers[i], m * own, (m + 1) * own) <= drops[i] / members)
-        return esp_fail(ESP_ERR_USAGE, "member %d of %s would be left without an expert; drop fewer", m,
-                        plan->layers[i].scope);
-  }
-  return ESP_OK;
-}
-
 static void drop_in_layer(esp_plan *plan, int i, int members, int drop) {
   const esp_layer_plan *layer = &plan->layers[i];
   const int own = layer->experts / members;
@@ -123,7 +126,6 @@ static void drop_in_layer(esp_plan *plan, int i, int members, int drop) {
 static esp_status drop_by_layer(esp_plan *plan, const esp_model *model, const esp_prune_budget *budget) {
   int drops[ESP_MAX_BLOCKS];
   ESP_TRY(esp_plan_counts(plan, model, budget, drops));
-  ESP_TRY(check_members(plan, model, drops));
   for (int i = 0; i < plan->layer_count; i++) drop_in_layer(plan, i, esp_model_moe(model, i)->config.members, drops[i]);
   return ESP_OK;
 }

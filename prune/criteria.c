@@ -5,6 +5,7 @@
 #include <string.h>
 
 static const char unified[] = "Liu et al., arXiv 2606.15716";
+static const char lu[] = "Lu et al., ACL 2024, arXiv 2402.14800";
 
 #define FAMILY(name, formula, source, b, alpha, beta)                                                                  \
   { name, formula, source, false, true, ESP_PRUNE_REMOVE, esp_score_family, NULL, b, alpha, beta }
@@ -12,6 +13,8 @@ static const char unified[] = "Liu et al., arXiv 2606.15716";
   { name, formula, source, false, true, ESP_PRUNE_REMOVE, score, NULL, 0, 0, 0 }
 #define BY_REFERENCE(name, formula, source, score)                                                                     \
   { name, formula, source, true, false, ESP_PRUNE_ZERO, score, NULL, 0, 0, 0 }
+#define BY_CHOICE(name, formula, source, choose)                                                                       \
+  { name, formula, source, false, true, ESP_PRUNE_REMOVE, NULL, choose, 0, 0, 0 }
 #define WITHOUT(name, formula, source, mode, score)                                                                    \
   { name, formula, source, false, false, mode, score, NULL, 0, 0, 0 }
 
@@ -38,6 +41,14 @@ static const esp_criterion named[] = {
     BY_PASS("max-activation", "the largest single entry of f", "as in REAP's code", esp_score_max_activation),
     BY_PASS("importance", "(share of tokens whose first choice it is) x exp(mean score of these choices)",
             "NLLB, arXiv 2207.04672", esp_score_importance),
+    BY_PASS("damage", "sum over tokens routed to it of |y - y without it|, the next choice taking its place", unified,
+            esp_score_damage),
+    BY_CHOICE("reconstruction", "the subset without which |Z - Z'| is least, each layer by itself", lu,
+              esp_choose_by_layer),
+    BY_CHOICE("reconstruction-progressive", "the same, on what comes of the layers pruned before", lu,
+              esp_choose_progressively),
+    BY_CHOICE("reconstruction-greedy", "the same, expert by expert: for many experts", "extension of the same",
+              esp_choose_greedily),
     WITHOUT("weight-norm", "L2 norm of all weights of the expert", "data-free baseline", ESP_PRUNE_REMOVE,
             esp_score_weight_norm),
     WITHOUT("aimer", "mean magnitude of the expert's weights over their root mean square", "AIMER, arXiv 2603.18492",

@@ -14,6 +14,12 @@ esp_score_function esp_score_signed_change, esp_score_absolute_change, esp_score
 /* criteria_calibration.c */
 esp_score_function esp_score_family, esp_score_novice, esp_score_max_activation, esp_score_importance;
 
+/* criteria_damage.c */
+esp_score_function esp_score_damage;
+
+/* criteria_reconstruction.c */
+esp_choice_function esp_choose_by_layer, esp_choose_progressively, esp_choose_greedily;
+
 /* criteria_weights.c */
 esp_score_function esp_score_random, esp_score_weight_norm, esp_score_aimer;
 

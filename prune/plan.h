@@ -29,6 +29,8 @@ typedef struct esp_layer_plan {
                                       expert where it is merged into that, or an ESP_TARGET_ */
   double score[ESP_MAX_EXPERTS];   /* what the criterion said: the higher, the more worth keeping */
   int unrouted; /* experts with weights that no calibration token was routed to: criteria by a pass score them 0 */
+  double loss;  /* of the subset that reconstruction chose; 0 otherwise */
+  bool greedy;  /* it went expert by expert, because there are too many subsets or it was asked to */
 } esp_layer_plan;
 
 typedef struct esp_plan {

@@ -144,15 +144,15 @@ static void add_losses(const esp_moe *moe, esp_tape *tape, const esp_route_reque
     add_loss(losses, ESP_LOSS_ENTROPY, block, c->entropy_weight, esp_entropy_loss(tape, routed->logits, request));
 }
 
-static esp_route_request make_request(const esp_moe *moe, const esp_tensor *x, const esp_pass *pass) {
+esp_route_request esp_moe_request(const esp_moe *moe, int64_t tokens, int64_t images, const esp_pass *pass) {
   return (esp_route_request){.config = &moe->config.router,
                              .layout = &moe->layout,
                              .k = moe->config.top_k,
                              .original_experts = moe->config.experts,
                              .members = moe->config.members,
                              .block = moe->block,
-                             .tokens = esp_tensor_rows(x),
-                             .images = x->shape[0],
+                             .tokens = tokens,
+                             .images = images,
                              .training = pass->training,
                              .seed = pass->seed,
                              .stream = pass->step * ESP_MAX_BLOCKS + (uint64_t)moe->block,
@@ -173,7 +173,7 @@ static void notify(const esp_moe *moe, const esp_pass *pass, const esp_route_req
 esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
                             esp_auxiliary_losses *losses) {
   if (!x) return NULL;
-  const esp_route_request request = make_request(moe, x, pass);
+  const esp_route_request request = esp_moe_request(moe, esp_tensor_rows(x), x->shape[0], pass);
   esp_tensor *tokens = esp_reshape(tape, x, 2, (const int64_t[]){request.tokens, esp_tensor_columns(x)});
   esp_route_request *kept = esp_tape_take(tape, sizeof *kept);
   if (!kept) return NULL;

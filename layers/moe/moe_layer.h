@@ -100,6 +100,10 @@ ESP_API int64_t esp_router_vector_size(const esp_moe *moe);
 /* Their L2 norm; not-a-number if there are none. */
 ESP_API double esp_router_norm(const esp_moe *moe, int expert);
 
+/* What the layer asks its router for: the tokens of `images` images over all members. It points into the layer and the
+ * pass, which must outlive it. */
+ESP_API esp_route_request esp_moe_request(const esp_moe *moe, int64_t tokens, int64_t images, const esp_pass *pass);
+
 /* x [images, T / images, width] -> [T, width]; with E3 the members' images one after another. Appends the layer's losses
  * (those of weight 0 are not computed). */
 ESP_API esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
