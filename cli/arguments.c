@@ -25,6 +25,13 @@ static const option option_table[] = {
     {"--drop", "N", "experts to drop in each mixture layer", TEXT(drop)},
     {"--ratio", "R", "the same as a share of each layer's experts, e.g. 0.5", TEXT(ratio)},
     {"--mode", "MODE", "zero (router kept), remove (router row gone too) or mask (kept, never chosen)", TEXT(mode)},
+    {"--calibration", "N", "training images to calibrate on, drawn by --seed (default 1024)", TEXT(calibration)},
+    {"--gates", "FORM", "normalised (default: over a token's chosen experts) or model (as the model uses them)", TEXT(gates)},
+    {"--budget", "SCOPE", "layer (default: each layer loses as many) or global (the lowest scores of all layers)", TEXT(budget)},
+    {"--floor", "N", "experts that every layer keeps at least", TEXT(floor)},
+    {"--exclude", "PATTERNS", "layers that keep all experts, e.g. \"blocks.3.*,blocks.5.*\"", TEXT(exclude)},
+    {"--loss", "FORM", "reconstruction: norm (default: one over all tokens) or batches (sum of the batches' norms)", TEXT(loss)},
+    {"--plan", "FILE.json", "drops what a saved plan of this model says", TEXT(plan)},
     {"--split", "SPLIT", "test (default) or train", TEXT(split)},
     {"--limit", "N", "looks at the first N images only", TEXT(limit)},
     {"--noise", "S", "on the copies: normal, of S times each matrix's root mean square (default 0)", TEXT(noise)},
@@ -73,7 +80,15 @@ static const option *find_option(const command *c, const char *name, size_t leng
   return NULL;
 }
 
+static esp_status add_repeated(repeated *list, const char *option_name, const char *value) {
+  if (list->count == MAX_REPEATS) return esp_fail(ESP_ERR_USAGE, "more than %d %s", MAX_REPEATS, option_name);
+  list->values[list->count++] = value;
+  return ESP_OK;
+}
+
 static esp_status store(arguments *a, const option *o, const char *value) {
+  if (strcmp(o->name, "--data") == 0) ESP_TRY(add_repeated(&a->data_sets, o->name, value));
+  if (strcmp(o->name, "--criterion") == 0) ESP_TRY(add_repeated(&a->criteria, o->name, value));
   if (strcmp(o->name, "--set") != 0) {
     memcpy((char *)a + o->offset, &value, sizeof value);
     return ESP_OK;

@@ -4,15 +4,23 @@
 
 #include <espalier/status.h>
 
-enum { MAX_OVERRIDES = 64, MAX_OPERANDS = 4 };
+enum { MAX_OVERRIDES = 64, MAX_OPERANDS = 4, MAX_REPEATS = 32 };
+
+/* The values of an option that may be given several times. */
+typedef struct repeated {
+  const char *values[MAX_REPEATS];
+  int count;
+} repeated;
 
 typedef struct arguments {
   const char *operands[MAX_OPERANDS];
   int operand_count;
   const char *data, *out, *reference, *criterion, *mode, *split, *new_head, *trace, *replay, *teacher;
+  const char *gates, *budget, *exclude, *loss, *plan;
+  repeated data_sets, criteria; /* every --data and --criterion; the last ones are `data` and `criterion` too */
   const char *overrides[MAX_OVERRIDES];
   size_t override_count;
-  const char *drop, *ratio, *threads, *seed, *limit, *noise, *rounds; /* numbers, checked by whole_number() and real_number() */
+  const char *drop, *ratio, *calibration, *floor, *threads, *seed, *limit, *noise, *rounds; /* numbers, checked by whole_number() and real_number() */
   bool json, quiet, help, resume, augment, parameters, overwrite;
 } arguments;
 

@@ -4,7 +4,9 @@
 
 #include "arguments_internal.h"
 
+#include <espalier/calibration.h>
 #include <espalier/checkpoint.h>
+#include <espalier/expert_scores.h>
 #include <espalier/run_folder.h>
 
 #include <jansson.h>
@@ -17,6 +19,7 @@ int run_finetune(const arguments *a);
 int run_evaluate(const arguments *a);
 int run_measure(const arguments *a);
 int run_prune(const arguments *a);
+int run_overlap(const arguments *a);
 int run_upcycle(const arguments *a);
 int run_inspect(const arguments *a);
 int run_data(const arguments *a);
@@ -41,6 +44,13 @@ void unload(loaded *l);
 
 /* Opens --data, which must be there. */
 esp_status open_data(esp_dataset **dataset, const arguments *a);
+
+/* Opens calibration data of the model's image shape, and reads --calibration and --seed. */
+esp_status open_calibration(esp_calibration *calibration, esp_dataset **dataset, const char *data, const loaded *l,
+                            const arguments *a);
+
+/* --gates. */
+esp_status parse_gates(const arguments *a, esp_gate_form *gates);
 
 /* --split; the test split if it is not there. */
 esp_status parse_split(const arguments *a, esp_split_name *split);

@@ -44,6 +44,30 @@ esp_status open_data(esp_dataset **dataset, const arguments *a) {
   return esp_dataset_open(dataset, a->data);
 }
 
+esp_status open_calibration(esp_calibration *c, esp_dataset **dataset, const char *data, const loaded *l,
+                            const arguments *a) {
+  long long images, seed;
+  ESP_TRY(whole_number("--calibration", a->calibration, 1, INT64_MAX, ESP_CALIBRATION_IMAGES, &images));
+  ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &seed));
+  ESP_TRY(esp_dataset_open(dataset, data));
+  *c = (esp_calibration){.dataset = *dataset,
+                         .normalisation = &l->info.normalisation,
+                         .split = ESP_TRAIN,
+                         .images = images,
+                         .seed = (uint64_t)seed};
+  return esp_calibration_check(c, &l->model->config);
+}
+
+esp_status parse_gates(const arguments *a, esp_gate_form *gates) {
+  *gates = ESP_GATES_NORMALISED;
+  if (!a->gates || strcmp(a->gates, "normalised") == 0) return ESP_OK;
+  *gates = ESP_GATES_MODEL;
+  if (strcmp(a->gates, "model") == 0) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "--gates is \"%s\"; it must be normalised (over a token's chosen experts) or model (as "
+                                 "the model uses them)",
+                  a->gates);
+}
+
 esp_status parse_split(const arguments *a, esp_split_name *split) {
   *split = ESP_TEST;
   if (!a->split || strcmp(a->split, "test") == 0) return ESP_OK;

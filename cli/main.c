@@ -33,18 +33,50 @@ static const command commands[] = {
      "--trace: which experts each token chose, with its gates, as HDF5; `evaluate --replay` routes by it.\n\n"
      "Example:\n  espalier measure runs/finetuned --data synthetic:narrow --reference runs/pretrained --out runs/measured\n",
      "--data --reference --out --split --limit --trace", 1, 1, run_measure},
-    {"prune", "prune RUN|CKPT --criterion NAME --drop N|--ratio R [--reference RUN|CKPT] [--mode MODE] --out RUN|CKPT",
+    {"prune",
+     "prune RUN|CKPT --criterion NAME --drop N|--ratio R [--data DATA] [--reference RUN|CKPT] [--mode MODE] --out RUN|CKPT\n"
+     "       espalier prune RUN|CKPT --plan FILE.json --out RUN|CKPT",
      "Drops experts for good",
-     "Criteria:\n"
-     "  router-norm-change           signed change of the router row's norm since --reference (arXiv 2405.16646);\n"
-     "                               for models finetuned to a task, with the routers trained\n"
-     "  router-norm-change-absolute  its absolute value (ablation)\n"
-     "  router-difference-norm       norm of the difference (ablation)\n"
-     "  random                       the baseline; give several --seed\n"
-     "The input is never changed. --out gets the smaller checkpoint and, if it is a folder, plan.json.\n\n"
+     "Which criterion: for a model that is to stay good at everything (task-agnostic), man or msan, the mean over the routed\n"
+     "tokens without gates; for one task with --data of that task, gate-weighted-ean or squared-gate-energy, which keep\n"
+     "frequency and gates (arXiv 2606.15716); reconstruction where experts are few (arXiv 2402.14800); after finetuning\n"
+     "with the model from before it, router-norm-change, which needs no data (arXiv 2405.16646). Always compare with random.\n\n"
+     "Criteria. g: a token's gate, n: norm of the expert's output before the gate, N: tokens routed to the expert; sums and\n"
+     "means over these. With --data, N training images (--calibration) drawn by --seed:\n"
+     "  frequency              N                            seer                   sum g (arXiv 2404.05089)\n"
+     "  ean                    sum n                        gate-weighted-ean      sum g n\n"
+     "  reap                   mean g n (2510.13999)        squared-gate-energy    sum g^2 n^2\n"
+     "  man                    mean n                       msan                   mean n^2\n"
+     "  \"S(b,alpha,beta)\"      (1/N^b) sum g^alpha n^beta, b 0 or 1, alpha and beta 0 to 2: 17 in all, those above too\n"
+     "  novice-mone            mean g x norm of the outputs' standard deviations (2507.00390)\n"
+     "  max-activation         largest entry of an output\n"
+     "  importance             share of first choices x exp(their mean score) (NLLB, 2207.04672)\n"
+     "  damage                 sum of |y - y without the expert|, its tokens rerouted (2606.15716)\n"
+     "  reconstruction, reconstruction-progressive, reconstruction-greedy\n"
+     "                         the subset without which the layer's output changes least: each layer by itself, on what\n"
+     "                         comes of the layers pruned before, or expert by expert (2402.14800)\n"
+     "Without data:\n"
+     "  router-norm-change     signed change of the router row's norm since --reference; for models finetuned to a task,\n"
+     "                         with the routers trained; ablations: router-norm-change-absolute, router-difference-norm\n"
+     "  weight-norm, aimer     of the expert's weights: L2 norm; mean magnitude over root mean square (2603.18492)\n"
+     "  random                 the baseline; give several --seed\n"
+     "The mode is the paper's unless --mode says otherwise: zero for router-norm-change and random, remove for the others\n"
+     "and with routers whose experts choose. The input is never changed. --out gets the smaller checkpoint and, if it is a\n"
+     "folder, plan.json.\n\n"
      "Example:\n  espalier prune runs/finetuned --criterion router-norm-change --reference runs/pretrained --ratio 0.5 \\\n"
-     "    --out runs/pruned\n",
-     "--criterion --drop --ratio --reference --mode --out --overwrite", 1, 1, run_prune},
+     "    --out runs/pruned\n"
+     "  espalier prune runs/finetuned --criterion man --data synthetic --ratio 0.5 --out runs/man\n",
+     "--criterion --drop --ratio --reference --data --calibration --gates --loss --budget --floor --exclude --mode --plan "
+     "--out --overwrite",
+     1, 1, run_prune},
+    {"overlap", "overlap RUN|CKPT --data A --data B [--data C]... --drop N|--ratio R [--criterion NAME]... [--out FOLDER]",
+     "How much the experts a criterion drops depend on the calibration data",
+     "For each criterion the share of experts that two calibration sets both put among the lowest of a layer, averaged over\n"
+     "the pairs of sets and the layers (arXiv 2606.15716): 1 if the data do not matter, about the ratio for random ranking\n"
+     "(which gets another seed for each set). Nothing is pruned. The sets need the model's image shape, not its classes.\n"
+     "Without --criterion: all that score by a pass of data, and random. --out gets overlap.csv and overlap.json.\n\n"
+     "Example:\n  espalier overlap runs/finetuned --data synthetic --data synthetic:narrow --ratio 0.25 --criterion man --criterion seer\n",
+     "--data --criterion --drop --ratio --calibration --gates --exclude --out", 1, 1, run_overlap},
     {"upcycle", "upcycle RUN|CKPT --set model.layers=[...] [--set KEY=VALUE]... [--noise S] --out RUN|CKPT",
      "Makes a mixture of a trained dense model (arXiv 2212.05055)",
      "Blocks that model.layers makes mixtures get experts that are copies of their dense layer, and a new router. Gates are\n"

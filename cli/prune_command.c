@@ -11,46 +11,98 @@
 
 typedef struct pruning {
   loaded model, reference;
-  const esp_criterion *criterion;
+  const esp_criterion *criterion; /* NULL: a saved plan is applied */
   esp_prune_mode mode;
   esp_prune_budget budget;
+  esp_gate_form gates;
+  esp_reconstruction_loss loss;
   long long seed;
+  esp_dataset *dataset; /* NULL: the criterion needs none */
+  esp_calibration calibration;
   esp_plan *plan;
   esp_model *pruned;
   char target[ESP_PATH_SIZE]; /* the new checkpoint */
 } pruning;
 
+/* --- arguments ----------------------------------------------------------------------------------------------- */
+
 static esp_status read_budget(pruning *p, const arguments *a) {
   if (!a->drop == !a->ratio)
     return esp_fail(ESP_ERR_USAGE, "give either --drop N (experts a layer) or --ratio R (their share)");
-  p->budget = (esp_prune_budget){.drop = -1};
+  p->budget = (esp_prune_budget){.drop = -1, .exclude = a->exclude};
+  long long drop, floor;
+  ESP_TRY(whole_number("--floor", a->floor, 0, ESP_MAX_EXPERTS, 0, &floor));
+  p->budget.floor = (int)floor;
+  p->budget.global = a->budget && strcmp(a->budget, "global") == 0;
+  if (a->budget && !p->budget.global && strcmp(a->budget, "layer") != 0)
+    return esp_fail(ESP_ERR_USAGE, "--budget is \"%s\"; it must be layer (each loses as many) or global", a->budget);
   if (a->ratio) return real_number("--ratio", a->ratio, 0, 1, &p->budget.ratio);
-  long long drop;
   ESP_TRY(whole_number("--drop", a->drop, 0, ESP_MAX_EXPERTS, 0, &drop));
   p->budget.drop = (int)drop;
   return ESP_OK;
 }
 
-static esp_status read_arguments(pruning *p, const arguments *a) {
+static esp_status read_loss(pruning *p, const arguments *a) {
+  p->loss = a->loss && strcmp(a->loss, "batches") == 0 ? ESP_LOSS_BATCH_NORMS : ESP_LOSS_ONE_NORM;
+  if (!a->loss || p->loss == ESP_LOSS_BATCH_NORMS || strcmp(a->loss, "norm") == 0) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "--loss is \"%s\"; it must be norm (one over all tokens) or batches (their sum)",
+                  a->loss);
+}
+
+static esp_status read_criterion(pruning *p, const arguments *a) {
   if (!a->criterion) return esp_fail(ESP_ERR_USAGE, "--criterion is missing; `espalier prune --help` lists them");
   ESP_TRY(esp_criterion_find(&p->criterion, a->criterion));
   if (p->criterion->needs_reference && !a->reference)
     return esp_fail(ESP_ERR_USAGE,
                     "--criterion %s compares with the model from before finetuning: give it as --reference",
                     a->criterion);
-  p->mode = p->criterion->mode;
+  if (p->criterion->needs_data && !a->data)
+    return esp_fail(
+        ESP_ERR_USAGE,
+        "--criterion %s looks at what experts do with data: give --data, those of the task the model is for",
+        a->criterion);
   if (a->mode) ESP_TRY(esp_prune_mode_parse(&p->mode, a->mode));
-  ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &p->seed));
+  ESP_TRY(parse_gates(a, &p->gates));
+  ESP_TRY(read_loss(p, a));
   return read_budget(p, a);
 }
 
-static esp_status make_plan(pruning *p) {
+static esp_status read_arguments(pruning *p, const arguments *a) {
+  ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &p->seed));
+  if (!a->plan) return read_criterion(p, a);
+  if (a->criterion || a->drop || a->ratio || a->mode || a->data)
+    return esp_fail(ESP_ERR_USAGE,
+                    "--plan says already what goes; leave out --criterion, --drop, --ratio, --mode and --data");
+  return ESP_OK;
+}
+
+/* --- the plan ------------------------------------------------------------------------------------------------ */
+
+/* A warning where scores say nothing. */
+static void warn_of_unrouted(const esp_plan *plan) {
+  int unrouted = 0;
+  for (int i = 0; i < plan->layer_count; i++) unrouted += plan->layers[i].unrouted;
+  if (unrouted)
+    fprintf(
+        stderr,
+        "espalier: warning: %d expert%s saw no calibration token and score%s 0, so that %s go first; more --calibration "
+        "images may help\n",
+        unrouted, unrouted == 1 ? "" : "s", unrouted == 1 ? "s" : "", unrouted == 1 ? "it will" : "they");
+}
+
+static esp_status make_plan(pruning *p, const arguments *a) {
+  if (a->plan) return esp_plan_load(&p->plan, a->plan);
   const esp_criterion_inputs inputs = {.model = p->model.model,
                                        .info = &p->model.info,
                                        .reference = p->reference.model,
                                        .reference_info = p->reference.model ? &p->reference.info : NULL,
-                                       .seed = (uint64_t)p->seed};
-  return esp_plan_make(&p->plan, p->criterion, &inputs, p->mode, &p->budget);
+                                       .seed = (uint64_t)p->seed,
+                                       .calibration = p->dataset ? &p->calibration : NULL,
+                                       .gates = p->gates,
+                                       .loss = p->loss};
+  ESP_TRY(esp_plan_make(&p->plan, p->criterion, &inputs, p->mode, &p->budget));
+  warn_of_unrouted(p->plan);
+  return ESP_OK;
 }
 
 static esp_status save_plan(const pruning *p, const arguments *a) {
@@ -63,15 +115,24 @@ static esp_status save_plan(const pruning *p, const arguments *a) {
   return status;
 }
 
-static esp_status save_model(pruning *p) {
-  char detail[200], parent[ESP_DIGEST_SIZE];
+/* For the history: what was done, to how many, with which data. */
+static void describe(const pruning *p, const arguments *a, char *text, size_t size) {
+  char amount[64] = "by a saved plan", data[160] = "";
+  if (a->drop)
+    snprintf(amount, sizeof amount, "%d expert%s a layer", p->budget.drop, p->budget.drop == 1 ? "" : "s");
+  else if (a->ratio)
+    snprintf(amount, sizeof amount, "ratio %g", p->budget.ratio);
+  if (*p->plan->data.name)
+    snprintf(data, sizeof data, ", calibrated on %lld %s images of %s (seed %llu)", (long long)p->plan->data.images,
+             p->plan->data.split, p->plan->data.name, (unsigned long long)p->plan->data.seed);
+  snprintf(text, size, "%s, mode %s, %s%s%s%s%s", p->plan->criterion, esp_prune_mode_name(p->plan->mode), amount,
+           p->budget.global ? " over all layers" : "", a->exclude ? " but " : "", a->exclude ? a->exclude : "", data);
+}
+
+static esp_status save_model(pruning *p, const arguments *a) {
+  char detail[256], parent[ESP_DIGEST_SIZE];
   memcpy(parent, p->model.info.digest, sizeof parent);
-  if (p->budget.drop >= 0)
-    snprintf(detail, sizeof detail, "%s, mode %s, %d expert%s a layer", p->criterion->name,
-             esp_prune_mode_name(p->mode), p->budget.drop, p->budget.drop == 1 ? "" : "s");
-  else
-    snprintf(detail, sizeof detail, "%s, mode %s, ratio %g", p->criterion->name, esp_prune_mode_name(p->mode),
-             p->budget.ratio);
+  describe(p, a, detail, sizeof detail);
   ESP_TRY(add_history(&p->model.info, "prune", detail, parent, p->reference.model ? p->reference.info.digest : ""));
   note_cost(&p->model.info, p->pruned);
   return esp_checkpoint_save(p->target, p->pruned, NULL, &p->model.info, ESP_DEFAULT_COMPRESSION);
@@ -81,19 +142,25 @@ static esp_status load_inputs(pruning *p, const arguments *a) {
   ESP_TRY(load(&p->model, a->operands[0]));
   if (a->reference) ESP_TRY(load(&p->reference, a->reference));
   ESP_TRY(check_not_input(p->target, p->model.path));
-  return check_not_input(p->target, p->reference.path);
+  ESP_TRY(check_not_input(p->target, p->reference.path));
+  if (!p->criterion) return ESP_OK;
+  if (!a->mode) p->mode = esp_criterion_mode(p->criterion, p->model.model);
+  if (!a->data || !p->criterion->needs_data) return ESP_OK;
+  return open_calibration(&p->calibration, &p->dataset, a->data, &p->model, a);
 }
 
 static esp_status prune(pruning *p, const arguments *a) {
   ESP_TRY(read_arguments(p, a));
   ESP_TRY(choose_checkpoint(p->target, a));
   ESP_TRY(load_inputs(p, a));
-  ESP_TRY(make_plan(p));
+  ESP_TRY(make_plan(p, a));
   ESP_TRY(esp_apply_plan(&p->pruned, p->model.model, p->plan));
   if (strcmp(p->target, a->out) != 0) ESP_TRY(esp_folder_make(a->out));
   ESP_TRY(save_plan(p, a));
-  return save_model(p);
+  return save_model(p, a);
 }
+
+/* --- results ------------------------------------------------------------------------------------------------- */
 
 static json_t *dropped_json(const esp_layer_plan *layer) {
   json_t *dropped = json_array();
@@ -106,7 +173,7 @@ static json_t *result_json(const pruning *p, const esp_model_cost *before, const
   json_t *layers = json_array();
   for (int i = 0; i < p->plan->layer_count; i++) json_array_append_new(layers, dropped_json(&p->plan->layers[i]));
   return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:o}", "checkpoint", p->target, "criterion",
-                   p->criterion->name, "mode", esp_prune_mode_name(p->mode), "digest", p->model.info.digest,
+                   p->plan->criterion, "mode", esp_prune_mode_name(p->plan->mode), "digest", p->model.info.digest,
                    "parameters_before", (json_int_t)before->parameters, "parameters", (json_int_t)after->parameters,
                    "bytes", (json_int_t)file_size(p->target), "flops_per_image", after->flops, "layers", layers);
 }
@@ -117,7 +184,9 @@ static void print_result(const pruning *p, const esp_model_cost *before, const e
     printf("%s: drops", layer->scope);
     for (int e = 0; e < layer->experts; e++)
       if (layer->target[e] < 0) printf(" %d", e);
-    printf("%s of %d experts\n", esp_plan_dropped(layer) ? "" : " none", layer->experts);
+    printf("%s of %d experts", esp_plan_dropped(layer) ? "" : " none", layer->experts);
+    if (layer->loss > 0) printf(", loss %.4g%s", layer->loss, layer->greedy ? " (greedily, one by one)" : "");
+    putchar('\n');
   }
   printf("%s: %.3f M of %.3f M parameters left, %.2f MB\n", p->target, 1e-6 * (double)after->parameters,
          1e-6 * (double)before->parameters, 1e-6 * (double)file_size(p->target));
@@ -140,6 +209,7 @@ int run_prune(const arguments *a) {
   }
   esp_model_free(p.pruned);
   esp_plan_free(p.plan);
+  esp_dataset_close(p.dataset);
   unload(&p.reference);
   unload(&p.model);
   return code;

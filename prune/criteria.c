@@ -147,11 +147,25 @@ static esp_status fill(const esp_criterion *c, const esp_criterion_inputs *input
   return esp_plan_drop_lowest(plan, inputs->model, budget);
 }
 
+static void note_origin(esp_plan *plan, const esp_criterion *c, const esp_criterion_inputs *inputs) {
+  snprintf(plan->formula, sizeof plan->formula, "%s", c->formula);
+  plan->seed = inputs->seed;
+  if (!c->needs_data) return;
+  const esp_dataset_info *info = esp_dataset_info_of(inputs->calibration->dataset);
+  snprintf(plan->data.name, sizeof plan->data.name, "%s", info->name);
+  snprintf(plan->data.digest, sizeof plan->data.digest, "%s", info->digest);
+  snprintf(plan->data.split, sizeof plan->data.split, "%s",
+           inputs->calibration->split == ESP_TRAIN ? "train" : "test");
+  plan->data.images = esp_calibration_images(inputs->calibration);
+  plan->data.seed = inputs->calibration->seed;
+}
+
 esp_status esp_plan_make(esp_plan **plan, const esp_criterion *criterion, const esp_criterion_inputs *inputs,
                          esp_prune_mode mode, const esp_prune_budget *budget) {
   *plan = NULL;
   ESP_TRY(check_inputs(criterion, inputs, budget));
   ESP_TRY(esp_plan_create(plan, inputs->model, criterion->name, mode));
+  note_origin(*plan, criterion, inputs);
   const esp_status status = fill(criterion, inputs, *plan, budget);
   if (status == ESP_OK) return ESP_OK;
   esp_plan_free(*plan);

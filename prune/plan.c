@@ -1,9 +1,7 @@
 #include <espalier/memory.h>
 #include <espalier/plan.h>
 
-#include <jansson.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 static const char *const mode_names[] = {"zero", "remove", "mask"};
@@ -64,24 +62,4 @@ int esp_plan_dropped(const esp_layer_plan *layer) {
 void esp_plan_drop(esp_plan *plan, int layer, int expert) {
   static const int32_t targets[] = {ESP_TARGET_ZERO, ESP_TARGET_REMOVED, ESP_TARGET_MASKED};
   plan->layers[layer].target[expert] = targets[plan->mode];
-}
-
-static json_t *layer_json(const esp_layer_plan *layer) {
-  json_t *experts = json_array();
-  for (int e = 0; e < layer->experts; e++)
-    json_array_append_new(
-        experts, json_pack("{s:i, s:i, s:f}", "expert", e, "target", (int)layer->target[e], "score", layer->score[e]));
-  return json_pack("{s:s, s:i, s:o}", "name", layer->scope, "dropped", esp_plan_dropped(layer), "experts", experts);
-}
-
-esp_status esp_plan_json(char **text, const esp_plan *plan) {
-  json_t *layers = json_array();
-  for (int i = 0; i < plan->layer_count; i++) json_array_append_new(layers, layer_json(&plan->layers[i]));
-  json_t *root = json_pack("{s:s, s:s, s:s, s:o}", "model_digest", plan->model_digest, "criterion", plan->criterion,
-                           "mode", esp_prune_mode_name(plan->mode), "layers", layers);
-  char *dumped = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
-  json_decref(root);
-  *text = dumped ? esp_copy_text(dumped) : NULL;
-  free(dumped);
-  return *text ? ESP_OK : ESP_ERR_MEMORY;
 }

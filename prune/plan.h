@@ -33,9 +33,18 @@ typedef struct esp_layer_plan {
   bool greedy;  /* it went expert by expert, because there are too many subsets or it was asked to */
 } esp_layer_plan;
 
+/* The data a plan was calibrated on. */
+typedef struct esp_plan_data {
+  char name[64], digest[64], split[8]; /* "" without calibration */
+  int64_t images;
+  uint64_t seed;
+} esp_plan_data;
+
 typedef struct esp_plan {
   char model_digest[ESP_DIGEST_SIZE]; /* the model it was made for */
-  char criterion[64];
+  char criterion[64], formula[192];
+  uint64_t seed; /* of what is random in the criterion */
+  esp_plan_data data;
   esp_prune_mode mode;
   int layer_count;
   esp_layer_plan *layers; /* one per mixture layer */
@@ -75,6 +84,11 @@ ESP_API void esp_plan_drop(esp_plan *plan, int layer, int expert);
 
 /* Experts of a layer that the plan drops. */
 ESP_API int esp_plan_dropped(const esp_layer_plan *layer);
+
+/* The plan that esp_plan_json() wrote, to be applied again. On failure *plan is NULL: ESP_ERR_NOT_FOUND, ESP_ERR_FORMAT
+ * (what is no plan, or names targets that cannot be). Whether it fits a model is for esp_apply_plan() to say. Freed by
+ * esp_plan_free(). */
+ESP_API esp_status esp_plan_load(esp_plan **plan, const char *path) ESP_MUST_CHECK;
 
 /* The plan as JSON text from esp_alloc(). */
 ESP_API esp_status esp_plan_json(char **text, const esp_plan *plan) ESP_MUST_CHECK;
