@@ -108,7 +108,7 @@ static esp_bench_case make_case(const contest *t, contestant *c) {
   const esp_model_config config = make_config(t->width, t->hidden, t->blocks, c->share);
   esp_model_cost cost;
   esp_config_cost(&config, NULL, &cost);
-  c->kept = esp_neurons_kept(&config, config.layers[0]);
+  c->kept = esp_neurons_kept(&config, 0);
   const esp_layer_cost *layer = &cost.layers[0];
   if (t->whole_model)
     return (esp_bench_case){c->name, run_model, c, cost.flops_selected, cost.flops_selected / cost.flops};

@@ -105,7 +105,7 @@ esp_status esp_architecture_check(const esp_architecture *architecture) {
 
 /* neurons: of all experts together. */
 static double bank_elements(const esp_model_config *config, double experts, double neurons) {
-  const double columns = config->feed_forward.activation == ESP_ACTIVATION_SWIGLU ? 2 * neurons : neurons;
+  const double columns = esp_activation_is_gated(config->feed_forward.activation) ? 2 * neurons : neurons;
   return (columns + neurons) * config->width + columns + experts * config->width;
 }
 

@@ -10,9 +10,10 @@
 char *openblas_get_corename(void);
 void openblas_set_num_threads(int threads);
 
-/* Tiles of about this many rows and columns keep OpenBLAS near its best; smaller ones are cut only until a
- * product gives every core of a small machine enough to do. */
-enum { TILE_ROWS = 256, TILE_COLUMNS = 512, SMALLEST_TILE = 64, ENOUGH_TILES = 8 };
+/* OpenBLAS packs both operands of every tile anew, so large tiles are nearer its best (uncut columns most of all: then
+ * the rows are packed once). They are cut smaller only until a list of products makes enough tiles for the cores of a
+ * small machine. */
+enum { TILE_ROWS = 512, TILE_COLUMNS = 1024, SMALLEST_TILE = 64, ENOUGH_TILES = 4 };
 
 typedef struct tiling {
   int64_t rows, columns; /* of a tile */
@@ -24,13 +25,15 @@ static int64_t pieces(int64_t length, int64_t piece) { return (length + piece - 
 
 static int64_t halved(int64_t length) { return (length / 2 + 15) / 16 * 16; }
 
-/* Depends on the shape of the product only: that is what makes results independent of the threads. */
-static tiling choose_tiling(const esp_gemm *p) {
+/* Depends on the shape of the product and the number of products in its list only: that is what makes results
+ * independent of the threads. */
+static tiling choose_tiling(const esp_gemm *p, int64_t products) {
   int64_t rows = p->m < TILE_ROWS ? p->m : TILE_ROWS;
   int64_t columns = p->n < TILE_COLUMNS ? p->n : TILE_COLUMNS;
   const bool worth_cutting = (double)p->m * (double)p->n * (double)p->k > 1e6;
-  while (worth_cutting && pieces(p->m, rows) * pieces(p->n, columns) < ENOUGH_TILES) {
-    if (rows >= columns && rows > SMALLEST_TILE)
+  const int64_t enough = pieces(ENOUGH_TILES, products);
+  while (worth_cutting && pieces(p->m, rows) * pieces(p->n, columns) < enough) {
+    if (4 * rows >= columns && rows > SMALLEST_TILE)
       rows = halved(rows);
     else if (columns > SMALLEST_TILE)
       columns = halved(columns);
@@ -78,8 +81,8 @@ void esp_gemm_here(const esp_gemm *product) {
     call_blas(product);
 }
 
-static void run_tile(const esp_gemm *p, int64_t index) {
-  const tiling t = choose_tiling(p);
+static void run_tile(const esp_gemm *p, int64_t products, int64_t index) {
+  const tiling t = choose_tiling(p, products);
   const int64_t row = index / t.across * t.rows, column = index % t.across * t.columns;
   esp_gemm tile = *p;
   tile.m = p->m - row < t.rows ? p->m - row : t.rows;
@@ -112,7 +115,7 @@ static void run_tiles(void *context, int64_t begin, int64_t end) {
   const product_list *list = context;
   for (int64_t i = begin; i < end; i++) {
     const esp_gemm *product = find_product(list, i);
-    run_tile(product, i - product->first_tile);
+    run_tile(product, list->count, i - product->first_tile);
   }
 }
 
@@ -120,7 +123,7 @@ void esp_gemm_run(esp_gemm *products, int64_t count) {
   int64_t tiles = 0;
   for (int64_t i = 0; i < count; i++) {
     products[i].first_tile = tiles;
-    if (products[i].m > 0 && products[i].n > 0) tiles += choose_tiling(&products[i]).count;
+    if (products[i].m > 0 && products[i].n > 0) tiles += choose_tiling(&products[i], count).count;
   }
   product_list list = {products, count};
   esp_parallel_for_uneven(tiles, 1, run_tiles, &list);

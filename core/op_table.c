@@ -4,9 +4,9 @@
 const esp_op *const esp_core_ops[] = {
     &esp_op_matmul,      &esp_op_linear_map,
     &esp_op_add,         &esp_op_multiply,
-    &esp_op_scale,       &esp_op_relu,
+    &esp_op_scale,       &esp_op_relu, &esp_op_squared_relu,
     &esp_op_silu,        &esp_op_gelu,
-    &esp_op_gelu_tanh,   &esp_op_swiglu,
+    &esp_op_gelu_tanh,   &esp_op_glu,
     &esp_op_dropout,     &esp_op_softmax,
     &esp_op_log_softmax, &esp_op_cross_entropy,
     &esp_op_layer_norm,  &esp_op_rms_norm,

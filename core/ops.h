@@ -4,6 +4,7 @@
 #ifndef ESPALIER_OPS_H
 #define ESPALIER_OPS_H
 
+#include <espalier/gates.h>
 #include <espalier/tape.h>
 
 #ifdef __cplusplus
@@ -37,8 +38,12 @@ ESP_API esp_tensor *esp_silu(esp_tape *tape, esp_tensor *x);      /* x sigmoid(x
 ESP_API esp_tensor *esp_gelu(esp_tape *tape, esp_tensor *x);      /* x Phi(x), by the error function */
 ESP_API esp_tensor *esp_gelu_tanh(esp_tape *tape, esp_tensor *x); /* its tanh approximation */
 
-/* SwiGLU's middle (Shazeer, arXiv 2002.05202): x [.., 2f] = gate | up -> SiLU(gate) * up [.., f]. */
-ESP_API esp_tensor *esp_swiglu(esp_tape *tape, esp_tensor *x);
+ESP_API esp_tensor *esp_squared_relu(esp_tape *tape, esp_tensor *x); /* max(x, 0)^2 */
+
+/* The middle of a gated linear unit (Shazeer, arXiv 2002.05202): x [.., 2f] = gate | up -> f(gate) * up [.., f].
+ * SiLU makes it SwiGLU, the sigmoid GLU, GELU GEGLU, ReLU ReGLU. */
+ESP_API esp_tensor *esp_glu(esp_tape *tape, esp_tensor *x, esp_gate_kind gate);
+ESP_API esp_tensor *esp_swiglu(esp_tape *tape, esp_tensor *x); /* with SiLU */
 
 /* x with each element zeroed with probability `rate` and the others scaled by 1 / (1 - rate); element i's
  * fate is keyed by (seed, index, i). rate 0 returns x itself. */

@@ -174,19 +174,9 @@ esp_tensor *esp_scale(esp_tape *tape, esp_tensor *x, double factor) {
 
 /* --- activations: y = f(x);  dx = f'(x) dy ----------------------------------------------------------------- */
 
-static inline esp_real relu_value(esp_real x) { return x > 0 ? x : x == x ? 0 : x; }
-static inline esp_real relu_slope(esp_real x) { return x > 0 ? 1 : 0; }
-
-#define ONE_OVER_SQRT_2 ESP_LITERAL(0.70710678118654752440)
-#define ONE_OVER_SQRT_2PI ESP_LITERAL(0.39894228040143267794)
 #define SQRT_2_OVER_PI ESP_LITERAL(0.79788456080286535588)
 #define HALF ESP_LITERAL(0.5)
 #define CUBIC ESP_LITERAL(0.044715)
-
-static inline esp_real gelu_value(esp_real x) { return HALF * x * (1 + esp_erf(x * ONE_OVER_SQRT_2)); }
-static inline esp_real gelu_slope(esp_real x) {
-  return HALF * (1 + esp_erf(x * ONE_OVER_SQRT_2)) + x * ONE_OVER_SQRT_2PI * esp_exp(-HALF * x * x);
-}
 
 static inline esp_real gelu_tanh_value(esp_real x) {
   return HALF * x * (1 + esp_tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)));
@@ -228,68 +218,79 @@ static inline esp_real gelu_tanh_slope(esp_real x) {
     return esp_tape_apply(tape, &esp_op_##function, &x, 1, NULL, 0);                                                   \
   }
 
-ACTIVATION(relu, "relu", 1, relu_value, relu_slope, "x = 0")
+ACTIVATION(relu, "relu", 1, esp_relu_value, esp_relu_slope, "x = 0")
+ACTIVATION(squared_relu, "squared relu", 2, esp_squared_relu_value, esp_squared_relu_slope, NULL)
 ACTIVATION(silu, "silu", 4, esp_silu_value, esp_silu_slope, NULL)
-ACTIVATION(gelu, "gelu", 8, gelu_value, gelu_slope, NULL)
+ACTIVATION(gelu, "gelu", 8, esp_gelu_value, esp_gelu_slope, NULL)
 ACTIVATION(gelu_tanh, "gelu tanh", 9, gelu_tanh_value, gelu_tanh_slope, NULL)
 
-/* --- swiglu: h = SiLU(g) u for rows g | u -------------------------------------------------------------------
- * dg = dh u SiLU'(g);  du = dh SiLU(g). */
+/* --- glu: h = f(g) u for rows g | u, f one of esp_gate_kind -------------------------------------------------
+ * dg = dh u f'(g);  du = dh f(g). */
 
-static void swiglu_plan(esp_node *node) {
+typedef struct glu_attributes {
+  esp_gate_kind gate;
+} glu_attributes;
+
+static void glu_plan(esp_node *node) {
   esp_require(node, esp_tensor_columns(node->inputs[0]) % 2 == 0, "needs an even last dimension: gate | up");
   esp_plan_columns(node, 0, esp_tensor_columns(node->inputs[0]) / 2);
 }
 
-ESP_HOT static void swiglu_rows(void *context, int64_t begin, int64_t end) {
+ESP_HOT static void multiply_into(esp_real *restrict y, const esp_real *restrict x, int64_t count) {
+  for (int64_t j = 0; j < count; j++) y[j] *= x[j];
+}
+
+static void glu_rows(void *context, int64_t begin, int64_t end) {
   const esp_node *node = context;
   const int64_t width = esp_tensor_columns(node->outputs[0]);
   for (int64_t r = begin; r < end; r++) {
-    const esp_real *restrict gate = node->inputs[0]->data + r * 2 * width, *restrict up = gate + width;
-    esp_real *restrict h = node->outputs[0]->data + r * width;
-    for (int64_t j = 0; j < width; j++) h[j] = esp_silu_value(gate[j]) * up[j];
+    const esp_real *gate = node->inputs[0]->data + r * 2 * width;
+    esp_real *h = node->outputs[0]->data + r * width;
+    esp_gate_values(((const glu_attributes *)node->attributes)->gate, gate, width, h);
+    multiply_into(h, gate + width, width);
   }
 }
 
-static void swiglu_forward(esp_node *node) {
+static void glu_forward(esp_node *node) {
   const esp_tensor *h = node->outputs[0];
-  esp_parallel_for(esp_tensor_rows(h), esp_row_grain(esp_tensor_columns(h)), swiglu_rows, node);
+  esp_parallel_for(esp_tensor_rows(h), esp_row_grain(esp_tensor_columns(h)), glu_rows, node);
 }
 
-typedef struct swiglu_gradient {
+typedef struct glu_gradient {
+  esp_gate_kind gate;
   const esp_real *x, *dh;
   esp_real *dx;
   int64_t width;
   bool accumulate;
-} swiglu_gradient;
+} glu_gradient;
 
-ESP_HOT static void swiglu_gradient_rows(void *context, int64_t begin, int64_t end) {
-  const swiglu_gradient *s = context;
+static void glu_gradient_rows(void *context, int64_t begin, int64_t end) {
+  const glu_gradient *s = context;
   const int64_t width = s->width;
   for (int64_t r = begin; r < end; r++) {
-    const esp_real *restrict gate = s->x + r * 2 * width, *restrict up = gate + width, *restrict dh = s->dh + r * width;
-    esp_real *restrict dgate = s->dx + r * 2 * width, *restrict dup = dgate + width;
-    if (!s->accumulate) memset(dgate, 0, 2 * (size_t)width * sizeof *dgate);
-    for (int64_t j = 0; j < width; j++) {
-      const esp_real sigmoid = esp_sigmoid(gate[j]), silu = gate[j] * sigmoid;
-      dgate[j] += dh[j] * up[j] * (sigmoid + silu * (1 - sigmoid));
-      dup[j] += dh[j] * silu;
-    }
+    const esp_real *gate = s->x + r * 2 * width;
+    esp_real *dgate = s->dx + r * 2 * width;
+    esp_glu_gradient(s->gate, gate, gate + width, s->dh + r * width, width, dgate, dgate + width, s->accumulate);
   }
 }
 
-static void swiglu_backward(esp_node *node) {
+static void glu_backward(esp_node *node) {
   const esp_tensor *h = node->outputs[0];
-  swiglu_gradient s = {.x = node->inputs[0]->data, .dh = h->grad, .width = esp_tensor_columns(h)};
+  glu_gradient s = {.gate = ((const glu_attributes *)node->attributes)->gate,
+                    .x = node->inputs[0]->data, .dh = h->grad, .width = esp_tensor_columns(h)};
   s.dx = esp_grad(node->inputs[0], &s.accumulate);
-  esp_parallel_for(esp_tensor_rows(h), esp_row_grain(s.width), swiglu_gradient_rows, &s);
+  esp_parallel_for(esp_tensor_rows(h), esp_row_grain(s.width), glu_gradient_rows, &s);
 }
 
-static esp_cost swiglu_cost(const esp_node *node) { return esp_cost_elementwise(node, 5); }
+static esp_cost glu_cost(const esp_node *node) { return esp_cost_elementwise(node, 5); }
 
-const esp_op esp_op_swiglu = {"swiglu", swiglu_plan, swiglu_forward, swiglu_backward, swiglu_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_glu = {"glu", glu_plan, glu_forward, glu_backward, glu_cost, {1e-5, 1e-7, "gate = 0 with a ReLU"}};
 
-esp_tensor *esp_swiglu(esp_tape *tape, esp_tensor *x) { return esp_tape_apply(tape, &esp_op_swiglu, &x, 1, NULL, 0); }
+esp_tensor *esp_glu(esp_tape *tape, esp_tensor *x, esp_gate_kind gate) {
+  return esp_tape_apply(tape, &esp_op_glu, &x, 1, &(glu_attributes){gate}, sizeof(glu_attributes));
+}
+
+esp_tensor *esp_swiglu(esp_tape *tape, esp_tensor *x) { return esp_glu(tape, x, ESP_GATE_SILU); }
 
 /* --- dropout: y = mask x / (1 - rate);  dx = mask dy / (1 - rate) ------------------------------------------ */
 

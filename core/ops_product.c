@@ -136,16 +136,17 @@ static void linear_map_backward(esp_node *node) {
   const int64_t rows = esp_tensor_rows(x), out = weight->shape[0], in = weight->shape[1];
   const esp_real *dy = node->outputs[0]->grad;
   bool accumulate;
-  esp_real *dx = esp_grad(x, &accumulate);
-  if (dx)
-    esp_gemm_run(&(esp_gemm){.m = rows, .n = in, .k = out, .a = dy, .lda = out, .b = weight->data, .ldb = in, .c = dx,
-                             .ldc = in, .alpha = 1, .beta = accumulate},
-                 1);
+  esp_gemm products[2]; /* run together: the few large tiles of dW first, those of dX fill the gaps */
+  int64_t count = 0;
   esp_real *dweight = esp_grad(weight, &accumulate);
   if (dweight)
-    esp_gemm_run(&(esp_gemm){.transpose_a = true, .m = out, .n = in, .k = rows, .a = dy, .lda = out, .b = x->data,
-                             .ldb = in, .c = dweight, .ldc = in, .alpha = 1, .beta = accumulate},
-                 1);
+    products[count++] = (esp_gemm){.transpose_a = true, .m = out, .n = in, .k = rows, .a = dy, .lda = out, .b = x->data,
+                                   .ldb = in, .c = dweight, .ldc = in, .alpha = 1, .beta = accumulate};
+  esp_real *dx = esp_grad(x, &accumulate);
+  if (dx)
+    products[count++] = (esp_gemm){.m = rows, .n = in, .k = out, .a = dy, .lda = out, .b = weight->data, .ldb = in, .c = dx,
+                                   .ldc = in, .alpha = 1, .beta = accumulate};
+  esp_gemm_run(products, count);
   esp_real *dbias = esp_grad(node->inputs[2], &accumulate);
   if (dbias) esp_column_sums(dy, rows, out, dbias, accumulate, node->scratch);
 }

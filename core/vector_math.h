@@ -69,6 +69,32 @@ static inline esp_real esp_sigmoid(esp_real x) { return 1 / (1 + esp_exp(-x)); }
 
 static inline esp_real esp_tanh(esp_real x) { return 1 - 2 / (1 + esp_exp(2 * x)); }
 
+static inline esp_real esp_sigmoid_slope(esp_real x) {
+  const esp_real s = esp_sigmoid(x);
+  return s * (1 - s);
+}
+
+static inline esp_real esp_relu_value(esp_real x) { return x > 0 ? x : x == x ? 0 : x; }
+static inline esp_real esp_relu_slope(esp_real x) { return x > 0 ? 1 : 0; }
+
+static inline esp_real esp_squared_relu_value(esp_real x) { return x > 0 ? x * x : x == x ? 0 : x; }
+static inline esp_real esp_squared_relu_slope(esp_real x) { return x > 0 ? 2 * x : 0; }
+
+#define ONE_OVER_SQRT_2 ESP_LITERAL(0.70710678118654752440)
+#define ONE_OVER_SQRT_2PI ESP_LITERAL(0.39894228040143267794)
+
+/* x Phi(x). */
+static inline esp_real esp_gelu_value(esp_real x) {
+  return ESP_LITERAL(0.5) * x * (1 + esp_erf(x * ONE_OVER_SQRT_2));
+}
+static inline esp_real esp_gelu_slope(esp_real x) {
+  return ESP_LITERAL(0.5) * (1 + esp_erf(x * ONE_OVER_SQRT_2)) +
+         x * ONE_OVER_SQRT_2PI * esp_exp(ESP_LITERAL(-0.5) * x * x);
+}
+
+#undef ONE_OVER_SQRT_2
+#undef ONE_OVER_SQRT_2PI
+
 static inline esp_real esp_silu_value(esp_real x) { return x * esp_sigmoid(x); }
 
 /* d SiLU / dx = s (1 + x (1 - s)), s the sigmoid. */

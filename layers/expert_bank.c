@@ -29,7 +29,7 @@ static esp_status declare(const declaration *d, esp_tensor **place, const char *
 }
 
 static esp_status declare_biases(declaration d, esp_expert_bank *bank, int64_t ups) {
-  const bool gated = bank->activation == ESP_ACTIVATION_SWIGLU;
+  const bool gated = esp_activation_is_gated(bank->activation);
   ESP_TRY(declare(&d, &bank->up_bias, gated ? "gate_up_bias" : "up_bias", ups, 0, 0));
   d.ragged = false; /* an expert's output has the same width as the others' */
   return declare(&d, &bank->down_bias, "down_bias", bank->width, 0, 0);
@@ -38,7 +38,7 @@ static esp_status declare_biases(declaration d, esp_expert_bank *bank, int64_t u
 esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope, int experts,
                                    int width, int hidden, const int32_t *widths, const esp_feed_forward_config *config,
                                    double residual_scale, bool identical) {
-  const bool gated = config->activation == ESP_ACTIVATION_SWIGLU;
+  const bool gated = esp_activation_is_gated(config->activation);
   declaration d = {parameters, scope, experts, widths ? 0 : hidden, widths != NULL, identical};
   for (int e = 0; widths && e < experts; e++) d.neurons += widths[e];
   const int64_t ups = gated ? 2 * d.neurons : d.neurons;
@@ -55,7 +55,7 @@ esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parame
 esp_status esp_expert_bank_declare_factored(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
                                             const esp_expert_layout *layout, int width, int hidden,
                                             const esp_feed_forward_config *config) {
-  const bool gated = config->activation == ESP_ACTIVATION_SWIGLU;
+  const bool gated = esp_activation_is_gated(config->activation);
   const declaration d = {parameters, scope, layout->stored, hidden, false, false};
   *bank = (esp_expert_bank){.activation = config->activation,
                             .experts = layout->stored,
@@ -71,7 +71,7 @@ int esp_expert_width(const esp_expert_bank *bank, int expert) {
 }
 
 esp_expert_weights esp_expert_weights_of(const esp_expert_bank *bank, int expert) {
-  const bool gated = bank->activation == ESP_ACTIVATION_SWIGLU;
+  const bool gated = esp_activation_is_gated(bank->activation);
   const int64_t width = bank->width, neurons = esp_expert_width(bank, expert), ups = gated ? 2 : 1;
   int64_t first = 0;
   for (int e = 0; e < expert; e++) first += esp_expert_width(bank, e);
@@ -92,10 +92,24 @@ static esp_tensor *activate(esp_activation_kind kind, esp_tape *tape, esp_tensor
     return esp_relu(tape, pre);
   case ESP_ACTIVATION_GELU:
     return esp_gelu(tape, pre);
+  case ESP_ACTIVATION_SQUARED_RELU:
+    return esp_squared_relu(tape, pre);
   case ESP_ACTIVATION_SWIGLU:
+  case ESP_ACTIVATION_GLU:
+  case ESP_ACTIVATION_GEGLU:
+  case ESP_ACTIVATION_REGLU:
+  case ESP_ACTIVATION_SQUARED_REGLU:
     break;
   }
-  return esp_swiglu(tape, pre);
+  return esp_glu(tape, pre, esp_activation_gate(kind));
+}
+
+esp_neuron_selection esp_expert_bank_selection(const esp_expert_bank *bank, const int64_t *first_row, int64_t kept) {
+  const bool before = bank->ranking == ESP_RANK_PRE_ACTIVATION;
+  return (esp_neuron_selection){.kept = kept,
+                                .ranking = before ? ESP_GATE_IDENTITY : esp_activation_gate(bank->activation),
+                                .widths = bank->widths,
+                                .first_row = first_row};
 }
 
 static esp_tensor *apply_filter(const esp_expert_bank *bank, esp_tape *tape, const esp_neuron_filter *filter,
@@ -104,7 +118,7 @@ static esp_tensor *apply_filter(const esp_expert_bank *bank, esp_tape *tape, con
   esp_tensor *changed = trace->selected ? esp_tape_tensor(tape, 2, trace->selected->shape) : NULL;
   if (!changed) return NULL;
   memcpy(changed->data, trace->selected->data, (size_t)esp_tensor_count(changed) * sizeof *changed->data);
-  filter->rows(filter->context, bank, first_row, &(esp_bank_trace){trace->pre, trace->activation, changed, NULL});
+  filter->rows(filter->context, bank, first_row, &(esp_bank_trace){trace->pre, trace->activation, changed, NULL, trace->mask});
   return changed;
 }
 
@@ -112,7 +126,7 @@ static esp_tensor *apply_filter(const esp_expert_bank *bank, esp_tape *tape, con
 static esp_tensor *map_up(const esp_expert_bank *b, esp_tape *tape, esp_tensor *x, const int64_t *first_row) {
   if (b->rank) return esp_factored_map(tape, x, &b->factors[ESP_SIDE_UP], b->up_bias, first_row, b->experts);
   if (!b->widths) return esp_grouped_map(tape, x, b->up, b->up_bias, true, first_row, b->experts);
-  const int parts = b->activation == ESP_ACTIVATION_SWIGLU ? 2 : 1;
+  const int parts = esp_activation_is_gated(b->activation) ? 2 : 1;
   return esp_ragged_map(tape, x, b->up, b->up_bias, true, first_row, b->experts, b->widths, parts);
 }
 
@@ -125,14 +139,15 @@ static esp_tensor *map_down(const esp_expert_bank *b, esp_tape *tape, esp_tensor
 esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
                                     const int64_t *first_row, int64_t kept, const esp_neuron_filter *filter,
                                     esp_bank_trace *trace) {
-  const bool gated = bank->activation == ESP_ACTIVATION_SWIGLU;
   esp_tensor *pre = map_up(bank, tape, x, first_row);
   esp_tensor *activation = activate(bank->activation, tape, pre), *selected = activation;
-  if (kept < bank->hidden) selected = esp_neuron_top_k(tape, activation, gated ? pre : NULL, kept);
+  const esp_neuron_selection selection = esp_expert_bank_selection(bank, first_row, kept);
+  const uint8_t *mask = NULL;
+  if (kept < bank->hidden) selected = esp_neuron_top_k(tape, activation, pre, &selection, &mask);
   if (filter)
-    selected = apply_filter(bank, tape, filter, first_row, &(esp_bank_trace){pre, activation, selected, NULL});
+    selected = apply_filter(bank, tape, filter, first_row, &(esp_bank_trace){pre, activation, selected, NULL, mask});
   esp_tensor *output = map_down(bank, tape, selected, first_row);
-  if (trace) *trace = (esp_bank_trace){pre, activation, selected, output};
+  if (trace) *trace = (esp_bank_trace){pre, activation, selected, output, mask};
   return output;
 }
 

@@ -9,16 +9,17 @@
 extern "C" {
 #endif
 
-/* Expert e computes  down_e^T act(up_e x)  with two matrices, or  down_e^T (SiLU(gate_e x) * (up_e x))  with three.
+/* Expert e computes  down_e^T act(up_e x)  with two matrices, or  down_e^T (act(gate_e x) * (up_e x))  with three.
  * A neuron is one row of each of its matrices, so a neuron's weights lie together:
- *   up    [experts, f, width], with SwiGLU [experts, 2 f, width] (the rows of gate, then those of up)
+ *   up    [experts, f, width], with a gate [experts, 2 f, width] (the rows of gate, then those of up)
  *   down  [experts, f, width]
  * A dense layer's have no first dimension. Experts of different widths lie one after another in the same way, and the
  * bank is one matrix of all their neurons (n = the sum of the widths):
- *   up    [n, width], with SwiGLU [2 n, width] (of each expert the rows of gate, then those of up)
+ *   up    [n, width], with a gate [2 n, width] (of each expert the rows of gate, then those of up)
  *   down  [n, width] */
 typedef struct esp_expert_bank {
   esp_activation_kind activation;
+  esp_neuron_ranking ranking; /* of neurons, where some are selected */
   int experts, width, hidden; /* hidden: neurons of an expert, of the widest one if they differ */
   const int32_t *widths;      /* [experts] their neurons if they differ, else NULL; the layer's layout owns them */
   esp_tensor *up, *up_bias, *down, *down_bias; /* the biases are NULL unless asked for */
@@ -47,6 +48,7 @@ typedef struct esp_bank_trace {
   esp_tensor *activation; /* [rows, f] after it, before any neuron selection */
   esp_tensor *selected;   /* [rows, f] after the selection; the same as `activation` without one */
   esp_tensor *output;     /* [rows, width] */
+  const uint8_t *mask;    /* [rows, f] 1 where a neuron is selected; NULL without a selection: all are */
 } esp_bank_trace;
 
 /* Someone who intervenes between the neurons and the down matrices, to study a trained model: for evaluation passes only,
@@ -66,6 +68,10 @@ ESP_API esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters
                                            int experts, int width, int hidden, const int32_t *widths,
                                            const esp_feed_forward_config *config, double residual_scale,
                                            bool identical) ESP_MUST_CHECK;
+
+/* How the bank picks `kept` neurons for a row; the rows of expert e are first_row[e] .. first_row[e + 1] - 1. */
+ESP_API esp_neuron_selection esp_expert_bank_selection(const esp_expert_bank *bank, const int64_t *first_row,
+                                                       int64_t kept);
 
 /* The same for experts that the layout, which must outlive the bank, says are factored (factors.h). Matrices start at 0. */
 ESP_API esp_status esp_expert_bank_declare_factored(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static bool is_gated(const esp_expert_bank *bank) { return bank->activation == ESP_ACTIVATION_SWIGLU; }
+static bool is_gated(const esp_expert_bank *bank) { return esp_activation_is_gated(bank->activation); }
 
 static int parts_of(const esp_expert_bank *bank, int side) { return side == ESP_SIDE_UP && is_gated(bank) ? 2 : 1; }
 

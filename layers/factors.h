@@ -39,7 +39,7 @@ typedef struct esp_expert_matrix {
   int64_t out, in;
 } esp_expert_matrix;
 
-/* 3 with SwiGLU, else 2; and the index-th of them. */
+/* 3 with a gate (SwiGLU), else 2; and the index-th of them. */
 ESP_API int esp_expert_matrix_count(const esp_expert_bank *bank);
 ESP_API esp_expert_matrix esp_expert_matrix_at(const esp_expert_bank *bank, int expert, int index);
 

@@ -11,7 +11,10 @@ static const cyaml_strval_t mixing_names[] = {
     {"attention", ESP_MIXING_ATTENTION}, {"convolution", ESP_MIXING_CONVOLUTION}, {"none", ESP_MIXING_NONE}};
 static const cyaml_strval_t norm_names[] = {{"layer", ESP_NORM_LAYER}, {"rms", ESP_NORM_RMS}};
 static const cyaml_strval_t activation_names[] = {
-    {"relu", ESP_ACTIVATION_RELU}, {"gelu", ESP_ACTIVATION_GELU}, {"swiglu", ESP_ACTIVATION_SWIGLU}};
+    {"relu", ESP_ACTIVATION_RELU}, {"gelu", ESP_ACTIVATION_GELU}, {"swiglu", ESP_ACTIVATION_SWIGLU},
+    {"squared_relu", ESP_ACTIVATION_SQUARED_RELU}, {"glu", ESP_ACTIVATION_GLU}, {"geglu", ESP_ACTIVATION_GEGLU},
+    {"reglu", ESP_ACTIVATION_REGLU}, {"squared_reglu", ESP_ACTIVATION_SQUARED_REGLU}};
+static const cyaml_strval_t ranking_names[] = {{"activation", ESP_RANK_ACTIVATION}, {"pre_activation", ESP_RANK_PRE_ACTIVATION}};
 static const cyaml_strval_t layer_names[] = {{"dense", ESP_LAYER_DENSE}, {"moe", ESP_LAYER_MOE}, {"mone", ESP_LAYER_MONE}};
 static const cyaml_strval_t score_names[] = {{"softmax", ESP_SCORE_SOFTMAX}, {"sigmoid", ESP_SCORE_SIGMOID}};
 
@@ -19,6 +22,7 @@ static const cyaml_strval_t policy_names[] = {{"token_choice", ESP_ROUTER_TOKEN_
 static const cyaml_strval_t balance_names[] = {{"all_choices", ESP_BALANCE_ALL_CHOICES}, {"first_choice", ESP_BALANCE_FIRST_CHOICE}};
 
 static const cyaml_schema_value_t int_entry = {CYAML_VALUE_INT(CYAML_FLAG_DEFAULT, int)};
+static const cyaml_schema_value_t number_entry = {CYAML_VALUE_FLOAT(CYAML_FLAG_DEFAULT, double)};
 static const cyaml_schema_value_t layer_entry = {CYAML_VALUE_ENUM(CYAML_FLAG_STRICT, esp_layer_kind, layer_names, CYAML_ARRAY_LEN(layer_names))};
 
 static const cyaml_schema_field_t router_fields[] = {
@@ -49,6 +53,8 @@ static const cyaml_schema_field_t moe_fields[] = {
     CYAML_FIELD_INT("hidden", CYAML_FLAG_DEFAULT, esp_moe_config, hidden),
     CYAML_FIELD_INT("shared_hidden", CYAML_FLAG_DEFAULT, esp_moe_config, shared_hidden),
     CYAML_FIELD_FLOAT("neurons_kept", CYAML_FLAG_DEFAULT, esp_moe_config, neurons_kept),
+    CYAML_FIELD_SEQUENCE("neurons_kept_per_layer", CYAML_FLAG_DEFAULT, esp_moe_config, neurons_kept_per_layer, &number_entry, 0, ESP_MAX_BLOCKS),
+    CYAML_FIELD_ENUM("neuron_ranking", CYAML_FLAG_STRICT, esp_moe_config, neuron_ranking, ranking_names, CYAML_ARRAY_LEN(ranking_names)),
     CYAML_FIELD_BOOL("identical_experts", CYAML_FLAG_DEFAULT, esp_moe_config, identical_experts),
     CYAML_FIELD_MAPPING("router", CYAML_FLAG_DEFAULT, esp_moe_config, router, router_fields), CYAML_FIELD_END};
 
@@ -103,11 +109,35 @@ esp_layer_kind esp_layer_kind_of(const esp_model_config *config, int index) {
 
 const char *esp_layer_kind_name(esp_layer_kind kind) { return layer_names[kind].str; }
 
-int esp_neurons_kept(const esp_model_config *config, esp_layer_kind kind) {
-  const int hidden = config->moe.hidden;
-  if (kind != ESP_LAYER_MONE) return hidden;
-  const int kept = (int)ceil(config->moe.neurons_kept * hidden - 1e-9);
-  return kept < 1 ? 1 : kept;
+int esp_neurons_kept(const esp_model_config *config, int index) {
+  const esp_moe_config *moe = &config->moe;
+  double kept = moe->neurons_kept;
+  if (esp_layer_kind_of(config, index) != ESP_LAYER_MONE) return moe->hidden;
+  if (moe->neurons_kept_per_layer_count > 0) {
+    unsigned mixtures_before = 0;
+    for (int i = 0; i < index; i++) mixtures_before += esp_layer_kind_of(config, i) != ESP_LAYER_DENSE;
+    kept = moe->neurons_kept_per_layer[mixtures_before % moe->neurons_kept_per_layer_count];
+  }
+  const int count = (int)ceil((kept > 1 ? kept : kept * moe->hidden) - 1e-9);
+  return count < 1 ? 1 : count;
+}
+
+bool esp_activation_is_gated(esp_activation_kind activation) {
+  return activation == ESP_ACTIVATION_SWIGLU || activation >= ESP_ACTIVATION_GLU;
+}
+
+esp_gate_kind esp_activation_gate(esp_activation_kind activation) {
+  static const esp_gate_kind gates[] = {
+      [ESP_ACTIVATION_RELU] = ESP_GATE_RELU,
+      [ESP_ACTIVATION_GELU] = ESP_GATE_GELU,
+      [ESP_ACTIVATION_SWIGLU] = ESP_GATE_SILU,
+      [ESP_ACTIVATION_SQUARED_RELU] = ESP_GATE_SQUARED_RELU,
+      [ESP_ACTIVATION_GLU] = ESP_GATE_SIGMOID,
+      [ESP_ACTIVATION_GEGLU] = ESP_GATE_GELU,
+      [ESP_ACTIVATION_REGLU] = ESP_GATE_RELU,
+      [ESP_ACTIVATION_SQUARED_REGLU] = ESP_GATE_SQUARED_RELU,
+  };
+  return gates[activation];
 }
 
 static int reduction(const esp_stem_config *stem) {
@@ -181,6 +211,19 @@ static esp_status check_mixing(const esp_model_config *c) {
   return ESP_OK;
 }
 
+static esp_status check_neurons_kept(const esp_moe_config *moe) {
+  ESP_TRY(check_share("moe.neurons_kept", moe->neurons_kept, false));
+  for (unsigned i = 0; i < moe->neurons_kept_per_layer_count; i++) {
+    const double kept = moe->neurons_kept_per_layer[i];
+    if (kept > 0 && kept <= moe->hidden && (kept <= 1 || kept == floor(kept))) continue;
+    return esp_fail(ESP_ERR_CONFIG,
+                    "entry %u of model.moe.neurons_kept_per_layer is %g; it must be a share in (0, 1] or a whole number "
+                    "of neurons from 2 to %d (model.moe.hidden)",
+                    i + 1, kept, moe->hidden);
+  }
+  return ESP_OK;
+}
+
 static esp_status check_moe(const esp_moe_config *moe) {
   ESP_TRY(check_positive("moe.experts", moe->experts));
   ESP_TRY(check_positive("moe.top_k", moe->top_k));
@@ -192,8 +235,7 @@ static esp_status check_moe(const esp_moe_config *moe) {
                     moe->experts);
   if (moe->shared_hidden < 0)
     return esp_fail(ESP_ERR_CONFIG, "model.moe.shared_hidden is %d; it must be 0 or positive", moe->shared_hidden);
-  ESP_TRY(check_share("moe.neurons_kept", moe->neurons_kept, false));
-  return ESP_OK;
+  return check_neurons_kept(moe);
 }
 
 static esp_status check_members(const esp_moe_config *moe) {

@@ -2,7 +2,7 @@
 #ifndef ESPALIER_MODEL_CONFIG_H
 #define ESPALIER_MODEL_CONFIG_H
 
-#include <espalier/status.h>
+#include <espalier/gates.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -31,8 +31,19 @@ typedef enum esp_norm_kind { ESP_NORM_LAYER, ESP_NORM_RMS } esp_norm_kind;
 typedef enum esp_activation_kind {
   ESP_ACTIVATION_RELU,   /* two matrices */
   ESP_ACTIVATION_GELU,   /* two matrices */
-  ESP_ACTIVATION_SWIGLU, /* three matrices: gate, up, down */
+  ESP_ACTIVATION_SWIGLU, /* three matrices: gate, up, down; the middle is SiLU(gate) up (arXiv 2002.05202) */
+  ESP_ACTIVATION_SQUARED_RELU, /* two matrices (Primer, arXiv 2109.08668) */
+  ESP_ACTIVATION_GLU,          /* three: sigmoid(gate) up */
+  ESP_ACTIVATION_GEGLU,        /* three: GELU(gate) up */
+  ESP_ACTIVATION_REGLU,        /* three: ReLU(gate) up */
+  ESP_ACTIVATION_SQUARED_REGLU /* three: ReLU(gate)^2 up */
 } esp_activation_kind;
+
+/* By which magnitude a MoNE ranks an expert's neurons for a token. */
+typedef enum esp_neuron_ranking {
+  ESP_RANK_ACTIVATION,    /* |act(W_gate x)|, two matrices |act(W_up x)| (arXiv 2510.05781) */
+  ESP_RANK_PRE_ACTIVATION /* before the activation: |W_gate x| resp. |W_up x| */
+} esp_neuron_ranking;
 
 typedef enum esp_layer_kind {
   ESP_LAYER_DENSE,
@@ -91,6 +102,10 @@ typedef struct esp_moe_config {
   int hidden;             /* neurons of one expert */
   int shared_hidden;      /* neurons of the always-on shared expert; 0: none */
   double neurons_kept;    /* MoNE: the share of an expert's neurons kept for a token, in (0, 1] */
+  double neurons_kept_per_layer[ESP_MAX_BLOCKS]; /* MoNE: instead, of each mixture layer in turn, repeated if shorter:
+                                                    up to 1 a share, above 1 a whole number of neurons */
+  unsigned neurons_kept_per_layer_count;         /* 0: neurons_kept for all */
+  esp_neuron_ranking neuron_ranking;
   bool identical_experts; /* all experts start from the same weights (V-MoE) */
   esp_router_config router;
 } esp_moe_config;
@@ -133,8 +148,13 @@ ESP_API extern const esp_model_config esp_model_defaults;
 ESP_API esp_layer_kind esp_layer_kind_of(const esp_model_config *config, int index);
 ESP_API const char *esp_layer_kind_name(esp_layer_kind kind);
 
-/* Neurons kept per token and expert: the share rounded up, at least 1; all of them unless the layer is a MoNE. */
-ESP_API int esp_neurons_kept(const esp_model_config *config, esp_layer_kind kind);
+/* Neurons that block `index`, a mixture, keeps per token and expert: a share rounded up, at least 1; all of them unless
+ * the layer is a MoNE. */
+ESP_API int esp_neurons_kept(const esp_model_config *config, int index);
+
+/* Three matrices, one of them a gate; and the function: of the gate, or with two matrices of the middle. */
+ESP_API bool esp_activation_is_gated(esp_activation_kind activation);
+ESP_API esp_gate_kind esp_activation_gate(esp_activation_kind activation);
 
 /* Rows and columns of the grid of tokens that the stem makes. */
 ESP_API void esp_token_grid(const esp_model_config *config, int *rows, int *columns);

@@ -113,7 +113,7 @@ esp_status esp_upcycle(esp_model **upcycled, const esp_model *dense, const esp_m
 bool esp_upcycling_keeps_function(const esp_model_config *config) {
   const esp_router_config *r = &config->moe.router;
   for (int i = 0; i < config->blocks; i++)
-    if (esp_neurons_kept(config, esp_layer_kind_of(config, i)) < config->moe.hidden) return false;
+    if (esp_neurons_kept(config, i) < config->moe.hidden) return false;
   const bool softmax_of_selected = r->score == ESP_SCORE_SOFTMAX && r->score_selected_only;
   if (r->policy == ESP_ROUTER_HASH) return true; /* one expert, gate 1 */
   return r->policy == ESP_ROUTER_TOKEN_CHOICE && (r->renormalise || softmax_of_selected) && !(r->capacity > 0) &&

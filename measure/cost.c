@@ -9,7 +9,7 @@ static int64_t norm_size(const esp_model_config *config, int64_t width) {
 }
 
 /* --- one feed-forward network, one token ----------------------------------------------------------------
- * With SwiGLU the neurons are ranked by W_gate x, with two matrices by W_up x: that one is needed in full. */
+ * With three matrices the neurons are ranked by W_gate x, with two by W_up x: that one is needed in full. */
 
 typedef struct expert_cost {
   int64_t parameters, activated, activated_selected;
@@ -19,7 +19,7 @@ typedef struct expert_cost {
 static expert_cost cost_of_expert(const esp_model_config *config, int64_t hidden, int64_t kept) {
   const esp_feed_forward_config *f = &config->feed_forward;
   const int64_t width = config->width;
-  const int64_t ups = f->activation == ESP_ACTIVATION_SWIGLU ? 2 : 1; /* matrices before the activation */
+  const int64_t ups = esp_activation_is_gated(f->activation) ? 2 : 1; /* matrices before the activation */
   const int64_t up_row = width + f->bias, down_bias = f->bias ? width : 0;
   const int64_t skippable = (ups - 1) * up_row + width; /* of a neuron, if it is not selected */
   return (expert_cost){
@@ -173,7 +173,7 @@ static void count_moe(esp_layer_cost *layer, const place *at) {
   int served, routable;
   expert_cost all, chosen;
   count_experts(at, 0, logical_experts(at), &served, &routable);
-  sum_experts(at, esp_neurons_kept(at->config, layer->kind), &all, &chosen);
+  sum_experts(at, esp_neurons_kept(at->config, at->index), &all, &chosen);
   const expert_cost shared = cost_of_expert(at->config, moe->shared_hidden, moe->shared_hidden);
   const int64_t always = always_size(at, shared), stored = stored_experts(at);
   const bool soft = moe->router.policy == ESP_ROUTER_SOFT, taken = moe->router.policy == ESP_ROUTER_EXPERT_CHOICE;

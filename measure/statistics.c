@@ -1,7 +1,6 @@
 #include <espalier/memory.h>
 #include <espalier/parallel.h>
 #include <espalier/statistics.h>
-#include <espalier/vector_math.h>
 
 #include <math.h>
 #include <stdlib.h>
@@ -196,10 +195,12 @@ static void add_top_mass(neuron_sums *sums, float *magnitudes, int count) {
   }
 }
 
-static void add_row(neuron_sums *sums, const esp_real *row, bool gated, int hidden, float *scratch) {
+/* `gate` makes the gate activations of the row. */
+static void add_row(neuron_sums *sums, const esp_real *row, esp_gate_kind gate, int hidden, float *scratch) {
   int count = 0;
+  esp_gate_values(gate, row, hidden, scratch);
   for (int j = 0; j < hidden; j++) {
-    const esp_real value = gated ? esp_silu_value(row[j]) : row[j];
+    const esp_real value = scratch[j];
     if (!isfinite(value)) continue;
     bin_value(sums, (double)value);
     scratch[count++] = fabsf(value);
@@ -226,14 +227,16 @@ static int neurons_of_row(const esp_moe_record *record, int64_t row, int *expert
 
 static void add_part(void *context, int64_t begin, int64_t end) {
   const sampling *s = context;
-  const bool gated = s->layer->activation == ESP_ACTIVATION_SWIGLU;
+  const esp_activation_kind activation = s->layer->activation;
+  const esp_gate_kind gate =
+      esp_activation_is_gated(activation) ? esp_activation_gate(activation) : ESP_GATE_IDENTITY;
   const int64_t columns = esp_tensor_columns(s->activations);
   for (int64_t part = begin; part < end; part++) {
     neuron_sums *sums = &s->layer->parts[part];
     int expert = 0;
     memset(sums, 0, sizeof *sums);
     for (int64_t i = esp_part_begin(s->rows, part); i < esp_part_begin(s->rows, part + 1); i++)
-      add_row(sums, s->activations->data + i * s->stride * columns, gated,
+      add_row(sums, s->activations->data + i * s->stride * columns, gate,
               neurons_of_row(s->record, i * s->stride, &expert), s->layer->scratch + part * s->layer->hidden);
   }
 }
@@ -251,7 +254,7 @@ static void add_neuron_sums(neuron_sums *sums, const neuron_sums *other) {
 }
 
 static void add_neurons(layer_sums *layer, const esp_moe_record *record, int stride) {
-  const bool gated = layer->activation == ESP_ACTIVATION_SWIGLU;
+  const bool gated = esp_activation_is_gated(layer->activation);
   sampling s = {layer, gated ? record->experts.pre : record->experts.activation, record, stride, 0};
   s.rows = (record->routing->rows + stride - 1) / stride;
   esp_parallel_for(ESP_PARTS, 1, add_part, &s);

@@ -9,8 +9,8 @@
 extern "C" {
 #endif
 
-/* The gate activation of a neuron is what weighs its contribution: SiLU(W_gate x) with SwiGLU, the neuron's
- * activation with two matrices. In a MoNE: before the selection. */
+/* The gate activation of a neuron is what weighs its contribution: act(W_gate x), SiLU(W_gate x) with SwiGLU; the
+ * neuron's activation with two matrices. In a MoNE: before the selection. */
 enum {
   ESP_HISTOGRAM_BINS = 81, /* of equal width, the middle one around 0 */
   ESP_NEAR_ZERO_LEVELS = 3,

@@ -194,8 +194,24 @@ static esp_tensor *gelu_tanh(example *e) {
   return example_loss(e, esp_gelu_tanh(e->tape, example_normal(e, SHAPE(9, 5))));
 }
 
+static esp_tensor *squared_relu(example *e) {
+  return example_loss(e, esp_squared_relu(e->tape, example_apart(e, SHAPE(9, 5))));
+}
+
 static esp_tensor *swiglu(example *e) {
   return example_loss(e, esp_swiglu(e->tape, example_normal(e, SHAPE(2, 3, 10))));
+}
+
+static const esp_gate_kind all_gates[] = {ESP_GATE_IDENTITY, ESP_GATE_RELU,    ESP_GATE_GELU,
+                                          ESP_GATE_SILU,     ESP_GATE_SIGMOID, ESP_GATE_SQUARED_RELU};
+enum { ALL_GATES = sizeof all_gates / sizeof all_gates[0] };
+
+/* Two ops feed on the same rows, so that the second one adds to the first one's gradient. */
+static esp_tensor *glu_of_each_gate(example *e) {
+  esp_tensor *x = example_apart(e, SHAPE(3, 10)), *sum = example_loss(e, esp_glu(e->tape, x, all_gates[0]));
+  for (int i = 1; i < ALL_GATES; i++)
+    sum = esp_add(e->tape, sum, esp_scale(e->tape, example_loss(e, esp_glu(e->tape, x, all_gates[i])), 1 + i / 8.0));
+  return sum;
 }
 
 static esp_tensor *dropout(example *e) {
@@ -593,7 +609,7 @@ static esp_tensor *ragged_maps_of_experts(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(8, 3)), *up = example_normal(e, SHAPE(18, 3));
   esp_tensor *down = example_normal(e, SHAPE(9, 3));
   esp_tensor *pre = esp_ragged_map(e->tape, x, up, NULL, true, ragged_groups, 4, ragged_widths, 2);
-  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, 2);
+  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, &(esp_neuron_selection){.kept = 2, .ranking = ESP_GATE_SILU}, NULL);
   return example_loss(e, esp_ragged_map(e->tape, kept, down, NULL, false, ragged_groups, 4, ragged_widths, 1));
 }
 
@@ -629,14 +645,22 @@ static esp_tensor *factored_map_low_rank(example *e) {
   return factored(e, example_normal(e, SHAPE(8, 3)), 2, no_counts, false);
 }
 
+/* By the values themselves. */
 static esp_tensor *neuron_top_k(example *e) {
-  return example_loss(e, esp_neuron_top_k(e->tape, example_apart(e, SHAPE(4, 9)), NULL, 4));
+  esp_tensor *h = example_apart(e, SHAPE(4, 9));
+  return example_loss(e, esp_neuron_top_k(e->tape, h, h, &(esp_neuron_selection){.kept = 4, .ranking = ESP_GATE_IDENTITY}, NULL));
 }
 
 /* The gradient of `pre` is that of the activation alone. */
 static esp_tensor *neuron_top_k_pre(example *e) {
-  esp_tensor *pre = example_apart(e, SHAPE(4, 18));
-  return example_loss(e, esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, 4));
+  esp_tensor *pre = example_apart(e, SHAPE(4, 18)), *sum = NULL;
+  for (int i = 0; i < ALL_GATES; i++) {
+    const esp_neuron_selection selection = {.kept = 4, .ranking = all_gates[i]};
+    esp_tensor *kept = esp_neuron_top_k(e->tape, esp_glu(e->tape, pre, all_gates[i]), pre, &selection, NULL);
+    esp_tensor *loss = example_loss(e, kept);
+    sum = sum ? esp_add(e->tape, sum, loss) : loss;
+  }
+  return sum;
 }
 
 static esp_tensor *combine(example *e) {
@@ -715,7 +739,7 @@ static esp_tensor *mixture(example *e) {
       esp_add(e->tape, esp_balance_loss(e->tape, routed.scores, r, &request), esp_z_loss(e->tape, logits, &request));
   esp_tensor *rows = esp_dispatch(e->tape, x, r);
   esp_tensor *pre = esp_grouped_map(e->tape, rows, up, NULL, true, r->first_row, r->stored);
-  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, 3);
+  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, &(esp_neuron_selection){.kept = 3, .ranking = ESP_GATE_SILU}, NULL);
   rows = esp_grouped_map(e->tape, kept, down, NULL, false, r->first_row, r->stored);
   return esp_add(e->tape, losses, example_loss(e, esp_combine(e->tape, rows, gates, r)));
 }
@@ -742,7 +766,9 @@ const op_example op_examples[] = {
     {"silu", "normal numbers", silu},
     {"gelu", "normal numbers", gelu},
     {"gelu tanh", "normal numbers", gelu_tanh},
-    {"swiglu", "rank 3", swiglu},
+    {"squared relu", "away from 0", squared_relu},
+    {"glu", "SwiGLU, rank 3", swiglu},
+    {"glu", "every gate", glu_of_each_gate},
     {"dropout", "a fixed mask", dropout},
     {"softmax", "rank 3", softmax},
     {"log softmax", "rank 3", log_softmax},
@@ -803,7 +829,7 @@ const op_example op_examples[] = {
     {"factored map", "gate and up side by side, bias", factored_map_parts},
     {"factored map", "no sparse rows at all", factored_map_low_rank},
     {"neuron top-k", "largest of the values themselves", neuron_top_k},
-    {"neuron top-k", "largest by the gate's activation", neuron_top_k_pre},
+    {"neuron top-k", "largest by the activation of every gate", neuron_top_k_pre},
     {"neuron top-k", "in a whole mixture layer", mixture},
     {"combine", "zero experts", combine},
     {"combine", "tokens without and with several slots", uneven_combine},

@@ -108,8 +108,9 @@ static void assert_same_layers(const layer *a, const char *prefix, const layer *
   assert_true(same >= 4);
 }
 
-static const esp_activation_kind activations[] = {ESP_ACTIVATION_RELU, ESP_ACTIVATION_GELU,
-                                                  ESP_ACTIVATION_SWIGLU};
+static const esp_activation_kind activations[] = {
+    ESP_ACTIVATION_RELU, ESP_ACTIVATION_GELU,  ESP_ACTIVATION_SQUARED_RELU, ESP_ACTIVATION_SWIGLU,
+    ESP_ACTIVATION_GLU,  ESP_ACTIVATION_GEGLU, ESP_ACTIVATION_REGLU,        ESP_ACTIVATION_SQUARED_REGLU};
 enum { ACTIVATIONS = sizeof activations / sizeof activations[0] };
 
 static void row_10_one_expert_is_the_dense_layer(void **state) {
@@ -134,7 +135,7 @@ static void row_10_one_expert_is_the_dense_layer(void **state) {
   }
 }
 
-static void mone_with_all_neurons_is_the_moe(void **state) {
+static void row_45_mone_with_all_neurons_is_the_moe(void **state) {
   (void)state;
   for (int i = 0; i < ACTIVATIONS; i++) {
     esp_model_config c = layer_config(ESP_LAYER_MOE, activations[i]);
@@ -395,33 +396,43 @@ static void impossible_layouts_are_refused(void **state) {
 
 /* --- selection and routing --------------------------------------------------------------------------------------- */
 
-static void unselected_neurons_learn_nothing(void **state) {
-  (void)state;
-  esp_model_config c = layer_config(ESP_LAYER_MONE, ESP_ACTIVATION_SWIGLU);
+/* Of one token, so that a neuron that is not selected is so for all tokens of its expert. */
+static void check_unselected(esp_activation_kind activation, esp_neuron_ranking ranking) {
+  esp_model_config c = layer_config(ESP_LAYER_MONE, activation);
+  const bool gated = esp_activation_is_gated(activation);
   c.moe.neurons_kept = 0.3;
+  c.moe.neuron_ranking = ranking;
   layer l = make_layer(&c, NULL);
   run_layer(&l, 1);
   const int kept = 4; /* 0.3 x 12, rounded up */
+  const int64_t rows = gated ? 2 * HIDDEN : HIDDEN;
   const esp_routing *r = l.record.routing;
-  const esp_real *up = parameter_of(&l, bank_names[0])->tensor.grad,
-                 *bias = parameter_of(&l, bank_names[1])->tensor.grad;
-  const esp_real *down = parameter_of(&l, bank_names[2])->tensor.grad;
+  const esp_real *up = parameter_of(&l, gated ? "moe.experts.gate_up" : "moe.experts.up")->tensor.grad,
+                 *bias = parameter_of(&l, gated ? "moe.experts.gate_up_bias" : "moe.experts.up_bias")->tensor.grad,
+                 *down = parameter_of(&l, "moe.experts.down")->tensor.grad;
   for (int64_t e = 0; e < EXPERTS; e++) {
-    int learning = 0;
+    int selected = 0;
     for (int64_t j = 0; j < HIDDEN; j++) {
-      const int64_t gate = e * 2 * HIDDEN + j;
-      const bool idle = all_zero(up + gate * WIDTH, WIDTH) && all_zero(up + (gate + HIDDEN) * WIDTH, WIDTH) &&
-                        all_zero(down + (e * HIDDEN + j) * WIDTH, WIDTH) && bias[gate] == 0 &&
-                        bias[gate + HIDDEN] == 0;
-      learning += !idle;
+      const int64_t first = e * rows + j, last = first + rows - HIDDEN; /* of the gate, and of up */
+      const bool idle = all_zero(up + first * WIDTH, WIDTH) && all_zero(up + last * WIDTH, WIDTH) &&
+                        all_zero(down + (e * HIDDEN + j) * WIDTH, WIDTH) && bias[first] == 0 && bias[last] == 0;
       const int64_t row = r->first_row[e];
-      const bool selected =
-          row < r->first_row[e + 1] && l.record.experts.selected->data[row * HIDDEN + j] != 0;
-      assert_int_equal(idle, !selected);
+      const bool marked = row < r->first_row[e + 1] && l.record.experts.mask[row * HIDDEN + j];
+      const bool lives = marked && l.record.experts.selected->data[row * HIDDEN + j] != 0; /* a ReLU's may not */
+      assert_int_equal(idle, !lives);
+      selected += marked;
     }
-    assert_int_equal(learning, r->wanted[e] ? kept : 0);
+    assert_int_equal(selected, r->wanted[e] ? kept : 0);
   }
   free_layer(&l);
+}
+
+static void row_45_unselected_neurons_learn_nothing(void **state) {
+  (void)state;
+  for (int i = 0; i < ACTIVATIONS; i++) {
+    check_unselected(activations[i], ESP_RANK_ACTIVATION);
+    check_unselected(activations[i], ESP_RANK_PRE_ACTIVATION);
+  }
 }
 
 static void ties_go_to_the_lower_index(void **state) {
@@ -440,7 +451,7 @@ static void ties_go_to_the_lower_index(void **state) {
   esp_tensor *h = esp_tape_tensor(tape, 2, (const int64_t[]){1, 6});
   const esp_real values[] = {-1, 1, 3, 1, -1, 1}, expected[] = {-1, 1, 3, 0, 0, 0};
   memcpy(h->data, values, sizeof values);
-  assert_same_bits("neurons", esp_neuron_top_k(tape, h, NULL, 3)->data, expected, 6);
+  assert_same_bits("neurons", esp_neuron_top_k(tape, h, h, &(esp_neuron_selection){.kept = 3, .ranking = ESP_GATE_IDENTITY}, NULL)->data, expected, 6);
   esp_tape_free(tape);
 }
 
@@ -513,13 +524,13 @@ static void balance_loss_is_one_at_balance(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(row_10_one_expert_is_the_dense_layer),
-      cmocka_unit_test(mone_with_all_neurons_is_the_moe),
+      cmocka_unit_test(row_45_mone_with_all_neurons_is_the_moe),
       cmocka_unit_test(row_09_the_mixture_is_the_double_loop),
       cmocka_unit_test(masking_is_removing_the_router_row),
       cmocka_unit_test(zero_experts_only_lack_their_output),
       cmocka_unit_test(zero_experts_are_experts_that_give_zero),
       cmocka_unit_test(impossible_layouts_are_refused),
-      cmocka_unit_test(unselected_neurons_learn_nothing),
+      cmocka_unit_test(row_45_unselected_neurons_learn_nothing),
       cmocka_unit_test(ties_go_to_the_lower_index),
       cmocka_unit_test(row_03_router_noise_has_deviation_one_over_experts),
       cmocka_unit_test(balance_loss_is_one_at_balance),

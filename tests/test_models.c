@@ -108,7 +108,8 @@ static int count_correct(const trainer *t) {
   return correct;
 }
 
-static const esp_activation_kind activations[] = {ESP_ACTIVATION_RELU, ESP_ACTIVATION_GELU, ESP_ACTIVATION_SWIGLU};
+static const esp_activation_kind activations[] = {ESP_ACTIVATION_RELU, ESP_ACTIVATION_GELU, ESP_ACTIVATION_SWIGLU,
+                                                  ESP_ACTIVATION_SQUARED_RELU, ESP_ACTIVATION_REGLU};
 enum { ACTIVATIONS = sizeof activations / sizeof activations[0] };
 
 static const struct {
@@ -345,6 +346,32 @@ static void moe_and_mone_start_alike(void **state) {
   for (int i = 0; i < 2; i++) esp_model_free(models[i]);
 }
 
+/* Entries count mixtures, not blocks, and begin anew where they end. */
+static void neurons_kept_per_layer(void **state) {
+  (void)state;
+  esp_model_config c = vit_config();
+  const esp_layer_kind kinds[] = {ESP_LAYER_MONE, ESP_LAYER_DENSE, ESP_LAYER_MOE, ESP_LAYER_MONE, ESP_LAYER_MONE};
+  memcpy(c.layers, kinds, sizeof kinds);
+  c.layers_count = 5;
+  c.blocks = 5;
+  c.moe.hidden = 30;
+  c.moe.neurons_kept_per_layer_count = 3;
+  memcpy(c.moe.neurons_kept_per_layer, ((const double[]){7, 0.5, 0.34}), 3 * sizeof(double));
+  const int expected[] = {7, 30, 30, 11, 7};
+  esp_model *model;
+  assert_int_equal(esp_model_create(&model, &c, NULL, 1), ESP_OK);
+  for (int i = 0; i < 5; i++) assert_int_equal(esp_neurons_kept(&c, i), expected[i]);
+  for (int i = 0; i < 5; i++)
+    if (i != 1) assert_int_equal(model->blocks[i].moe.neurons_kept, expected[i]);
+  esp_model_free(model);
+  char *text;
+  esp_model_config back;
+  assert_int_equal(esp_model_config_save(&text, &c), ESP_OK);
+  assert_int_equal(esp_model_config_load(&back, "settings", text), ESP_OK);
+  for (int i = 0; i < 5; i++) assert_int_equal(esp_neurons_kept(&back, i), expected[i]);
+  esp_free(text);
+}
+
 /* --- settings that cannot be a model -------------------------------------------------------------------------------- */
 
 static void assert_refused(const esp_model_config *c, const char *key) {
@@ -375,6 +402,10 @@ static void impossible_models_are_refused(void **state) {
   REFUSES("experts", c.moe.experts = ESP_MAX_EXPERTS + 1);
   REFUSES("neurons_kept", c.moe.neurons_kept = 0);
   REFUSES("neurons_kept", c.moe.neurons_kept = (double)NAN);
+  const double entries[] = {0, -1, 1.5, NAN, INFINITY, vit_config().moe.hidden + 1};
+  for (size_t i = 0; i < sizeof entries / sizeof entries[0]; i++)
+    REFUSES("entry 2 of model.moe.neurons_kept_per_layer", c.moe.neurons_kept_per_layer_count = 2;
+            c.moe.neurons_kept_per_layer[0] = 1; c.moe.neurons_kept_per_layer[1] = entries[i]);
   REFUSES("shared_hidden", c.moe.shared_hidden = -1);
   REFUSES("balance_weight", c.moe.router.balance_weight = -1);
   REFUSES("noise", c.moe.router.noise = (double)NAN);
@@ -397,6 +428,7 @@ int main(void) {
       cmocka_unit_test(a_frozen_model_stays),
       cmocka_unit_test(models_start_alike_where_they_agree),
       cmocka_unit_test(moe_and_mone_start_alike),
+      cmocka_unit_test(neurons_kept_per_layer),
       cmocka_unit_test(impossible_models_are_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -104,16 +104,23 @@ enum { WIDTH = 9, TOKENS = 23, EXPERTS = 4 };
 static const int64_t expert_rows[] = {0, 6, 6, 15, TOKENS};
 static const int32_t widths[] = {7, 3, 12, 1};
 
-static double activate(esp_activation_kind kind, double up, double gate) {
+static double gate_of(esp_gate_kind kind, double x) {
+  const double positive = x > 0 ? x : 0;
   switch (kind) {
-  case ESP_ACTIVATION_RELU:
-    return up > 0 ? up : 0;
-  case ESP_ACTIVATION_GELU:
-    return up * 0.5 * erfc(-up / sqrt(2));
-  case ESP_ACTIVATION_SWIGLU:
+  case ESP_GATE_IDENTITY:
     break;
+  case ESP_GATE_RELU:
+    return positive;
+  case ESP_GATE_GELU:
+    return x * 0.5 * erfc(-x / sqrt(2));
+  case ESP_GATE_SILU:
+    return x / (1 + exp(-x));
+  case ESP_GATE_SIGMOID:
+    return 1 / (1 + exp(-x));
+  case ESP_GATE_SQUARED_RELU:
+    return positive * positive;
   }
-  return gate / (1 + exp(-gate)) * up;
+  return x;
 }
 
 static double dot(const esp_real *a, const esp_real *b, int64_t count) {
@@ -138,8 +145,8 @@ static void run_expert(const esp_expert_bank *bank, int expert, const esp_real *
   for (int64_t j = 0; j < w.neurons; j++) {
     const double up = dot(w.up + j * WIDTH, x, WIDTH) + (double)w.up_bias[j];
     const double gate = w.gate ? dot(w.gate + j * WIDTH, x, WIDTH) + (double)w.gate_bias[j] : 0;
-    h[j] = activate(bank->activation, up, gate);
-    by[j] = w.gate ? gate / (1 + exp(-gate)) : h[j];
+    by[j] = gate_of(esp_activation_gate(bank->activation), w.gate ? gate : up);
+    h[j] = w.gate ? by[j] * up : by[j];
   }
   select_neurons(h, by, w.neurons, kept);
   for (int64_t i = 0; i < WIDTH; i++) {
@@ -177,8 +184,10 @@ static void check_bank(esp_activation_kind kind, int kept) {
 
 static void a_bank_is_the_double_loop(void **state) {
   (void)state;
-  const esp_activation_kind kinds[] = {ESP_ACTIVATION_RELU, ESP_ACTIVATION_GELU, ESP_ACTIVATION_SWIGLU};
-  for (int i = 0; i < 3; i++)
+  const esp_activation_kind kinds[] = {ESP_ACTIVATION_RELU,         ESP_ACTIVATION_GELU, ESP_ACTIVATION_SWIGLU,
+                                       ESP_ACTIVATION_SQUARED_RELU, ESP_ACTIVATION_GLU,  ESP_ACTIVATION_GEGLU,
+                                       ESP_ACTIVATION_REGLU,        ESP_ACTIVATION_SQUARED_REGLU};
+  for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
     for (int kept = 1; kept <= 12; kept += 1 + kept / 4) check_bank(kinds[i], kept);
 }
 

@@ -63,7 +63,7 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
                    .block = block,
                    .kind = kind,
                    .config = config->moe,
-                   .neurons_kept = esp_neurons_kept(config, kind),
+                   .neurons_kept = esp_neurons_kept(config, block),
                    .policy = esp_router_policy_of(config->moe.router.policy),
                    .has_shared = config->moe.shared_hidden > 0};
   if (layout)
@@ -88,6 +88,7 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
     ESP_TRY(esp_expert_bank_declare(&moe->bank, parameters, bank_scope, moe->layout.stored, config->width, hidden,
                                     esp_is_ragged(&moe->layout, config->moe.hidden) ? moe->layout.widths : NULL,
                                     &config->feed_forward, residual_scale, config->moe.identical_experts));
+  moe->bank.ranking = config->moe.neuron_ranking;
   if (!moe->has_shared) return ESP_OK;
   return esp_expert_bank_declare(&moe->shared, parameters, shared_scope, 0, config->width, config->moe.shared_hidden,
                                  NULL, &config->feed_forward, residual_scale, false);

@@ -133,11 +133,24 @@ typedef struct esp_factors {
 ESP_API esp_tensor *esp_factored_map(esp_tape *tape, esp_tensor *x, const esp_factors *factors, esp_tensor *bias,
                                      const int64_t *first_row, int64_t groups);
 
-/* MoNE's neuron selection: of each row of h [rows, f] the `kept` entries with the largest |gate activation| stay,
- * the others become 0; ties go to the lower index. The gate activation is SiLU of the first f columns of
- * pre [rows, 2 f], or h itself if pre is NULL. The selection is a constant in backward: no gradient flows to pre
- * through it. Linear in f. */
-ESP_API esp_tensor *esp_neuron_top_k(esp_tape *tape, esp_tensor *h, esp_tensor *pre, int64_t kept);
+/* How MoNE (Mixture of Neuron Experts, arXiv 2510.05781) selects the neurons of an expert for a token: the `kept` of
+ * largest |ranking(gate)|. `gate` are the first f columns of an expert's `pre` [rows, 2 f], or with two matrices pre
+ * [rows, f]. The paper ranks by the activation; ESP_GATE_IDENTITY ranks before it. */
+typedef struct esp_neuron_selection {
+  int64_t kept;
+  esp_gate_kind ranking;
+  /* Where experts differ in width, a row of expert e, which are first_row[e] .. first_row[e + 1] - 1, has widths[e] <= f
+   * neurons, of which at most all are selected. widths NULL: all have f. Both must outlive the step. */
+  const int32_t *widths;
+  const int64_t *first_row;
+} esp_neuron_selection;
+
+/* Of each row of h [rows, f] the selected entries stay, the others become 0; ties go to the lower index, not-a-number
+ * counts as the largest magnitude. pre [rows, f or 2 f]. The selection is a constant in backward: no gradient flows to
+ * pre through it, and none to an entry that was not selected. Linear in f. Sets *mask, if it is not NULL, to
+ * [rows, f] in the step arena: 1 where an entry stayed. */
+ESP_API esp_tensor *esp_neuron_top_k(esp_tape *tape, esp_tensor *h, esp_tensor *pre,
+                                     const esp_neuron_selection *selection, const uint8_t **mask);
 
 /* y_t = sum over the slots of token t, in their order, of gate times its row of `rows` [rows, C] -> [T, C]. */
 ESP_API esp_tensor *esp_combine(esp_tape *tape, esp_tensor *rows, esp_tensor *gates, const esp_routing *routing);

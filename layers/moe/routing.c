@@ -45,7 +45,7 @@ void esp_settle_widths(esp_expert_layout *layout, int hidden) {
 }
 
 int64_t esp_side_rows(const esp_model_config *config, int side, int hidden) {
-  const bool gated = config->feed_forward.activation == ESP_ACTIVATION_SWIGLU;
+  const bool gated = esp_activation_is_gated(config->feed_forward.activation);
   return side == ESP_SIDE_DOWN ? config->width : gated ? 2 * hidden : hidden;
 }
 
