@@ -121,35 +121,32 @@ static void write_activations(const esp_measurement *m, FILE *file) {
 
 /* --- files ---------------------------------------------------------------------------------------------- */
 
-static esp_status no_memory(const char *path) {
-  return esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path);
-}
-
 static esp_status write_json(const esp_measurement *m, const char *folder) {
   char path[ESP_PATH_SIZE];
   ESP_TRY(esp_folder_path(path, folder, "measure.json"));
   json_t *json = esp_measurement_json(m);
   char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(10)) : NULL;
   json_decref(json);
-  const esp_status status = text ? esp_file_write(path, text) : no_memory(path);
+  const esp_status status = text ? esp_file_write(path, text)
+                                 : esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path);
   free(text);
   return status;
 }
 
 typedef void csv_writer(const esp_measurement *m, FILE *file);
 
-/* The text is made in memory first, so that a file is replaced as a whole or not at all. */
+typedef struct csv_file {
+  const esp_measurement *measurement;
+  csv_writer *write;
+} csv_file;
+
+static void write_rows(const void *context, FILE *file) {
+  const csv_file *csv = context;
+  csv->write(csv->measurement, file);
+}
+
 static esp_status write_csv(const esp_measurement *m, const char *folder, const char *name, csv_writer *write) {
-  char path[ESP_PATH_SIZE], *text = NULL;
-  size_t size;
-  ESP_TRY(esp_folder_path(path, folder, name));
-  FILE *file = open_memstream(&text, &size);
-  if (!file) return no_memory(path);
-  write(m, file);
-  const bool failed = ferror(file) != 0;
-  const esp_status status = fclose(file) != 0 || failed ? no_memory(path) : esp_file_write(path, text);
-  free(text);
-  return status;
+  return esp_file_compose(folder, name, write_rows, &(csv_file){m, write});
 }
 
 esp_status esp_measurement_write(const esp_measurement *measurement, const char *folder) {

@@ -173,22 +173,22 @@ static void put_panel(const esp_figure *figure, const esp_figure_panel *panel, F
   fputs("\nunset key\n", file); /* one legend serves all panels */
 }
 
-esp_status esp_figure_write(const esp_figure *figure, const char *folder, const char *name) {
-  char path[ESP_PATH_SIZE], script[256], *text = NULL;
-  size_t size;
-  snprintf(script, sizeof script, "%s.gp", name);
-  ESP_TRY(esp_folder_path(path, folder, script));
-  FILE *file = open_memstream(&text, &size);
-  if (!file) return esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path);
-  put_start(figure, name, file);
-  for (int i = 0; i < figure->panel_count; i++) put_panel(figure, &figure->panels[i], file);
+typedef struct script {
+  const esp_figure *figure;
+  const char *name;
+} script;
+
+static void put_script(const void *context, FILE *file) {
+  const script *s = context;
+  put_start(s->figure, s->name, file);
+  for (int i = 0; i < s->figure->panel_count; i++) put_panel(s->figure, &s->figure->panels[i], file);
   fputs("unset multiplot\n}\nset output\n", file);
-  const bool failed = ferror(file) != 0;
-  const esp_status status = fclose(file) != 0 || failed
-                                ? esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path)
-                                : esp_file_write(path, text);
-  free(text);
-  return status;
+}
+
+esp_status esp_figure_write(const esp_figure *figure, const char *folder, const char *name) {
+  char file_name[256];
+  snprintf(file_name, sizeof file_name, "%s.gp", name);
+  return esp_file_compose(folder, file_name, put_script, &(script){figure, name});
 }
 
 /* --- drawing -------------------------------------------------------------------------------------------- */
@@ -219,12 +219,12 @@ static int run_gnuplot(char *const words[], int *exit_status) {
 }
 
 esp_drawing esp_figure_draw(const char *folder, const char *name) {
-  char program[] = "gnuplot", option[] = "-e", script[256];
+  char program[] = "gnuplot", option[] = "-e", file_name[256];
   char *start = go_to(folder);
   if (!start) return ESP_GNUPLOT_FAILED;
-  snprintf(script, sizeof script, "%s.gp", name);
+  snprintf(file_name, sizeof file_name, "%s.gp", name);
   int exit_status = 0;
-  const int error = run_gnuplot((char *[]){program, option, start, script, NULL}, &exit_status);
+  const int error = run_gnuplot((char *[]){program, option, start, file_name, NULL}, &exit_status);
   free(start);
   /* 127: some systems find out only in the child that there is no such program. */
   if (error > 0 || (WIFEXITED(exit_status) && WEXITSTATUS(exit_status) == 127)) return ESP_NO_GNUPLOT;

@@ -2,7 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -70,4 +70,21 @@ esp_status esp_file_write(const char *path, const char *text) {
   if (done) error = errno;
   unlink(temporary);
   return esp_fail(ESP_ERR_IO, "%s cannot be written: %s", path, strerror(error));
+}
+
+esp_status esp_file_compose(const char *folder, const char *name, esp_text_writer *write, const void *context) {
+  char path[ESP_PATH_SIZE], *text = NULL;
+  size_t size;
+  ESP_TRY(esp_folder_path(path, folder, name));
+  FILE *file = open_memstream(&text, &size);
+  bool done = file != NULL;
+  if (file) {
+    write(context, file);
+    done = ferror(file) == 0;
+    if (fclose(file) != 0) done = false;
+  }
+  const esp_status status =
+      done ? esp_file_write(path, text) : esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path);
+  free(text);
+  return status;
 }

@@ -4,6 +4,8 @@
 
 #include <espalier/status.h>
 
+#include <stdio.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -20,6 +22,12 @@ ESP_API bool esp_file_exists(const char *path);
 
 /* Replaces the file by `text` at once: under a temporary name in the same folder, synced, renamed. */
 ESP_API esp_status esp_file_write(const char *path, const char *text) ESP_MUST_CHECK;
+
+typedef void esp_text_writer(const void *context, FILE *file);
+
+/* The same with what write(context) prints: folder/name is replaced as a whole or not at all. */
+ESP_API esp_status esp_file_compose(const char *folder, const char *name, esp_text_writer *write,
+                                    const void *context) ESP_MUST_CHECK;
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,207 @@
+#include "training_internal.h"
+
+#include <espalier/core.h>
+#include <espalier/cost.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+esp_status training_place(training *t, const char *folder, bool resume, bool overwrite) {
+  if (!folder) return esp_fail(ESP_ERR_USAGE, "--out is missing: the folder for the run, e.g. --out runs/first");
+  t->folder = folder;
+  ESP_TRY(esp_folder_path(t->resume_from, folder, ESP_LAST_CHECKPOINT));
+  const bool exists = esp_file_exists(t->resume_from);
+  if (exists && !resume && !overwrite)
+    return esp_fail(
+        ESP_ERR_USAGE,
+        "%s already holds a run; --resume continues it, --overwrite starts it anew, or choose another --out", folder);
+  t->resumes = resume && exists;
+  return ESP_OK;
+}
+
+void training_take_sizes(training *t) {
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  esp_model_config *config = &t->config.model;
+  if (!config->image_height) config->image_height = data->height;
+  if (!config->image_width) config->image_width = data->width;
+  if (!config->image_channels) config->image_channels = data->channels;
+  if (!config->classes) config->classes = data->classes;
+}
+
+void training_note_data(training *t) {
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  snprintf(t->info.data_name, sizeof t->info.data_name, "%s", data->name);
+  snprintf(t->info.data_digest, sizeof t->info.data_digest, "%s", data->digest);
+  esp_dataset_normalisation(t->dataset, &t->info.normalisation);
+}
+
+esp_status training_start_history(training *t, const char *parent) {
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  ESP_TRY(add_history(&t->info, t->action, data->name, parent, ""));
+  esp_history_entry *entry = &t->info.history[t->info.history_count - 1];
+  snprintf(entry->frozen, sizeof entry->frozen, "%s", t->config.training.freeze);
+  return ESP_OK;
+}
+
+esp_status training_create(training *t) {
+  ESP_TRY(esp_model_create(&t->model, &t->config.model, NULL, t->config.training.seed));
+  training_note_data(t);
+  return training_start_history(t, "");
+}
+
+/* Names the first setting in which two configs differ, as a line of their YAML. */
+static esp_status fail_changed(const char *now, const char *then) {
+  while (*now && *now == *then) now++, then++;
+  while (now[-1] != '\n') now--, then--;
+  now += strspn(now, " ");
+  then += strspn(then, " ");
+  return esp_fail(ESP_ERR_CONFIG,
+                  "a resumed run keeps its settings, but now there is `%.*s` where it was started with `%.*s`; leave "
+                  "the setting as it was, or start another run",
+                  (int)strcspn(now, "\n"), now, (int)strcspn(then, "\n"), then);
+}
+
+esp_status training_check_settings_kept(const training *t) {
+  esp_run_config kept;
+  char *now = NULL, *then = NULL;
+  ESP_TRY(esp_run_config_parse(&kept, t->resume_from, t->info.run_config, NULL, 0));
+  esp_status status = esp_run_config_save(&then, &kept);
+  if (status == ESP_OK) status = esp_run_config_save(&now, &t->config);
+  if (status == ESP_OK && strcmp(now, then) != 0) status = fail_changed(now, then);
+  esp_free(now);
+  esp_free(then);
+  return status;
+}
+
+esp_status training_load(training *t) {
+  ESP_TRY(esp_checkpoint_load(t->resume_from, &t->model, &t->info));
+  if (!t->info.run_config)
+    return esp_fail(ESP_ERR_MISMATCH, "%s does not say how its run was set up, so it cannot be resumed",
+                    t->resume_from);
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  if (strcmp(t->info.data_digest, data->digest) == 0 && strcmp(t->info.data_name, data->name) == 0) return ESP_OK;
+  return esp_fail(ESP_ERR_MISMATCH, "the run was started on %s (%s), but --data is %s (%s)", t->info.data_name,
+                  t->info.data_digest, data->name, data->digest);
+}
+
+/* Makes the folder. What an older run left there would be taken for this one's. */
+static esp_status open_folder(const training *t) {
+  static const char *const leftovers[] = {ESP_LAST_CHECKPOINT, "best.h5", "results.json"};
+  char path[ESP_PATH_SIZE];
+  ESP_TRY(esp_folder_make(t->folder));
+  for (size_t i = 0; !t->resumes && i < sizeof leftovers / sizeof leftovers[0]; i++) {
+    ESP_TRY(esp_folder_path(path, t->folder, leftovers[i]));
+    unlink(path);
+  }
+  return ESP_OK;
+}
+
+static esp_status write_config(training *t) {
+  char path[ESP_PATH_SIZE];
+  t->config.model = t->model->config;
+  note_cost(&t->info, t->model);
+  esp_free(t->info.run_config);
+  ESP_TRY(esp_run_config_save(&t->info.run_config, &t->config));
+  ESP_TRY(esp_folder_path(path, t->folder, "config.yaml"));
+  return esp_file_write(path, t->info.run_config);
+}
+
+/* Slots come in fours, so the factor that is asked for is not quite the one there is. */
+static void print_capacity(const esp_run_config *config) {
+  const esp_model_config *model = &config->model;
+  const esp_router_config *router = &model->moe.router;
+  int rows, columns;
+  if (router->policy != ESP_ROUTER_TOKEN_CHOICE || !(router->capacity > 0)) return;
+  esp_token_grid(model, &rows, &columns);
+  const int batch = config->training.batch, own = model->moe.experts / model->moe.members;
+  const int images = router->group_images > 0 && router->group_images < batch ? router->group_images : batch;
+  const int64_t tokens = (int64_t)images * rows * columns;
+  const int64_t slots = esp_expert_capacity(tokens, model->moe.top_k, router->capacity, own);
+  fprintf(stderr, "capacity: an expert serves %lld of each %lld tokens, %.4g times an even share (%g asked for)\n",
+          (long long)slots, (long long)tokens, (double)(slots * own) / (double)(tokens * model->moe.top_k),
+          router->capacity);
+}
+
+static void print_start(const training *t) {
+  if (t->quiet) return;
+  esp_model_cost cost;
+  esp_model_cost_of(t->model, &cost);
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  fprintf(stderr, "%s on %s: %lld training images, %lld test images, %d classes%s%s\n", t->action, data->name,
+          (long long)data->count[ESP_TRAIN], (long long)data->count[ESP_TEST], data->classes, *data->note ? "; " : "",
+          data->note);
+  fprintf(stderr, "model: %.3f M parameters, %.3f M activated, %.1f MFLOP an image; %d thread%s, OpenBLAS kernel %s\n",
+          1e-6 * (double)cost.parameters, 1e-6 * (double)cost.activated, 1e-6 * cost.flops, esp_threads(),
+          esp_threads() == 1 ? "" : "s", esp_blas_kernel());
+  print_capacity(&t->config);
+  fprintf(stderr, "%s%s\n", t->resumes ? "resumed; settings: " : "settings: ", "config.yaml in the run");
+  if (!t->resumes) fprintf(stderr, "---\n%s---\n", t->info.run_config);
+}
+
+json_t *training_results_json(const training *t, const esp_training_result *r) {
+  json_t *json =
+      json_pack("{s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s}", "run", t->folder, "action",
+                t->action, "accuracy", r->final.accuracy, "loss", r->final.loss, "best_accuracy", r->best_accuracy,
+                "best_step", (json_int_t)r->best_step, "step", (json_int_t)r->step, "steps", (json_int_t)r->steps,
+                "seconds", r->seconds, "images_per_second", r->images_per_second, "step_memory_bytes",
+                (json_int_t)r->step_memory, "threads", esp_threads(), "blas_kernel", esp_blas_kernel(), "data",
+                t->info.data_name, "digest", t->info.digest);
+  if (t->teacher.model)
+    json_object_set_new(json, "distillation",
+                        json_pack("{s:s, s:f, s:f, s:b, s:f}", "teacher", t->teacher.info.digest, "weight",
+                                  t->config.distillation.weight, "temperature", t->config.distillation.temperature,
+                                  "squared", t->config.distillation.squared, "last_loss", r->distillation));
+  return json;
+}
+
+static esp_status write_results(const training *t, const esp_training_result *result) {
+  char path[ESP_PATH_SIZE];
+  ESP_TRY(esp_folder_path(path, t->folder, "results.json"));
+  json_t *json = training_results_json(t, result);
+  char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
+  const esp_status status = text ? esp_file_write(path, text) : ESP_ERR_MEMORY;
+  free(text);
+  json_decref(json);
+  return status;
+}
+
+/* What can be known to be wrong before a folder is made. */
+static esp_status check_run(const training *t) {
+  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
+  ESP_TRY(esp_check_data_fits(&t->model->config, t->dataset, true));
+  ESP_TRY(esp_augmentation_check(&t->config.augmentation, data->height, data->width));
+  if (t->teacher.model)
+    ESP_TRY(esp_distillation_check(t->teacher.model, &t->teacher.info, &t->model->config, &t->info.normalisation));
+  if (t->teacher.model && !(t->config.distillation.weight > 0))
+    return esp_fail(ESP_ERR_USAGE, "--teacher would teach nothing: distillation.weight is %g",
+                    t->config.distillation.weight);
+  return esp_parameters_freeze(t->model->parameters, t->config.training.freeze);
+}
+
+esp_status training_run(training *t, esp_training_result *result) {
+  ESP_TRY(check_run(t));
+  ESP_TRY(open_folder(t));
+  ESP_TRY(write_config(t));
+  print_start(t);
+  const esp_training_job job = {.model = t->model,
+                                .dataset = t->dataset,
+                                .config = &t->config,
+                                .folder = t->folder,
+                                .info = &t->info,
+                                .teacher = t->teacher.model,
+                                .teacher_info = t->teacher.model ? &t->teacher.info : NULL,
+                                .resume_from = t->resumes ? t->resume_from : NULL,
+                                .stop = watch_interrupts(),
+                                .quiet = t->quiet};
+  ESP_TRY(esp_train(&job, result));
+  return write_results(t, result);
+}
+
+void training_release(training *t) {
+  esp_model_free(t->model);
+  unload(&t->teacher);
+  esp_checkpoint_info_clear(&t->info);
+  t->model = NULL;
+}
