@@ -38,6 +38,8 @@ static const option option_table[] = {
     {"--rounds", "N", "how often each case is measured (default 21)", TEXT(rounds)},
     {"--trace", "FILE.h5", "records which experts each token was routed to", TEXT(trace)},
     {"--replay", "FILE.h5", "routes as a recorded trace says, not as the routers do", TEXT(replay)},
+    {"--seeds", "N,N,...", "trains every variant with each of these seeds (default 1,2,3)", TEXT(seeds)},
+    {"--variants", "NAME,...", "which models to compare (default: all but dense)", TEXT(variants)},
     {"--new-head", "WHEN", "auto (default: if the number of classes differs), always or never", TEXT(new_head)},
     {"--augment", NULL, "shows images as training sees them: shifted and mirrored", TEXT(augment)},
     {"--parameters", NULL, "lists every parameter with its shape", TEXT(parameters)},

@@ -18,6 +18,7 @@ typedef struct arguments {
   const char *data, *out, *reference, *criterion, *mode, *split, *new_head, *trace, *replay, *teacher;
   const char *gates, *budget, *exclude, *loss, *plan;
   repeated data_sets, criteria; /* every --data and --criterion; the last ones are `data` and `criterion` too */
+  const char *seeds, *variants;
   const char *overrides[MAX_OVERRIDES];
   size_t override_count;
   const char *drop, *ratio, *calibration, *floor, *threads, *seed, *limit, *noise, *rounds; /* numbers, checked by whole_number() and real_number() */

@@ -18,6 +18,7 @@ int run_pretrain(const arguments *a);
 int run_finetune(const arguments *a);
 int run_evaluate(const arguments *a);
 int run_measure(const arguments *a);
+int run_compare(const arguments *a);
 int run_prune(const arguments *a);
 int run_overlap(const arguments *a);
 int run_upcycle(const arguments *a);
@@ -71,6 +72,9 @@ esp_status add_history(esp_checkpoint_info *info, const char *action, const char
 
 /* Has the checkpoint tell what the model costs. */
 void note_cost(esp_checkpoint_info *info, const esp_model *model);
+
+/* Has gnuplot draw folder/name.svg and .png by the script that is there; says on standard error if it cannot. */
+void draw_figure(const arguments *a, const char *folder, const char *name);
 
 /* The history as JSON and as lines on standard output. */
 json_t *history_json(const esp_checkpoint_info *info);

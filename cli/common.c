@@ -1,6 +1,7 @@
 #include "commands_internal.h"
 
 #include <espalier/cost.h>
+#include <espalier/figure.h>
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -122,6 +123,16 @@ void note_cost(esp_checkpoint_info *info, const esp_model *model) {
   info->parameters = cost.parameters;
   info->activated_parameters = cost.activated;
   info->flops_per_image = (int64_t)cost.flops;
+}
+
+void draw_figure(const arguments *a, const char *folder, const char *name) {
+  const esp_drawing drawn = esp_figure_draw(folder, name);
+  if (a->quiet || drawn == ESP_DRAWN) return;
+  if (drawn == ESP_NO_GNUPLOT)
+    fprintf(stderr, "the figure is not drawn, for gnuplot is not installed (Debian: gnuplot-nox); later: ");
+  else
+    fprintf(stderr, "gnuplot could not draw the figure; to see why: ");
+  fprintf(stderr, "cd '%s' && gnuplot %s.gp\n", folder, name);
 }
 
 json_t *history_json(const esp_checkpoint_info *info) {

@@ -77,6 +77,22 @@ static const command commands[] = {
      "Without --criterion: all that score by a pass of data, and random. --out gets overlap.csv and overlap.json.\n\n"
      "Example:\n  espalier overlap runs/finetuned --data synthetic --data synthetic:narrow --ratio 0.25 --criterion man --criterion seer\n",
      "--data --criterion --drop --ratio --calibration --gates --exclude --out", 1, 1, run_overlap},
+    {"compare", "compare CONFIG.yaml --data DATA --out RUN [--seeds N,N,...] [--variants NAME,...] [--set KEY=VALUE]...",
+     "Trains an MoE and matched MoNEs with several seeds, and compares them",
+     "The mixture layers of CONFIG.yaml are the MoE: k experts a token of f = model.moe.hidden neurons. All variants but the\n"
+     "last have its total parameters, and see the same data in the same order:\n"
+     "  moe                  all neurons: the baseline\n"
+     "  mone-half-full       half the activated expert parameters, W_gate counted in full: K_N = f/4\n"
+     "  mone-half-selected   half of them, selected neurons counted only: K_N = f/2\n"
+     "  mone-equal-full      as many, W_gate in full, of more experts a token: k' (f + 2 K_N) = 3 k f, usually k' = 2 k\n"
+     "  mone-equal-selected  as many, selected neurons only: k' K_N = k f\n"
+     "  dense                no experts, a network of k f neurons\n"
+     "Each run is an ordinary run in RUN/VARIANT-SEED. Given again, the command goes on where it was stopped and does not\n"
+     "repeat what is done. RUN gets compare.csv (a row a run), compare_summary.csv (means and standard deviations over\n"
+     "seeds, differences to the MoE of the same seed), compare.json, and accuracy over activated parameters as\n"
+     "compare.svg and .png. Single images are timed at the end, all variants in turns.\n\n"
+     "Example:\n  espalier compare examples/configs/mone-comparison.yaml --data fashion-mnist --out runs/compared --seeds 1,2,3\n",
+     "--data --out --set --seeds --variants", 1, 1, run_compare},
     {"upcycle", "upcycle RUN|CKPT --set model.layers=[...] [--set KEY=VALUE]... [--noise S] --out RUN|CKPT",
      "Makes a mixture of a trained dense model (arXiv 2212.05055)",
      "Blocks that model.layers makes mixtures get experts that are copies of their dense layer, and a new router. Gates are\n"

@@ -8,7 +8,7 @@
 
 typedef struct training {
   const char *action, *folder; /* of the run */
-  bool quiet;
+  bool quiet, terse;           /* terse: the settings are not printed at the start */
   esp_dataset *dataset; /* the caller's */
   esp_run_config config;
   esp_model *model;

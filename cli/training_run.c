@@ -136,6 +136,7 @@ static void print_start(const training *t) {
           1e-6 * (double)cost.parameters, 1e-6 * (double)cost.activated, 1e-6 * cost.flops, esp_threads(),
           esp_threads() == 1 ? "" : "s", esp_blas_kernel());
   print_capacity(&t->config);
+  if (t->terse) return;
   fprintf(stderr, "%s%s\n", t->resumes ? "resumed; settings: " : "settings: ", "config.yaml in the run");
   if (!t->resumes) fprintf(stderr, "---\n%s---\n", t->info.run_config);
 }

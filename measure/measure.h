@@ -3,6 +3,7 @@
 #define ESPALIER_MEASURE_H
 
 #include <espalier/calibration.h>
+#include <espalier/comparison.h>
 #include <espalier/cost.h>
 #include <espalier/expert_scores.h>
 #include <espalier/report.h>

@@ -18,7 +18,7 @@ enum {
   PANEL_WIDTH = 500, /* pixels */
   HEIGHT = 460,
   LETTER_WIDTH = 8,
-  KEY_SAMPLE = 70 /* what is left of a label in the legend */
+  KEY_SAMPLE = 85 /* what is left of a label in the legend */
 };
 
 /* As a gnuplot string, in which nothing has a meaning but the quote, which is doubled. */
@@ -51,7 +51,7 @@ static int legend_width(const esp_figure *figure) {
 
 static void put_start(const esp_figure *figure, const char *name, FILE *file) {
   const int legend = legend_width(figure), width = PANEL_WIDTH * figure->panel_count + legend;
-  const double left = 80.0 / width, right = 1 - (legend + 20.0) / width;
+  const double left = 95.0 / width, right = 1 - (legend + 20.0) / width;
   fprintf(file,
           "# `gnuplot %s.gp` in this folder draws %s.svg and %s.png from %s.\n"
           "set datafile separator comma\n"
@@ -79,7 +79,7 @@ static void put_start(const esp_figure *figure, const char *name, FILE *file) {
   put_text(file, name);
   fprintf(file, ".'.'.format\nset multiplot layout 1,%d title ", figure->panel_count);
   put_text(file, figure->title);
-  fprintf(file, " noenhanced margins %.4f,%.4f,0.14,0.86 spacing %.4f\n", left, right, 90.0 / width);
+  fprintf(file, " noenhanced margins %.4f,%.4f,0.14,0.86 spacing %.4f\n", left, right, 105.0 / width);
   fprintf(file, "set key at screen %.4f,0.86 left top Left reverse noenhanced spacing 1.25\n", right + 15.0 / width);
 }
 
@@ -154,7 +154,9 @@ static void put_axis(const char *axis, const char *label, bool logarithmic, FILE
 static void put_panel(const esp_figure *figure, const esp_figure_panel *panel, FILE *file) {
   put_axis("x", panel->x_label, panel->log_x, file);
   put_axis("y", panel->y_label, panel->log_y, file);
-  fputs("set title ", file);
+  fputs("set format x ", file);
+  put_text(file, panel->x_format ? panel->x_format : "%h");
+  fputs("\nset title ", file);
   put_text(file, panel->title ? panel->title : "");
   fputs(" noenhanced\nunset object\n", file);
   for (int i = 0; i < panel->level_count; i++)

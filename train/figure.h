@@ -31,6 +31,7 @@ typedef enum esp_figure_spread {
 typedef struct esp_figure_panel {
   const char *title;              /* NULL: none */
   const char *x_label, *y_label;  /* with their units */
+  const char *x_format;           /* of the numbers on the axis, as gnuplot's "set format"; NULL: its own */
   const char *x, *y, *low, *high; /* columns; see esp_figure_spread */
   const char *where, *is;         /* only rows in whose column `where` stands `is`; NULL: all */
   bool log_x, log_y;
