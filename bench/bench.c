@@ -7,7 +7,7 @@
 #include <sys/resource.h>
 #include <time.h>
 
-/* A round of a case lasts at least this long, or the clock would show; longer rounds would be interrupted more often. */
+/* A round of a case lasts at least this long, or the clock would show; longer ones would be interrupted more often. */
 static const double least_seconds = 2e-4;
 
 static double read_clock(const esp_bench *bench) {
@@ -75,7 +75,7 @@ static double reached_share(const esp_bench_case *c, const esp_bench_result *r) 
 }
 
 static void print_case(FILE *table, const esp_bench_case *c, const esp_bench_result *r) {
-  fprintf(table, "  %-28s %11.3f %11.3f %7.3f", c->name, 1e6 * r->median, 1e6 * r->best, r->ratio);
+  fprintf(table, "  %-22s %11.3f %11.3f %7.3f", c->name, 1e6 * r->median, 1e6 * r->best, r->ratio);
   if (c->flops > 0)
     fprintf(table, " %9.1f", 1e-9 * c->flops / r->median);
   else
@@ -88,7 +88,7 @@ static void print_table(FILE *table, const char *name, const esp_bench_case *cas
                         const esp_bench_result *results) {
   bool any_least = false;
   for (int i = 0; i < count; i++) any_least |= cases[i].least > 0;
-  fprintf(table, "%s\n  %-28s %11s %11s %7s %9s%s\n", name, "", "median us", "best us", "ratio", "GFLOP/s",
+  fprintf(table, "%s\n  %-22s %11s %11s %7s %9s%s\n", name, "", "median us", "best us", "ratio", "GFLOP/s",
           any_least ? "   least  reached" : "");
   for (int i = 0; i < count; i++) print_case(table, &cases[i], &results[i]);
   fputc('\n', table);

@@ -4,5 +4,7 @@
 const esp_bench_suite esp_bench_suites[] = {
     {"mone", "latency of a MoNE against an MoE, for one token and for one image, at several shares of neurons kept",
      esp_bench_mone},
+    {"gather", "from how many rows an expert, and which share, gathering a MoNE's neurons beats masking them",
+     esp_bench_gather},
     {NULL, NULL, NULL},
 };

@@ -5,5 +5,6 @@
 #include <espalier/bench.h>
 
 esp_status esp_bench_mone(esp_bench *bench);
+esp_status esp_bench_gather(esp_bench *bench);
 
 #endif

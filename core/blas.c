@@ -1,6 +1,7 @@
 #include "blas_internal.h"
 #include <espalier/blas.h>
 #include <espalier/parallel.h>
+#include <espalier/row_products.h>
 
 #include <cblas.h>
 #include <stdatomic.h>
@@ -73,10 +74,58 @@ static void scale_c(const esp_gemm *p) {
     }
 }
 
+/* --- products of few rows, as in inference for one token ---------------------------------------------------------
+ * OpenBLAS copies B into packed panels first, which costs more than the product itself if A has a row or two. Its
+ * AVX-512 kernels have a way around that, for products up to a size. */
+
+enum { THIN_ROWS = 2, THIN_ROWS_AVX512 = 4, THIN_CHUNK = 64 };
+static const double small_product = 1e6; /* m n k up to which OpenBLAS's AVX-512 kernels do without packing */
+
+static bool has_small_kernels(void) {
+  static const char *const names[] = {"SkylakeX", "Cooperlake", "SapphireRapids"};
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+    if (strcmp(openblas_get_corename(), names[i]) == 0) return true;
+  return false;
+}
+
+/* Measured with `espalier bench mone` and both kinds of kernels. */
+static bool is_thin(const esp_gemm *p) {
+  if (p->m > THIN_ROWS_AVX512 || p->transpose_a || p->alpha != 1 || (p->beta != 0 && p->beta != 1)) return false;
+  if (!has_small_kernels()) return p->m <= THIN_ROWS;
+  return (double)p->m * (double)p->n * (double)p->k > small_product;
+}
+
+/* Each row of B is a column of C: C = A B^T. */
+static void run_thin_transposed(const esp_gemm *p) {
+  esp_real products[THIN_CHUNK];
+  for (int64_t first = 0; first < p->n; first += THIN_CHUNK) {
+    const int64_t count = p->n - first < THIN_CHUNK ? p->n - first : THIN_CHUNK;
+    const esp_row_list rows = {.data = p->b + first * p->ldb, .stride = p->ldb, .count = count};
+    for (int64_t i = 0; i < p->m; i++) {
+      esp_real *c = p->c + i * p->ldc + first;
+      esp_dot_rows(p->a + i * p->lda, p->k, &rows, products);
+      for (int64_t j = 0; j < count; j++) c[j] = p->beta == 0 ? products[j] : c[j] + products[j];
+    }
+  }
+}
+
+static void run_thin(const esp_gemm *p) {
+  if (p->beta == 0) scale_c(p);
+  for (int64_t first = 0; first < p->k; first += THIN_CHUNK) {
+    const int64_t count = p->k - first < THIN_CHUNK ? p->k - first : THIN_CHUNK;
+    const esp_row_list rows = {.data = p->b + first * p->ldb, .stride = p->ldb, .count = count};
+    for (int64_t i = 0; i < p->m; i++) esp_add_rows(p->c + i * p->ldc, p->n, &rows, p->a + i * p->lda + first);
+  }
+}
+
 void esp_gemm_here(const esp_gemm *product) {
   if (product->m <= 0 || product->n <= 0) return;
   if (product->k <= 0)
     scale_c(product);
+  else if (is_thin(product) && product->transpose_b)
+    run_thin_transposed(product);
+  else if (is_thin(product))
+    run_thin(product);
   else
     call_blas(product);
 }

@@ -151,6 +151,40 @@ esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape,
   return output;
 }
 
+bool esp_gathering_pays(double rows, int64_t neurons, int64_t width, int64_t kept, bool gated) {
+  if (!gated) return rows <= 1 && 4 * kept <= neurons;
+  if (8 * kept <= neurons) return true;
+  if (4 * kept <= neurons) return rows <= 1 || width >= 256;
+  if (2 * kept <= neurons) return rows <= (width >= 512 ? 8 : width >= 256 ? 2 : width >= 128 ? 1 : 0);
+  return false;
+}
+
+/* Rows of a busy expert: of those that have any, the mean. */
+static double mean_rows(const int64_t *first_row, int64_t experts) {
+  int64_t busy = 0;
+  for (int64_t e = 0; e < experts; e++) busy += first_row[e + 1] > first_row[e];
+  return busy ? (double)first_row[experts] / (double)busy : 0;
+}
+
+bool esp_expert_bank_gathers(const esp_expert_bank *bank, const esp_tape *tape, const int64_t *first_row, int64_t kept,
+                             esp_neuron_path path) {
+  if (kept >= bank->hidden || bank->rank > 0 || path == ESP_NEURONS_MASKED || esp_tape_records(tape)) return false;
+  return path == ESP_NEURONS_GATHERED ||
+         esp_gathering_pays(mean_rows(first_row, bank->experts), bank->hidden, bank->width, kept,
+                            esp_activation_is_gated(bank->activation));
+}
+
+esp_tensor *esp_expert_bank_gather(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
+                                   const int64_t *first_row, int64_t kept) {
+  esp_expert_weights *experts = x ? esp_tape_take(tape, (size_t)bank->experts * sizeof *experts) : NULL;
+  if (!experts) return NULL;
+  for (int e = 0; e < bank->experts; e++) /* of an idle expert nothing is asked */
+    experts[e] = first_row[e] < first_row[e + 1] ? esp_expert_weights_of(bank, e) : (esp_expert_weights){0};
+  const esp_neuron_selection selection = esp_expert_bank_selection(bank, first_row, kept);
+  return esp_gathered_experts(tape, x, experts, bank->experts, first_row, &selection,
+                              esp_activation_gate(bank->activation));
+}
+
 esp_tensor *esp_expert_bank_forward_all(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x) {
   int64_t *first_row = x ? esp_tape_take(tape, 2 * sizeof *first_row) : NULL;
   if (!first_row) return NULL;

@@ -27,15 +27,8 @@ typedef struct esp_expert_bank {
   esp_factors factors[ESP_SIDES];              /* then they are here: gate | up, and down transposed to [width, f] */
 } esp_expert_bank;
 
-/* The weights of one expert, in place. `gate` is NULL without SwiGLU, biases where there are none, and of a factored bank
- * all three matrices: esp_expert_matrix_read() (factors.h) reads those. */
-typedef struct esp_expert_weights {
-  int64_t neurons;
-  esp_real *gate, *up, *down;     /* [neurons, width] */
-  esp_real *gate_bias, *up_bias;  /* [neurons] */
-  esp_real *down_bias;            /* [width] */
-} esp_expert_weights;
-
+/* The weights of one expert, in place; of a factored bank all three matrices are NULL: esp_expert_matrix_read()
+ * (factors.h) reads those. */
 ESP_API esp_expert_weights esp_expert_weights_of(const esp_expert_bank *bank, int expert);
 
 /* Neurons of an expert. */
@@ -84,6 +77,29 @@ ESP_API esp_status esp_expert_bank_declare_factored(esp_expert_bank *bank, esp_p
 ESP_API esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
                                             const int64_t *first_row, int64_t kept, const esp_neuron_filter *filter,
                                             esp_bank_trace *trace);
+
+/* How a bank that keeps a part of its neurons computes where no gradient is needed. */
+typedef enum esp_neuron_path {
+  ESP_NEURONS_BY_RULE, /* the faster way, by esp_gathering_pays() */
+  ESP_NEURONS_MASKED,  /* all neurons are computed and the unselected ones zeroed, as in training: the reference */
+  ESP_NEURONS_GATHERED /* the unselected ones' rows of up and down are not touched */
+} esp_neuron_path;
+
+/* Whether gathering `kept` of `neurons` neurons is expected to be faster than masking them, with so many rows for each
+ * expert that has any. A share of 1/8 or less is gathered always, of 1/4 from width 256 on or for one row, of 1/2 for few
+ * rows: 8 from width 512 on, 2 from 256, 1 from 128. Found with `espalier bench gather --threads 1` for widths from 64 to
+ * 1024, 1 to 128 rows, and OpenBLAS's AVX2 and AVX-512 kernels, and chosen to err towards masking. With two matrices only
+ * down is skipped, which was not measured: one row and 1/4 are asked for. */
+ESP_API bool esp_gathering_pays(double rows, int64_t neurons, int64_t width, int64_t kept, bool gated);
+
+/* Whether the bank takes the gathered path: if it keeps a part of its neurons and is not factored, the tape does not
+ * record, and `path` says so. */
+ESP_API bool esp_expert_bank_gathers(const esp_expert_bank *bank, const esp_tape *tape, const int64_t *first_row,
+                                     int64_t kept, esp_neuron_path path);
+
+/* The same as esp_expert_bank_forward() for a pass that nobody watches: the selected neurons are gathered. */
+ESP_API esp_tensor *esp_expert_bank_gather(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
+                                           const int64_t *first_row, int64_t kept);
 
 /* The same for a bank of one expert, which takes all rows and keeps all its neurons: a dense layer, a shared expert.
  * x [.., width] -> [.., width]. */

@@ -16,7 +16,8 @@ extern "C" {
  *                       in full, for it must be computed to rank the neurons, and the kept neurons' rows of the others
  *   activated_selected  the same, but of a MoNE's experts the kept neurons' rows only, of W_gate too
  *   touched             those that the forward pass of one whole image may read: its tokens choose different
- *                       experts, tokens x k at most, and a MoNE's neurons are masked after they are computed
+ *                       experts, tokens x k at most, and different neurons: all of a MoNE's, also where only
+ *                       those that some token selects are read (esp_neuron_path)
  * Factored experts (factors.h) have U, V and the rows of S that are there; their numbers do not count.
  *
  * How FLOPs are counted: matrix products and convolutions, a multiply-add as two; norms, activations,
@@ -30,8 +31,9 @@ extern "C" {
  * compute something (as if the router chose evenly; a merged expert counts once for each of those it stands for); what an
  * image touches, the mean over the stored ones. Activated parameters are rounded to the nearest number.
  * With E3 everything from the first mixture block on runs once a member.
- *   flops               what is computed: a MoNE's products run over all neurons, the unselected ones masked
- *   flops_selected      if a MoNE's unselected neurons were skipped: W_gate in full, the others' kept rows */
+ *   flops               what training and the masked path compute: a MoNE's products run over all neurons
+ *   flops_selected      what the gathered path computes, which evaluation takes where it is faster (esp_gathering_pays()):
+ *                       of a MoNE's experts W_gate in full, of the other matrices the kept rows */
 typedef struct esp_layer_cost {
   char name[32]; /* "blocks.1.moe"; the model's */
   esp_layer_kind kind;

@@ -48,7 +48,7 @@ int64_t esp_count_correct(const esp_tensor *logits, const int32_t *labels) {
 static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const esp_batch *batch,
                                  const esp_evaluation_options *options, esp_evaluation *sum) {
   esp_tape_reset(tape, false);
-  esp_pass pass = {.observer = options->observer, .labels = batch->labels, .filter = options->filter};
+  esp_pass pass = {.neurons = options->neurons, .observer = options->observer, .labels = batch->labels, .filter = options->filter};
   if (options->replay) {
     pass.choices = esp_routing_trace_choices(options->replay, tape, sum->examples, batch->count);
     if (!pass.choices) return esp_tape_status(tape);

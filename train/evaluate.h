@@ -24,6 +24,7 @@ typedef struct esp_evaluation_options {
   const esp_observer *observer;    /* NULL: none */
   const esp_routing_trace *replay; /* routes instead of the routers; NULL: none */
   const esp_neuron_filter *filter; /* intervenes in the experts; NULL: none */
+  esp_neuron_path neurons;         /* how MoNE layers compute, if nobody watches */
 } esp_evaluation_options;
 
 /* Runs the model over the split in its own order, without augmentation. ESP_ERR_MISMATCH if images or classes are

@@ -171,6 +171,17 @@ static void notify(const esp_moe *moe, const esp_pass *pass, const esp_route_req
   pass->observer->moe(pass->observer->context, &record);
 }
 
+/* What observers and filters look at is computed in full. */
+static esp_tensor *run_experts(const esp_moe *moe, esp_tape *tape, esp_tensor *rows, const int64_t *first_row,
+                               const esp_pass *pass, esp_bank_trace *trace) {
+  const esp_neuron_filter *filter = pass->filter;
+  if (filter && filter->block >= 0 && filter->block != moe->block) filter = NULL;
+  if (!filter && !pass->observer &&
+      esp_expert_bank_gathers(&moe->bank, tape, first_row, moe->neurons_kept, pass->neurons))
+    return esp_expert_bank_gather(&moe->bank, tape, rows, first_row, moe->neurons_kept);
+  return esp_expert_bank_forward(&moe->bank, tape, rows, first_row, moe->neurons_kept, filter, trace);
+}
+
 esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
                             esp_auxiliary_losses *losses) {
   if (!x) return NULL;
@@ -184,12 +195,9 @@ esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, c
   if (!routed.routing) return NULL;
   losses->routing[moe->block] = routed.routing;
   add_losses(moe, tape, kept, &routed, losses);
-  const esp_neuron_filter *filter = pass->filter;
-  if (filter && filter->block >= 0 && filter->block != moe->block) filter = NULL;
-  esp_bank_trace trace;
+  esp_bank_trace trace = {0};
   esp_tensor *rows = moe->policy->dispatch(tape, tokens, &routed);
-  rows = esp_expert_bank_forward(&moe->bank, tape, rows, routed.routing->first_row, moe->neurons_kept, filter,
-                                 &trace);
+  rows = run_experts(moe, tape, rows, routed.routing->first_row, pass, &trace);
   esp_tensor *y = moe->policy->combine(tape, rows, &routed);
   if (moe->has_shared) y = esp_add(tape, y, esp_expert_bank_forward_all(&moe->shared, tape, tokens));
   notify(moe, pass, &request,

@@ -58,6 +58,8 @@ typedef struct esp_pass {
   const int32_t *labels;        /* [N] for observers; NULL: not known */
   const uint8_t *padding;       /* [N, tokens of an image] for observers: 1 marks tokens that are no data; NULL: none */
   const int32_t *const *choices; /* [blocks] of [T, k]: routing to be replayed in that block; NULL: none */
+  esp_neuron_path neurons; /* how MoNE layers compute where no gradient is recorded and neither observer nor filter looks on;
+                              otherwise neurons are masked */
   const esp_neuron_filter *filter; /* changes what the experts' neurons yield, in evaluation; NULL: none */
 } esp_pass;
 

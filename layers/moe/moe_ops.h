@@ -152,6 +152,24 @@ typedef struct esp_neuron_selection {
 ESP_API esp_tensor *esp_neuron_top_k(esp_tape *tape, esp_tensor *h, esp_tensor *pre,
                                      const esp_neuron_selection *selection, const uint8_t **mask);
 
+/* The weights of one expert, in place: neuron j's are row j of each matrix. `gate` is NULL with two matrices, biases where
+ * there are none. */
+typedef struct esp_expert_weights {
+  int64_t neurons;
+  esp_real *gate, *up, *down;    /* [neurons, width] */
+  esp_real *gate_bias, *up_bias; /* [neurons] */
+  esp_real *down_bias;           /* [width] */
+} esp_expert_weights;
+
+/* The whole of a MoNE's experts at inference, reading only the weights it needs: of each row of x [rows, width] the gate
+ * product in full (two matrices: up's), then of the selected neurons alone their rows of up and down. Returns [rows, width],
+ * equal to grouped map, activation, esp_neuron_top_k() and grouped map but for the order of sums. An expert with fewer
+ * neurons than are to be kept uses them all. It has no backward, and nothing in between is there to be observed.
+ * experts [groups] and first_row [groups + 1] must outlive the step. */
+ESP_API esp_tensor *esp_gathered_experts(esp_tape *tape, esp_tensor *x, const esp_expert_weights *experts, int64_t groups,
+                                         const int64_t *first_row, const esp_neuron_selection *selection,
+                                         esp_gate_kind activation);
+
 /* y_t = sum over the slots of token t, in their order, of gate times its row of `rows` [rows, C] -> [T, C]. */
 ESP_API esp_tensor *esp_combine(esp_tape *tape, esp_tensor *rows, esp_tensor *gates, const esp_routing *routing);
 

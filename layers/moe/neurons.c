@@ -15,10 +15,6 @@ typedef int64_t real_bits;
 typedef int32_t real_bits;
 #endif
 
-typedef struct threshold_search {
-  esp_real guess, density; /* from the row before: where to begin, magnitudes per unit there; 0: not known */
-} threshold_search;
-
 /* The bits of non-negative numbers order like the numbers; that after infinity stands for "more than all". */
 static real_bits bits_of(esp_real value) {
   real_bits bits;
@@ -45,7 +41,7 @@ typedef struct bounds {
 } bounds;
 
 /* Where the count should be `kept`, by a straight line through what is known; not between the bounds if nothing is. */
-static esp_real estimate(const bounds *b, const threshold_search *search, int64_t width, int64_t kept) {
+static esp_real estimate(const bounds *b, const esp_threshold_search *search, int64_t width, int64_t kept) {
   const esp_real infinity = (esp_real)INFINITY, low = real_of(b->low);
   const esp_real excess = (esp_real)(b->reach_low - kept) + ESP_LITERAL(0.5);
   if (b->low == 0 && b->high > bits_of(infinity)) return search->guess;
@@ -59,7 +55,7 @@ static esp_real estimate(const bounds *b, const threshold_search *search, int64_
   return low + (high - low) * excess / (esp_real)(b->reach_low - b->reach_high + 1);
 }
 
-static void remember(threshold_search *search, const bounds *b, esp_real threshold) {
+static void remember(esp_threshold_search *search, const bounds *b, esp_real threshold) {
   const esp_real span = real_of(b->high) - real_of(b->low);
   if (!(threshold > 0 && threshold < (esp_real)INFINITY)) return;
   search->guess = threshold;
@@ -69,7 +65,7 @@ static void remember(threshold_search *search, const bounds *b, esp_real thresho
 
 /* A threshold that exactly `kept` < width magnitudes reach. If there is none, because of ties, the one the tied ones
  * have, and *tied is true. */
-static esp_real find_threshold(threshold_search *search, const esp_real *x, int64_t width, int64_t kept, bool *tied) {
+static esp_real find_threshold(esp_threshold_search *search, const esp_real *x, int64_t width, int64_t kept, bool *tied) {
   enum { ESTIMATES = 6 };
   bounds b = {0, bits_of((esp_real)INFINITY) + 1, width, 0};
   *tied = false;
@@ -110,8 +106,7 @@ static void mask_tied(const esp_real *x, int64_t width, int64_t kept, esp_real t
   }
 }
 
-/* x [width]: what the neurons are ranked by. */
-static void set_mask(threshold_search *search, const esp_real *x, int64_t width, int64_t kept, uint8_t *mask) {
+void esp_neuron_mask(esp_threshold_search *search, const esp_real *x, int64_t width, int64_t kept, uint8_t *mask) {
   bool tied;
   if (kept >= width) {
     memset(mask, 1, (size_t)width);
@@ -163,13 +158,13 @@ static void select_rows(void *context, int64_t begin, int64_t end) {
   int expert = 0;
   const esp_tensor *h = node->inputs[0], *pre = node->inputs[1];
   const int64_t width = esp_tensor_columns(h), columns = esp_tensor_columns(pre);
-  threshold_search search = {.guess = 1};
+  esp_threshold_search search = {.guess = 1};
   for (int64_t r = begin; r < end; r++) {
     esp_real *y = node->outputs[0]->data + r * width;
     uint8_t *mask = at->mask + r * width;
     const int64_t neurons = neurons_of_row(&at->selection, width, r, &expert);
     esp_gate_values(at->selection.ranking, pre->data + r * columns, neurons, y);
-    set_mask(&search, y, neurons, at->selection.kept, mask);
+    esp_neuron_mask(&search, y, neurons, at->selection.kept, mask);
     memset(mask + neurons, 0, (size_t)(width - neurons));
     apply_mask(mask, h->data + r * width, y, width, false);
   }
