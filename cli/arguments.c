@@ -32,13 +32,19 @@ static const option option_table[] = {
     {"--exclude", "PATTERNS", "layers that keep all experts, e.g. \"blocks.3.*,blocks.5.*\"", TEXT(exclude)},
     {"--loss", "FORM", "reconstruction: norm (default: one over all tokens) or batches (sum of the batches' norms)", TEXT(loss)},
     {"--plan", "FILE.json", "drops what a saved plan of this model says", TEXT(plan)},
+    {"--methods", "LIST", "methods with commas between them, or all (default)", TEXT(methods)},
+    {"--ratios", "LIST", "shares of each layer's experts that go (default 0.25,0.5,0.75)", TEXT(ratios)},
+    {"--seeds", "LIST", "seeds with commas between them (default 1,2,3)", TEXT(seeds)},
+    {"--finetune", "EPOCHS", "finetunes each compressed model so long, too, e.g. 0.1", TEXT(finetune)},
+    {"--calibrate-on", "DATA", "calibrates on other images besides, to compare; may be repeated", TEXT(calibrate_on)},
+    {"--distil", NULL, "the unpruned model teaches the finetuned ones", TEXT(distil)},
+    {"--keep", NULL, "keeps the compressed checkpoints", TEXT(keep)},
     {"--split", "SPLIT", "test (default) or train", TEXT(split)},
     {"--limit", "N", "looks at the first N images only", TEXT(limit)},
     {"--noise", "S", "on the copies: normal, of S times each matrix's root mean square (default 0)", TEXT(noise)},
     {"--rounds", "N", "how often each case is measured (default 21)", TEXT(rounds)},
     {"--trace", "FILE.h5", "records which experts each token was routed to", TEXT(trace)},
     {"--replay", "FILE.h5", "routes as a recorded trace says, not as the routers do", TEXT(replay)},
-    {"--seeds", "N,N,...", "trains every variant with each of these seeds (default 1,2,3)", TEXT(seeds)},
     {"--variants", "NAME,...", "which models to compare (default: all but dense)", TEXT(variants)},
     {"--new-head", "WHEN", "auto (default: if the number of classes differs), always or never", TEXT(new_head)},
     {"--augment", NULL, "shows images as training sees them: shifted and mirrored", TEXT(augment)},
@@ -91,6 +97,7 @@ static esp_status add_repeated(repeated *list, const char *option_name, const ch
 static esp_status store(arguments *a, const option *o, const char *value) {
   if (strcmp(o->name, "--data") == 0) ESP_TRY(add_repeated(&a->data_sets, o->name, value));
   if (strcmp(o->name, "--criterion") == 0) ESP_TRY(add_repeated(&a->criteria, o->name, value));
+  if (o->offset == TEXT(calibrate_on)) return add_repeated(&a->calibrate_on, o->name, value);
   if (strcmp(o->name, "--set") != 0) {
     memcpy((char *)a + o->offset, &value, sizeof value);
     return ESP_OK;

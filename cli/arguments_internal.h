@@ -4,7 +4,7 @@
 
 #include <espalier/status.h>
 
-enum { MAX_OVERRIDES = 64, MAX_OPERANDS = 4, MAX_REPEATS = 32 };
+enum { MAX_OVERRIDES = 64, MAX_OPERANDS = 8, MAX_REPEATS = 32 };
 
 /* The values of an option that may be given several times. */
 typedef struct repeated {
@@ -19,10 +19,12 @@ typedef struct arguments {
   const char *gates, *budget, *exclude, *loss, *plan;
   repeated data_sets, criteria; /* every --data and --criterion; the last ones are `data` and `criterion` too */
   const char *seeds, *variants;
+  repeated calibrate_on;        /* of a sweep */
+  const char *methods, *ratios, *finetune; /* lists and a number of a sweep */
   const char *overrides[MAX_OVERRIDES];
   size_t override_count;
   const char *drop, *ratio, *calibration, *floor, *threads, *seed, *limit, *noise, *rounds; /* numbers, checked by whole_number() and real_number() */
-  bool json, quiet, help, resume, augment, parameters, overwrite;
+  bool json, quiet, help, resume, augment, parameters, overwrite, keep, distil;
 } arguments;
 
 /* A command of the program. */

@@ -2,6 +2,7 @@
 #include "commands_internal.h"
 
 #include <espalier/core.h>
+#include <espalier/sweep.h>
 
 #include <errno.h>
 #include <stdio.h>
@@ -93,6 +94,20 @@ static const command commands[] = {
      "compare.svg and .png. Single images are timed at the end, all variants in turns.\n\n"
      "Example:\n  espalier compare examples/configs/mone-comparison.yaml --data fashion-mnist --out runs/compared --seeds 1,2,3\n",
      "--data --out --set --seeds --variants", 1, 1, run_compare},
+    {"sweep",
+     "sweep RUN|CKPT... --data DATA --out FOLDER [--methods LIST] [--ratios LIST] [--seeds LIST] [--finetune EPOCHS]\n"
+     "                      [--calibration N] [--calibrate-on DATA]... [--reference RUN|CKPT] [--limit N] [--distil] [--keep]\n"
+     "                      [--set KEY=VALUE]...",
+     "Sets methods side by side on the same models",
+     "Every method at every ratio and seed: accuracy before and after a short finetuning, parameters, FLOPs, bytes on disk,\n"
+     "memory, time. Methods are the criteria of `espalier prune`, S(b,alpha,beta) too, and unpruned, the model as it is; it\n"
+     "and random are always in. Those that look at images take a sample of --data's training split (matched) and of each\n"
+     "--calibrate-on. --set changes settings of the finetuning, --limit looks at the first N test images. FOLDER gets\n"
+     "cells.csv, summary.csv and sweep.json. Ctrl-C ends after a cell; the same command goes on, and more methods, ratios,\n"
+     "seeds or calibration data may be asked for: a cell that is done is not done again.\n\n"
+     "Example:\n  espalier sweep runs/finetuned --data synthetic:narrow --reference runs/pretrained --finetune 0.2 --out runs/sweep\n",
+     "--data --out --methods --ratios --seeds --finetune --calibration --calibrate-on --reference --limit --set --distil --keep", 1,
+     ESP_SWEEP_MODELS, run_sweep},
     {"upcycle", "upcycle RUN|CKPT --set model.layers=[...] [--set KEY=VALUE]... [--noise S] --out RUN|CKPT",
      "Makes a mixture of a trained dense model (arXiv 2212.05055)",
      "Blocks that model.layers makes mixtures get experts that are copies of their dense layer, and a new router. Gates are\n"

@@ -1,11 +1,13 @@
-/* Everything of prune/: criteria, plans, overlap of plans, the surgeon. */
+/* Everything of prune/: criteria, plans, overlap of plans, the surgeon, methods, sweeps. */
 #ifndef ESPALIER_PRUNE_H
 #define ESPALIER_PRUNE_H
 
 #include <espalier/compress.h>
 #include <espalier/criteria.h>
+#include <espalier/method.h>
 #include <espalier/overlap.h>
 #include <espalier/plan.h>
 #include <espalier/surgeon.h>
+#include <espalier/sweep.h>
 
 #endif

@@ -211,7 +211,7 @@ static esp_status loop(run *r) {
     status = do_step(r);
     if (status == ESP_OK) status = after_step(r);
   }
-  if (status == ESP_OK) status = evaluate(r, 0);
+  if (status == ESP_OK) status = evaluate(r, r->job->final_examples);
   esp_progress_end(&r->bar);
   return status == ESP_ERR_NOT_FINITE ? explain_not_finite(r) : status;
 }

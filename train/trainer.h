@@ -5,6 +5,7 @@
 #include <espalier/checkpoint.h>
 #include <espalier/evaluate.h>
 #include <espalier/distillation.h>
+#include <espalier/evaluate.h>
 #include <espalier/loader.h>
 #include <espalier/run_config.h>
 
@@ -24,6 +25,7 @@ typedef struct esp_training_job {
   const esp_checkpoint_info *teacher_info; /* needs the one it had: its digest is the history entry's reference */
   const char *resume_from;           /* checkpoint whose optimiser state and progress go on; NULL: from step 0 */
   const volatile sig_atomic_t *stop; /* set by a signal handler: end at the next safe point; NULL: never */
+  int64_t final_examples;            /* test images that the evaluation at the end looks at; 0: all */
   bool quiet;
 } esp_training_job;
 

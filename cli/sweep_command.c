@@ -1,0 +1,144 @@
+/* sweep: all methods on the same models, side by side. */
+#include "commands_internal.h"
+
+#include <espalier/core.h>
+#include <espalier/sweep.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LIST_SIZE = 4096 };
+
+typedef struct sweeping {
+  loaded models[ESP_SWEEP_MODELS], reference;
+  esp_sweep_model referenced;
+  esp_dataset *data, *others[ESP_SWEEP_LIST];
+  char methods[LIST_SIZE], ratios[LIST_SIZE], seeds[LIST_SIZE]; /* cut into their items */
+  esp_sweep_settings settings;
+  esp_sweep *sweep;
+} sweeping;
+
+/* Cuts "a,b,S(1,0,1)" in place, not within parentheses. Returns how many items, or -1 if there are too many. */
+static int cut(char *text, const char **items, int most) {
+  int count = 0, depth = 0;
+  for (char *at = text, *item = text;; at++) {
+    depth += (*at == '(') - (*at == ')');
+    if (*at && (*at != ',' || depth > 0)) continue;
+    const bool last = !*at;
+    *at = '\0';
+    if (*item && count == most) return -1;
+    if (*item) items[count++] = item;
+    if (last) return count;
+    item = at + 1;
+  }
+}
+
+static esp_status read_list(const char *option, const char *text, const char *fallback, char store[LIST_SIZE],
+                            const char **items, int most, int *count) {
+  const char *given = text ? text : fallback;
+  if (strlen(given) >= LIST_SIZE) return esp_fail(ESP_ERR_USAGE, "%s is longer than %d letters", option, LIST_SIZE - 1);
+  memcpy(store, given, strlen(given) + 1);
+  *count = cut(store, items, most);
+  if (*count > 0) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "%s is \"%s\"; it must be a list of 1 to %d items with commas between them", option,
+                  given, most);
+}
+
+/* "all" leaves out what needs a reference if there is none. */
+static esp_status read_methods(sweeping *s, const arguments *a) {
+  esp_sweep_settings *to = &s->settings;
+  const char *all[ESP_SWEEP_METHODS];
+  static esp_method rows[ESP_SWEEP_METHODS];
+  int count;
+  ESP_TRY(read_list("--methods", a->methods, "all", s->methods, all, ESP_SWEEP_METHODS, &count));
+  for (int i = 0; i < count; i++) {
+    if (strcmp(all[i], "all") != 0) {
+      ESP_TRY(esp_method_find(&rows[0], all[i]));
+      if (rows[0].needs_reference && !a->reference)
+        return esp_fail(ESP_ERR_USAGE, "%s compares with the model from before finetuning: give it as --reference",
+                        all[i]);
+      if (to->method_count < ESP_SWEEP_METHODS) to->methods[to->method_count++] = all[i];
+      continue;
+    }
+    for (size_t n = 0; n < esp_method_count() && to->method_count < ESP_SWEEP_METHODS; n++) {
+      esp_method_at(&rows[n], n);
+      if (!rows[n].needs_reference || a->reference) to->methods[to->method_count++] = rows[n].name;
+    }
+  }
+  return ESP_OK;
+}
+
+static esp_status read_numbers(sweeping *s, const arguments *a) {
+  const char *items[ESP_SWEEP_LIST];
+  long long number;
+  ESP_TRY(
+      read_list("--ratios", a->ratios, "0.25,0.5,0.75", s->ratios, items, ESP_SWEEP_LIST, &s->settings.ratio_count));
+  for (int i = 0; i < s->settings.ratio_count; i++)
+    ESP_TRY(real_number("--ratios", items[i], 0, 1, &s->settings.ratios[i]));
+  ESP_TRY(read_list("--seeds", a->seeds, "1,2,3", s->seeds, items, ESP_SWEEP_LIST, &s->settings.seed_count));
+  for (int i = 0; i < s->settings.seed_count; i++) {
+    ESP_TRY(whole_number("--seeds", items[i], 0, INT64_MAX, 0, &number));
+    s->settings.seeds[i] = (uint64_t)number;
+  }
+  if (a->finetune) ESP_TRY(real_number("--finetune", a->finetune, 0, 1e6, &s->settings.finetune));
+  ESP_TRY(whole_number("--calibration", a->calibration, 1, INT64_MAX, 1024, &number));
+  s->settings.calibration_images = number;
+  ESP_TRY(whole_number("--limit", a->limit, 1, INT64_MAX, INT64_MAX, &number));
+  s->settings.limit = number;
+  return ESP_OK;
+}
+
+static esp_status open_all(sweeping *s, const arguments *a) {
+  esp_sweep_settings *to = &s->settings;
+  ESP_TRY(open_data(&s->data, a));
+  to->data = to->calibration[to->calibration_count++] = s->data;
+  for (int i = 0; i < a->calibrate_on.count; i++) {
+    if (to->calibration_count == ESP_SWEEP_LIST)
+      return esp_fail(ESP_ERR_USAGE, "more than %d --calibrate-on", ESP_SWEEP_LIST - 1);
+    ESP_TRY(esp_dataset_open(&s->others[i], a->calibrate_on.values[i]));
+    to->calibration[to->calibration_count++] = s->others[i];
+  }
+  for (int i = 0; i < a->operand_count; i++) {
+    ESP_TRY(load(&s->models[i], a->operands[i]));
+    to->models[to->model_count++] = (esp_sweep_model){s->models[i].model, &s->models[i].info, s->models[i].path};
+  }
+  if (!a->reference) return ESP_OK;
+  ESP_TRY(load(&s->reference, a->reference));
+  s->referenced = (esp_sweep_model){s->reference.model, &s->reference.info, s->reference.path};
+  to->reference = &s->referenced;
+  return ESP_OK;
+}
+
+static esp_status sweep(sweeping *s, const arguments *a) {
+  if (!a->out) return esp_fail(ESP_ERR_USAGE, "--out is missing: the folder for the sweep, e.g. --out runs/sweep");
+  ESP_TRY(read_methods(s, a));
+  ESP_TRY(read_numbers(s, a));
+  ESP_TRY(open_all(s, a));
+  s->settings.overrides = a->overrides;
+  s->settings.override_count = a->override_count;
+  s->settings.folder = a->out;
+  s->settings.distil = a->distil;
+  s->settings.keep = a->keep;
+  s->settings.quiet = a->quiet;
+  s->settings.stop = watch_interrupts();
+  return esp_sweep_run(&s->sweep, &s->settings);
+}
+
+int run_sweep(const arguments *a) {
+  static sweeping s;
+  const esp_status status = sweep(&s, a);
+  int code = EXIT_DONE;
+  if (status != ESP_OK)
+    code = report_failure(status);
+  else if (a->json)
+    code = print_json(esp_sweep_json(s.sweep));
+  else
+    esp_sweep_print(s.sweep, stdout);
+  esp_sweep_free(s.sweep);
+  for (int i = 0; i < ESP_SWEEP_MODELS; i++) unload(&s.models[i]);
+  unload(&s.reference);
+  for (int i = 0; i < ESP_SWEEP_LIST; i++) esp_dataset_close(s.others[i]);
+  esp_dataset_close(s.data);
+  return code;
+}

@@ -1,0 +1,105 @@
+#include <espalier/memory.h>
+#include <espalier/method.h>
+#include <espalier/surgeon.h>
+
+#include <string.h>
+
+/* A plan in which every expert stays makes a copy. */
+static esp_status make_copy(const esp_method *method, const esp_method_inputs *inputs, esp_compressed *made) {
+  esp_plan *plan;
+  ESP_TRY(esp_plan_create(&plan, inputs->model, method->name, ESP_PRUNE_ZERO));
+  const esp_status status = esp_apply_plan(&made->model, inputs->model, plan);
+  esp_plan_free(plan);
+  return status;
+}
+
+static esp_status apply_plan(const esp_method_inputs *inputs, const esp_plan *plan, esp_compressed *made) {
+  ESP_TRY(esp_plan_json(&made->plan, plan));
+  return esp_apply_plan(&made->model, inputs->model, plan);
+}
+
+static esp_status make_by_criterion(const esp_method *method, const esp_method_inputs *inputs, esp_compressed *made) {
+  const esp_criterion_inputs seen = {.model = inputs->model,
+                                     .info = inputs->info,
+                                     .reference = inputs->reference,
+                                     .reference_info = inputs->reference_info,
+                                     .seed = inputs->seed,
+                                     .calibration = inputs->calibration,
+                                     .scores = inputs->scores};
+  const esp_prune_budget budget = {.drop = -1, .ratio = inputs->ratio};
+  const esp_prune_mode mode = esp_criterion_mode(method->criterion, inputs->model);
+  esp_plan *plan;
+  ESP_TRY(esp_plan_make(&plan, method->criterion, &seen, mode, &budget));
+  const esp_status status = apply_plan(inputs, plan, made);
+  esp_plan_free(plan);
+  return status;
+}
+
+/* --- the table -------------------------------------------------------------------------------------------- */
+
+static const esp_method first_rows[] = {
+    {.name = "unpruned", .summary = "the model as it is", .kind = ESP_METHOD_NONE, .make = make_copy},
+};
+
+enum { FIRST_ROWS = sizeof first_rows / sizeof first_rows[0], MOST_METHODS = 128 };
+
+size_t esp_method_count(void) {
+  const esp_criterion *criteria;
+  return FIRST_ROWS + esp_criterion_list(&criteria);
+}
+
+static esp_method method_of(const esp_criterion *criterion) {
+  return (esp_method){.name = criterion->name,
+                      .summary = criterion->formula,
+                      .kind = ESP_METHOD_PRUNE,
+                      .needs_reference = criterion->needs_reference,
+                      .needs_data = criterion->needs_data,
+                      .has_ratio = true,
+                      .make = make_by_criterion,
+                      .criterion = criterion};
+}
+
+void esp_method_at(esp_method *method, size_t index) {
+  const esp_criterion *criteria;
+  (void)esp_criterion_list(&criteria);
+  *method = index < FIRST_ROWS ? first_rows[index] : method_of(&criteria[index - FIRST_ROWS]);
+}
+
+static esp_status find_variant(esp_method *method, const char *name) {
+  const esp_criterion *criterion;
+  ESP_TRY(esp_criterion_find(&criterion, name));
+  *method = method_of(criterion);
+  return ESP_OK;
+}
+
+esp_status esp_method_find(esp_method *method, const char *name) {
+  const size_t count = esp_method_count();
+  const char *names[MOST_METHODS];
+  for (size_t i = 0; i < count && i < MOST_METHODS; i++) {
+    esp_method_at(method, i);
+    names[i] = method->name;
+    if (strcmp(name, names[i]) == 0) return ESP_OK;
+  }
+  if (strchr(name, ',')) return find_variant(method, name);
+  const char *near = esp_nearest(name, names, count);
+  return esp_fail(ESP_ERR_USAGE, "there is no method %s%s%s; `espalier sweep --help` lists them", name,
+                  near ? "; did you mean " : "", near ? near : "");
+}
+
+esp_status esp_method_make(const esp_method *method, const esp_method_inputs *inputs, esp_compressed *made) {
+  *made = (esp_compressed){.model = NULL};
+  if (method->needs_reference && !inputs->reference)
+    return esp_fail(ESP_ERR_USAGE, "%s compares with the model from before finetuning, and no reference was given",
+                    method->name);
+  if (method->needs_data && !inputs->calibration)
+    return esp_fail(ESP_ERR_USAGE, "%s is calibrated on images, and no data were given", method->name);
+  const esp_status status = method->make(method, inputs, made);
+  if (status != ESP_OK) esp_compressed_clear(made);
+  return status;
+}
+
+void esp_compressed_clear(esp_compressed *made) {
+  esp_model_free(made->model);
+  esp_free(made->plan);
+  *made = (esp_compressed){.model = NULL};
+}

@@ -1,0 +1,53 @@
+#ifndef ESPALIER_SWEEP_INTERNAL_H
+#define ESPALIER_SWEEP_INTERNAL_H
+
+#include <espalier/run_folder.h>
+#include <espalier/sweep.h>
+
+#include <jansson.h>
+
+struct esp_sweep {
+  esp_sweep_settings settings; /* "unpruned" and "random" among the methods */
+  int64_t cell_count;
+  esp_sweep_cell *cells;
+  int row_count;
+  esp_sweep_row *rows;
+  /* What the calibration passes said of one model, so that each is made once: [calibration data][seed]. */
+  int scored_model;
+  esp_expert_scores *scores[ESP_SWEEP_LIST][ESP_SWEEP_LIST];
+};
+
+enum { SWEEP_NAME_SIZE = sizeof((esp_sweep_cell *)0)->same_as };
+
+/* "matched", or the name of the data set; "none" for -1. */
+const char *esp_sweep_calibration(const esp_sweep *sweep, int calibration);
+
+/* The model's digest, method, ratio, seed and calibration data: the same in every sweep over the folder. */
+void esp_sweep_cell_name(const esp_sweep *sweep, const esp_sweep_cell *cell, char name[SWEEP_NAME_SIZE]);
+
+/* --- sweep_record.c: what is kept ------------------------------------------------------------------------ */
+
+/* Compares the folder's settings with these, or writes them there. */
+esp_status esp_sweep_record_open(const esp_sweep *sweep) ESP_MUST_CHECK;
+
+/* Takes over what a file of an earlier sweep says of the cell, if there is one. */
+esp_status esp_sweep_record_read(const esp_sweep *sweep, esp_sweep_cell *cell) ESP_MUST_CHECK;
+esp_status esp_sweep_record_write(const esp_sweep *sweep, const esp_sweep_cell *cell) ESP_MUST_CHECK;
+
+/* cells.csv, summary.csv and sweep.json. */
+esp_status esp_sweep_record_close(const esp_sweep *sweep) ESP_MUST_CHECK;
+
+/* --- sweep_cell.c: how a cell comes to its numbers ------------------------------------------------------- */
+
+/* Fills a cell. ESP_OK if it is done, be it with a failure that belongs to the method. */
+esp_status esp_sweep_compute(esp_sweep *sweep, esp_sweep_cell *cell) ESP_MUST_CHECK;
+
+/* Forgets the calibration passes. */
+void esp_sweep_forget_scores(esp_sweep *sweep);
+
+/* --- sweep_summary.c ------------------------------------------------------------------------------------- */
+
+/* Makes the rows from the cells that are done. */
+esp_status esp_sweep_summarise(esp_sweep *sweep) ESP_MUST_CHECK;
+
+#endif
