@@ -3,6 +3,7 @@
 #include <espalier/memory.h>
 
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -195,6 +196,8 @@ static esp_status write_layout(hid_t layers, const char *scope, esp_layer_kind k
   if (status == ESP_OK) status = esp_h5_write(group, "original_ids", &array, layout->original_ids, 0);
   if (status == ESP_OK && layout->widths[0]) status = esp_h5_write(group, "widths", &stored, layout->widths, 0);
   if (status == ESP_OK) status = write_factoring(group, layout);
+  const esp_h5_array one = esp_h5_numbers(H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, 1);
+  if (status == ESP_OK && layout->skip > 0) status = esp_h5_write(group, "skip", &one, &layout->skip, 0);
   esp_h5_close(&handles);
   return status;
 }
@@ -249,6 +252,14 @@ static esp_status read_factoring(hid_t group, esp_expert_layout *layout) {
   return ESP_OK;
 }
 
+static esp_status read_skip(hid_t group, esp_expert_layout *layout) {
+  const esp_h5_array one = esp_h5_numbers(H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, 1);
+  if (!esp_h5_has(group, "skip")) return ESP_OK;
+  ESP_TRY(esp_h5_read_array(group, "skip", &one, &layout->skip));
+  if (layout->skip > 0 && isfinite(layout->skip)) return ESP_OK;
+  return esp_fail(ESP_ERR_FORMAT, "`skip` is %g; expected a number above 0", layout->skip);
+}
+
 /* int32 [experts], the number of experts being what the attribute says. */
 static esp_status read_layout(hid_t group, esp_expert_layout *layout) {
   int64_t experts, stored;
@@ -264,7 +275,8 @@ static esp_status read_layout(hid_t group, esp_expert_layout *layout) {
   ESP_TRY(esp_h5_read_array(group, "index", &array, layout->index));
   ESP_TRY(esp_h5_read_array(group, "original_ids", &array, layout->original_ids));
   ESP_TRY(read_widths(group, layout));
-  return read_factoring(group, layout);
+  ESP_TRY(read_factoring(group, layout));
+  return read_skip(group, layout);
 }
 
 static esp_status read_layer(hid_t layers, const char *scope, esp_expert_layout *layout) {

@@ -23,6 +23,7 @@ static uint64_t add_layout(uint64_t digest, const esp_expert_layout *layout) {
   digest = esp_fnv(digest, layout->original_ids, size);
   const size_t stored = (size_t)layout->stored * sizeof layout->widths[0];
   if (layout->widths[0]) digest = esp_fnv(digest, layout->widths, stored); /* not as the config says */
+  if (layout->skip > 0) digest = esp_fnv(digest, &layout->skip, sizeof layout->skip);
   if (layout->rank == 0) return digest;
   const int32_t factoring[] = {layout->rank, layout->pruning};
   digest = esp_fnv(digest, factoring, sizeof factoring);

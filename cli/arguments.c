@@ -32,6 +32,7 @@ static const option option_table[] = {
     {"--exclude", "PATTERNS", "layers that keep all experts, e.g. \"blocks.3.*,blocks.5.*\"", TEXT(exclude)},
     {"--loss", "FORM", "reconstruction: norm (default: one over all tokens) or batches (sum of the batches' norms)", TEXT(loss)},
     {"--plan", "FILE.json", "drops what a saved plan of this model says", TEXT(plan)},
+    {"--beta", "B", "skips a token's second expert if its gate is below B times the first one's", TEXT(beta)},
     {"--methods", "LIST", "methods with commas between them, or all (default)", TEXT(methods)},
     {"--ratios", "LIST", "shares of each layer's experts that go (default 0.25,0.5,0.75)", TEXT(ratios)},
     {"--seeds", "LIST", "seeds with commas between them (default 1,2,3)", TEXT(seeds)},

@@ -22,6 +22,7 @@ int run_compare(const arguments *a);
 int run_prune(const arguments *a);
 int run_overlap(const arguments *a);
 int run_sweep(const arguments *a);
+int run_skip(const arguments *a);
 int run_upcycle(const arguments *a);
 int run_inspect(const arguments *a);
 int run_data(const arguments *a);

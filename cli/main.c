@@ -94,13 +94,21 @@ static const command commands[] = {
      "compare.svg and .png. Single images are timed at the end, all variants in turns.\n\n"
      "Example:\n  espalier compare examples/configs/mone-comparison.yaml --data fashion-mnist --out runs/compared --seeds 1,2,3\n",
      "--data --out --set --seeds --variants", 1, 1, run_compare},
+    {"skip", "skip RUN|CKPT --data DATA | --beta B --out RUN|CKPT", "Leaves out experts that a token hardly wants",
+     "At inference a token's second expert is skipped if its gate is below beta times the first one's, and the first gets\n"
+     "all the weight (arXiv 2402.14800). beta is, for each layer, the median of that ratio over N training images of --data\n"
+     "(--calibration), which skips it for half of the tokens, or --beta; 0 skips nothing. With more experts a token: the last\n"
+     "ones, if together they have less than beta times the others' weight. Nothing is stored less, and training does not\n"
+     "skip. Prune first, then calibrate the pruned model: pruning takes the beta away.\n\n"
+     "Example:\n  espalier skip runs/pruned --data synthetic:narrow --out runs/skipping\n",
+     "--data --beta --calibration --out --overwrite", 1, 1, run_skip},
     {"sweep",
      "sweep RUN|CKPT... --data DATA --out FOLDER [--methods LIST] [--ratios LIST] [--seeds LIST] [--finetune EPOCHS]\n"
      "                      [--calibration N] [--calibrate-on DATA]... [--reference RUN|CKPT] [--limit N] [--distil] [--keep]\n"
      "                      [--set KEY=VALUE]...",
      "Sets methods side by side on the same models",
      "Every method at every ratio and seed: accuracy before and after a short finetuning, parameters, FLOPs, bytes on disk,\n"
-     "memory, time. Methods are the criteria of `espalier prune`, S(b,alpha,beta) too, and unpruned, the model as it is; it\n"
+     "memory, time. Methods are the criteria of `espalier prune`, S(b,alpha,beta) too, skip, NAME+skip and unpruned, the model as it is; it\n"
      "and random are always in. Those that look at images take a sample of --data's training split (matched) and of each\n"
      "--calibrate-on. --set changes settings of the finetuning, --limit looks at the first N test images. FOLDER gets\n"
      "cells.csv, summary.csv and sweep.json. Ctrl-C ends after a cell; the same command goes on, and more methods, ratios,\n"

@@ -51,6 +51,7 @@ typedef struct place {
   const esp_expert_layout *layout; /* NULL: all experts are there */
   int64_t tokens;                  /* of an image */
   int index, runs;                 /* runs: how often an image passes, once a member in an E3's later part */
+  const double *rows;              /* [blocks] rows of a token that were measured; NULL: what is to be expected */
 } place;
 
 static void count_dense(esp_layer_cost *layer, const place *at) {
@@ -134,6 +135,7 @@ static double expert_rows(const place *at) {
   const int experts = logical_experts(at), own = experts / moe->members;
   int served, routable;
   double rows = 0;
+  if (at->rows) return (double)(at->runs * at->tokens) * at->rows[at->index];
   switch (moe->router.policy) {
   case ESP_ROUTER_EXPERT_CHOICE:
     return taken_rows(at);
@@ -274,7 +276,8 @@ static void add_layer(esp_model_cost *cost, const esp_layer_cost *layer) {
 }
 
 /* layouts [blocks], each NULL or the block's. */
-static void count_all(const esp_model_config *config, const esp_expert_layout *const *layouts, esp_model_cost *cost) {
+static void count_all(const esp_model_config *config, const esp_expert_layout *const *layouts,
+                      const double *measured, esp_model_cost *cost) {
   int rows, columns, runs = 1;
   esp_token_grid(config, &rows, &columns);
   const int64_t tokens = (int64_t)rows * columns, head = (int64_t)config->width * config->classes;
@@ -285,7 +288,7 @@ static void count_all(const esp_model_config *config, const esp_expert_layout *c
   cost->flops = cost->flops_selected = cost->stem_flops;
   for (int i = 0; i < config->blocks; i++) {
     if (esp_layer_kind_of(config, i) != ESP_LAYER_DENSE) runs = config->moe.members;
-    count_block(&cost->layers[i], &(place){config, layouts[i], tokens, i, runs});
+    count_block(&cost->layers[i], &(place){config, layouts[i], tokens, i, runs, measured});
     add_layer(cost, &cost->layers[i]);
   }
   cost->head_flops = runs * 2.0 * (double)head;
@@ -296,12 +299,14 @@ static void count_all(const esp_model_config *config, const esp_expert_layout *c
 void esp_config_cost(const esp_model_config *config, const esp_expert_layout *layouts, esp_model_cost *cost) {
   const esp_expert_layout *all[ESP_MAX_BLOCKS] = {NULL};
   for (int i = 0; layouts && i < config->blocks; i++) all[i] = &layouts[i];
-  count_all(config, all, cost);
+  count_all(config, all, NULL, cost);
 }
 
-void esp_model_cost_of(const esp_model *model, esp_model_cost *cost) {
+void esp_model_cost_measured(const esp_model *model, const double *rows_per_token, esp_model_cost *cost) {
   const esp_expert_layout *all[ESP_MAX_BLOCKS] = {NULL};
   for (int i = 0; i < model->config.blocks; i++)
     if (model->blocks[i].kind != ESP_LAYER_DENSE) all[i] = &model->blocks[i].moe.layout;
-  count_all(&model->config, all, cost);
+  count_all(&model->config, all, rows_per_token, cost);
 }
+
+void esp_model_cost_of(const esp_model *model, esp_model_cost *cost) { esp_model_cost_measured(model, NULL, cost); }

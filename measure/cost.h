@@ -63,6 +63,10 @@ ESP_API void esp_config_cost(const esp_model_config *config, const esp_expert_la
 /* The same of a model that is there. */
 ESP_API void esp_model_cost_of(const esp_model *model, esp_model_cost *cost);
 
+/* The same with FLOPs from measurement: rows_per_token [blocks] are the expert rows that a token took on average over
+ * some data, which zero experts, capacities and dynamic skipping make fewer than top_k; of dense blocks ignored. */
+ESP_API void esp_model_cost_measured(const esp_model *model, const double *rows_per_token, esp_model_cost *cost);
+
 #ifdef __cplusplus
 }
 #endif

@@ -30,7 +30,7 @@ typedef struct esp_measurement {
  *   parameters, activated_parameters, activated_parameters_selected, touched_parameters, flops_per_image,
  *     flops_per_image_selected
  *   layers[], the mixture layers: name, kind, block, top_k, neurons (of the widest), neurons_kept, stored_experts;
- *     with statistics tokens, slots, served, entropy, normalised_entropy, token_entropy, imbalance,
+ *     with statistics tokens, slots, served, skipped, entropy, normalised_entropy, token_entropy, imbalance,
  *       dead_experts, logit_rms, sampled_rows, silent_rows, near_zero {level: share},
  *       top_mass {percent: share}, histogram {edges[], counts[], below, above, not_finite};
  *     experts[]: index, original_id, stored (place in the bank; -1: zero expert, -2: masked), neurons, router_norm;

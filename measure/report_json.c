@@ -133,6 +133,7 @@ static void put_layer_statistics(object *o, const esp_statistics *statistics, in
   put_integer(o, "tokens", s.tokens);
   put_integer(o, "slots", s.slots);
   put_integer(o, "served", s.served);
+  put_integer(o, "skipped", s.skipped);
   put_real(o, "entropy", s.entropy);
   put_real(o, "normalised_entropy", s.normalised_entropy);
   put_real(o, "token_entropy", s.token_entropy);

@@ -27,6 +27,8 @@ static void print_layer_statistics(const esp_layer_statistics *s, FILE *file) {
   fprintf(file, "  %lld tokens; load imbalance %.2f (max/mean), entropy of the shares %.3f of 1; dead experts %d\n",
           (long long)s->tokens, s->imbalance, s->normalised_entropy, s->dead_experts);
   fprintf(file, "  entropy of a token's scores %.3f nats; router logits rms %.3f", s->token_entropy, s->logit_rms);
+  if (s->skipped > 0)
+    fprintf(file, "; %.1f %% of the choices skipped", percent((double)s->skipped / (double)s->slots));
   if (s->served < s->slots)
     fprintf(file, "; %.1f %% of the choices unserved", percent(1 - (double)s->served / (double)s->slots));
   fputc('\n', file);

@@ -32,7 +32,7 @@ typedef struct layer_sums {
   esp_expert_layout layout;
   esp_activation_kind activation;
   int block, hidden;
-  int64_t tokens, slots, served;
+  int64_t tokens, slots, served, skipped;
   double token_entropy, squared_logits;
   expert_sums *experts; /* [layout.experts] */
   int64_t *pairs;       /* [experts, experts] tokens that chose both */
@@ -279,6 +279,7 @@ static void observe(void *context, const esp_moe_record *record) {
   layer->tokens += record->routing->tokens;
   layer->slots += record->routing->slots;
   layer->served += record->routing->rows;
+  layer->skipped += record->routing->skipped;
   add_choices(layer, record);
   add_pairs(layer, record->routing);
   add_classes(layer, record);
@@ -316,6 +317,7 @@ static void merge_layer(layer_sums *layer, const layer_sums *other) {
   layer->tokens += other->tokens;
   layer->slots += other->slots;
   layer->served += other->served;
+  layer->skipped += other->skipped;
   layer->token_entropy += other->token_entropy;
   layer->squared_logits += other->squared_logits;
   for (int e = 0; e < layer->layout.experts; e++) {
@@ -387,7 +389,8 @@ void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer
                                    .experts = sums->layout.experts,
                                    .tokens = sums->tokens,
                                    .slots = sums->slots,
-                                   .served = sums->served};
+                                   .served = sums->served,
+                                   .skipped = sums->skipped};
   result->routable = esp_routable_experts(&sums->layout);
   result->token_entropy = ratio(sums->token_entropy, tokens);
   result->logit_rms = sqrt(ratio(sums->squared_logits, tokens * result->routable));

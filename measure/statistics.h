@@ -42,7 +42,8 @@ typedef struct esp_layer_statistics {
   esp_layer_kind kind;
   int block, experts, routable;
   int64_t tokens, slots;     /* seen; tokens x k */
-  int64_t served;            /* slots that reached a stored expert */
+  int64_t served;            /* slots that reached a stored expert: executed expert calls */
+  int64_t skipped;           /* slots that dynamic skipping left out */
   double entropy;            /* of the experts' shares, in nats */
   double normalised_entropy; /* ... over log(routable), its largest value: at most 1 */
   double token_entropy;      /* of a token's scores (divided by their sum), in nats; mean over tokens */

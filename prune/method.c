@@ -1,7 +1,9 @@
 #include <espalier/memory.h>
 #include <espalier/method.h>
+#include <espalier/skip.h>
 #include <espalier/surgeon.h>
 
+#include <stdio.h>
 #include <string.h>
 
 /* A plan in which every expert stays makes a copy. */
@@ -35,10 +37,31 @@ static esp_status make_by_criterion(const esp_method *method, const esp_method_i
   return status;
 }
 
+/* Replaces `made` by a model that skips. */
+static esp_status skip_in(const esp_method_inputs *inputs, esp_compressed *made) {
+  double beta[ESP_MAX_BLOCKS];
+  esp_model *skipping;
+  ESP_TRY(esp_skip_calibrate(made->model, inputs->calibration, beta));
+  ESP_TRY(esp_skip_apply(&skipping, made->model, beta));
+  esp_model_free(made->model);
+  made->model = skipping;
+  return ESP_OK;
+}
+
+static esp_status make_skipping(const esp_method *method, const esp_method_inputs *inputs, esp_compressed *made) {
+  ESP_TRY(make_copy(method, inputs, made));
+  return skip_in(inputs, made);
+}
+
 /* --- the table -------------------------------------------------------------------------------------------- */
 
 static const esp_method first_rows[] = {
     {.name = "unpruned", .summary = "the model as it is", .kind = ESP_METHOD_NONE, .make = make_copy},
+    {.name = "skip",
+     .summary = "dynamic skipping, beta the median of g_2 / g_1 of each layer",
+     .kind = ESP_METHOD_SKIP,
+     .needs_data = true,
+     .make = make_skipping},
 };
 
 enum { FIRST_ROWS = sizeof first_rows / sizeof first_rows[0], MOST_METHODS = 128 };
@@ -72,7 +95,19 @@ static esp_status find_variant(esp_method *method, const char *name) {
   return ESP_OK;
 }
 
+static esp_status find_skipping(esp_method *method, const char *name, size_t length) {
+  char base[64];
+  snprintf(base, sizeof base, "%.*s", (int)length, name);
+  ESP_TRY(esp_method_find(method, base));
+  method->name = name;
+  method->needs_data = method->then_skip = true;
+  return ESP_OK;
+}
+
 esp_status esp_method_find(esp_method *method, const char *name) {
+  static const char suffix[] = "+skip";
+  const size_t length = strlen(name), rest = sizeof suffix - 1;
+  if (length > rest && strcmp(name + length - rest, suffix) == 0) return find_skipping(method, name, length - rest);
   const size_t count = esp_method_count();
   const char *names[MOST_METHODS];
   for (size_t i = 0; i < count && i < MOST_METHODS; i++) {
@@ -93,7 +128,8 @@ esp_status esp_method_make(const esp_method *method, const esp_method_inputs *in
                     method->name);
   if (method->needs_data && !inputs->calibration)
     return esp_fail(ESP_ERR_USAGE, "%s is calibrated on images, and no data were given", method->name);
-  const esp_status status = method->make(method, inputs, made);
+  esp_status status = method->make(method, inputs, made);
+  if (status == ESP_OK && method->then_skip) status = skip_in(inputs, made);
   if (status != ESP_OK) esp_compressed_clear(made);
   return status;
 }

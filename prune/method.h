@@ -11,10 +11,11 @@ extern "C" {
 #endif
 
 typedef enum esp_method_kind {
-  ESP_METHOD_NONE,  /* the model as it is: the baseline */
-  ESP_METHOD_PRUNE, /* experts go */
-  ESP_METHOD_MERGE, /* experts share weights */
-  ESP_METHOD_FACTOR /* weights become products and sums of smaller ones */
+  ESP_METHOD_NONE,   /* the model as it is: the baseline */
+  ESP_METHOD_PRUNE,  /* experts go */
+  ESP_METHOD_MERGE,  /* experts share weights */
+  ESP_METHOD_FACTOR, /* weights become products and sums of smaller ones */
+  ESP_METHOD_SKIP    /* experts are left out at inference where a token hardly wants them */
 } esp_method_kind;
 
 /* What a method may look at. */
@@ -45,13 +46,14 @@ struct esp_method {
   /* Makes the model; inputs are left as they are. On failure nothing of *made needs freeing. */
   esp_status (*make)(const esp_method *method, const esp_method_inputs *inputs, esp_compressed *made);
   const esp_criterion *criterion; /* of a method that is a criterion; NULL otherwise */
+  bool then_skip; /* "NAME+skip": what it made gets dynamic skipping (skip.h), calibrated on what it made */
 };
 
 /* The rows of the table, the model as it is first. */
 ESP_API size_t esp_method_count(void);
 ESP_API void esp_method_at(esp_method *method, size_t index);
 
-/* By name; variants of the family S(b,alpha,beta) too, though the table has those with a name only. ESP_ERR_USAGE if
+/* By name, which must outlive the method, or "NAME+skip"; variants of the family S(b,alpha,beta) too, though the table has those with a name only. ESP_ERR_USAGE if
  * there is none of that name; the message names the nearest. */
 ESP_API esp_status esp_method_find(esp_method *method, const char *name) ESP_MUST_CHECK;
 

@@ -7,6 +7,7 @@
 #include <espalier/method.h>
 #include <espalier/overlap.h>
 #include <espalier/plan.h>
+#include <espalier/skip.h>
 #include <espalier/surgeon.h>
 #include <espalier/sweep.h>
 

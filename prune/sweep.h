@@ -60,6 +60,7 @@ typedef struct esp_sweep_cell {
   double tuned_accuracy, tuned_loss;
   int64_t parameters, activated_parameters; /* as esp_model_cost_of() counts */
   double flops;                             /* of an image, as esp_model_cost_of() expects */
+  double measured_flops;                    /* ... with the expert calls that the test images took */
   double rows_per_token;                    /* expert calls of a token, measured over all mixture layers */
   int64_t bytes;                            /* the checkpoint's on disk, without optimiser */
   int64_t memory;                           /* parameters and the peak of the step arena in an evaluation, in bytes */
@@ -78,7 +79,8 @@ typedef struct esp_sweep_row {
   double tuned_accuracy, tuned_spread;
   double loss, tuned_loss;
   int rank, tuned_rank; /* among the rows of this ratio, 1 the best; equal means share a rank; 0: none */
-  double parameters, activated_parameters, flops, rows_per_token, bytes, memory, milliseconds, speed, seconds;
+  double parameters, activated_parameters, flops, measured_flops, rows_per_token, bytes, memory, milliseconds, speed,
+      seconds;
 } esp_sweep_row;
 
 typedef struct esp_sweep esp_sweep;

@@ -22,24 +22,39 @@ static int64_t test_images(const esp_sweep *sweep) {
 /* --- what it does ---------------------------------------------------------------------------------------- */
 
 typedef struct row_count {
-  int64_t rows, tokens;
+  int64_t rows[ESP_MAX_BLOCKS], tokens[ESP_MAX_BLOCKS];
 } row_count;
 
 static void count_rows(void *context, const esp_moe_record *record) {
   row_count *count = context;
-  count->rows += record->routing->rows;
-  count->tokens += record->routing->tokens;
+  count->rows[record->layer->block] += record->routing->rows;
+  count->tokens[record->layer->block] += record->routing->tokens;
 }
 
-static esp_status evaluate(const esp_sweep *sweep, const esp_sweep_cell *cell, const esp_model *model,
-                           esp_evaluation *evaluation, double *rows_per_token) {
+/* FLOPs with the rows that were counted, and the mean over the mixture layers of a token's rows. */
+static void note_rows(esp_sweep_cell *cell, const esp_model *model, const row_count *count) {
+  double rows[ESP_MAX_BLOCKS] = {0}, sum = 0;
+  esp_model_cost cost;
+  for (int b = 0; b < model->config.blocks; b++) {
+    if (count->tokens[b] > 0) rows[b] = (double)count->rows[b] / (double)count->tokens[b];
+    sum += rows[b];
+  }
+  esp_model_cost_measured(model, rows, &cost);
+  cell->measured_flops = cost.flops;
+  cell->rows_per_token = sum / esp_model_moe_count(model);
+}
+
+static esp_status evaluate(const esp_sweep *sweep, esp_sweep_cell *cell, const esp_model *model) {
   const esp_sweep_settings *s = &sweep->settings;
-  row_count count = {0};
+  row_count count = {{0}, {0}};
+  esp_evaluation evaluation;
   const esp_observer observer = {count_rows, &count};
   const esp_evaluation_options options = {
       .split = ESP_TEST, .batch = BATCH, .limit = test_images(sweep), .observer = &observer};
-  ESP_TRY(esp_evaluate(model, s->data, &s->models[cell->model].info->normalisation, &options, evaluation));
-  *rows_per_token = count.tokens ? (double)count.rows / (double)count.tokens : 0;
+  ESP_TRY(esp_evaluate(model, s->data, &s->models[cell->model].info->normalisation, &options, &evaluation));
+  cell->accuracy = evaluation.accuracy;
+  cell->loss = evaluation.loss;
+  note_rows(cell, model, &count);
   return ESP_OK;
 }
 
@@ -221,7 +236,6 @@ static void copy_numbers(esp_sweep_cell *cell, const esp_sweep_cell *twin, bool 
 static esp_status measure(const esp_sweep *sweep, esp_sweep_cell *cell, const esp_model *model,
                           esp_checkpoint_info *info) {
   esp_model_cost cost;
-  esp_evaluation before;
   esp_model_cost_of(model, &cost);
   cell->parameters = cost.parameters;
   cell->activated_parameters = cost.activated;
@@ -229,9 +243,7 @@ static esp_status measure(const esp_sweep *sweep, esp_sweep_cell *cell, const es
   info->parameters = cost.parameters;
   info->activated_parameters = cost.activated;
   info->flops_per_image = (int64_t)cost.flops;
-  ESP_TRY(evaluate(sweep, cell, model, &before, &cell->rows_per_token));
-  cell->accuracy = before.accuracy;
-  cell->loss = before.loss;
+  ESP_TRY(evaluate(sweep, cell, model));
   ESP_TRY(save_model(sweep, cell, "", model, info, &cell->bytes));
   return measure_speed(sweep, model, cell);
 }
@@ -331,7 +343,7 @@ static bool belongs_to_method(esp_status status) {
 esp_status esp_sweep_compute(esp_sweep *sweep, esp_sweep_cell *cell) {
   const double start = esp_seconds();
   cell->accuracy = cell->loss = cell->tuned_accuracy = cell->tuned_loss = NAN;
-  cell->flops = cell->rows_per_token = cell->milliseconds = cell->speed = NAN;
+  cell->flops = cell->measured_flops = cell->rows_per_token = cell->milliseconds = cell->speed = NAN;
   const esp_status status = compute(sweep, cell);
   if (status != ESP_OK && !belongs_to_method(status)) return status;
   if (status != ESP_OK) snprintf(cell->failure, sizeof cell->failure, "%s", esp_error_message());

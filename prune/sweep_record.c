@@ -106,9 +106,9 @@ typedef struct field {
 static const field fields[] = {
     REAL(accuracy),   REAL(loss),           REAL(tuned_accuracy),
     REAL(tuned_loss), WHOLE(parameters),    WHOLE(activated_parameters),
-    REAL(flops),      REAL(rows_per_token), WHOLE(bytes),
-    WHOLE(memory),    REAL(milliseconds),   REAL(speed),
-    REAL(seconds),
+    REAL(flops),      REAL(measured_flops), REAL(rows_per_token),
+    WHOLE(bytes),     WHOLE(memory),        REAL(milliseconds),
+    REAL(speed),      REAL(seconds),
 };
 enum { FIELD_COUNT = sizeof fields / sizeof fields[0] };
 
@@ -234,15 +234,15 @@ static void write_cells(const esp_sweep *sweep, FILE *file) {
 static void write_summary(const esp_sweep *sweep, FILE *file) {
   fputs(
       "ratio,method,calibration,cells,failed,rank,accuracy,accuracy_spread,loss,tuned_rank,tuned_accuracy,tuned_spread,"
-      "tuned_loss,parameters,activated_parameters,flops,rows_per_token,bytes,memory,milliseconds,speed,seconds\n",
+      "tuned_loss,parameters,activated_parameters,flops,measured_flops,rows_per_token,bytes,memory,milliseconds,speed,seconds\n",
       file);
   for (int i = 0; i < sweep->row_count; i++) {
     const esp_sweep_row *r = &sweep->rows[i];
     const double numbers[] = {r->accuracy, r->accuracy_spread, r->loss};
     const double others[] = {
-        r->tuned_accuracy, r->tuned_spread,   r->tuned_loss, r->parameters, r->activated_parameters,
-        r->flops,          r->rows_per_token, r->bytes,      r->memory,     r->milliseconds,
-        r->speed,          r->seconds};
+        r->tuned_accuracy, r->tuned_spread,   r->tuned_loss,     r->parameters, r->activated_parameters,
+        r->flops,          r->measured_flops, r->rows_per_token, r->bytes,      r->memory,
+        r->milliseconds,   r->speed,          r->seconds};
     fprintf(file, "%g,\"%s\",%s,%d,%d,%d", r->ratio, r->method.name, esp_sweep_calibration(sweep, r->calibration),
             r->cells, r->failed, r->rank);
     for (size_t n = 0; n < sizeof numbers / sizeof numbers[0]; n++) write_number(file, numbers[n]);
@@ -283,6 +283,7 @@ static void add_costs(json_t *json, const esp_sweep_row *r) {
   } costs[] = {{"parameters", r->parameters},
                {"activated_parameters", r->activated_parameters},
                {"flops_per_image", r->flops},
+               {"measured_flops_per_image", r->measured_flops},
                {"rows_per_token", r->rows_per_token},
                {"bytes", r->bytes},
                {"memory", r->memory},

@@ -21,6 +21,7 @@ static double tuned_loss_of(const esp_sweep_cell *c) { return c->tuned_loss; }
 static double parameters_of(const esp_sweep_cell *c) { return (double)c->parameters; }
 static double activated_of(const esp_sweep_cell *c) { return (double)c->activated_parameters; }
 static double flops_of(const esp_sweep_cell *c) { return c->flops; }
+static double measured_of(const esp_sweep_cell *c) { return c->measured_flops; }
 static double rows_of(const esp_sweep_cell *c) { return c->rows_per_token; }
 static double bytes_of(const esp_sweep_cell *c) { return (double)c->bytes; }
 static double memory_of(const esp_sweep_cell *c) { return (double)c->memory; }
@@ -62,6 +63,7 @@ static void fill(const esp_sweep *sweep, esp_sweep_row *r) {
   r->parameters = mean(sweep, r, parameters_of, NULL);
   r->activated_parameters = mean(sweep, r, activated_of, NULL);
   r->flops = mean(sweep, r, flops_of, NULL);
+  r->measured_flops = mean(sweep, r, measured_of, NULL);
   r->rows_per_token = mean(sweep, r, rows_of, NULL);
   r->bytes = mean(sweep, r, bytes_of, NULL);
   r->memory = mean(sweep, r, memory_of, NULL);
@@ -131,7 +133,7 @@ static void print_row(const esp_sweep *sweep, const esp_sweep_row *r, FILE *file
   if (sweep->settings.finetune > 0) print_percent(file, r->tuned_accuracy, r->tuned_spread, r->tuned_rank);
   if (r->cells > r->failed)
     fprintf(file, "  %8.3f %8.3f %8.2f %7.2f %7.2f %8.3f %6.2f", 1e-6 * r->parameters, 1e-6 * r->activated_parameters,
-            1e-6 * r->flops, 1e-6 * r->bytes, 1e-6 * r->memory, r->milliseconds, r->speed);
+            1e-6 * r->measured_flops, 1e-6 * r->bytes, 1e-6 * r->memory, r->milliseconds, r->speed);
   if (r->failed) fprintf(file, "  %d of %d impossible", r->failed, r->cells);
   fputc('\n', file);
 }

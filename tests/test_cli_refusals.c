@@ -8,7 +8,7 @@
 static void test_help(void **state) {
   (void)state;
   static const char *const commands[] = {"pretrain", "finetune", "evaluate", "measure",
-                                         "prune",    "sweep",    "upcycle",  "inspect", "data"};
+                                         "prune",    "skip", "sweep",    "upcycle",  "inspect", "data"};
   succeed("--help");
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) assert_non_null(strstr(out, commands[i]));
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {

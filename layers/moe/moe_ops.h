@@ -33,6 +33,9 @@ typedef struct esp_expert_layout {
   int rank;     /* > 0: matrices are factored, U V + S (factors.h), U V having this rank; widths do not differ then */
   bool pruning; /* factored, and rows of S are being pruned: the bank holds their importance */
   int32_t sparse_rows[ESP_SIDES][ESP_MAX_EXPERTS]; /* [stored] factored: rows of S that are there */
+  double skip; /* dynamic skipping in evaluation (arXiv 2402.14800, section 3.3 and appendix), token choice: the smallest
+                  number i of choices is served whose gates g satisfy (g_i+1 + .. + g_k) / (g_1 + .. + g_i) < skip; with
+                  top-2 g_2 / g_1 < beta. 0: none */
 } esp_expert_layout;
 
 /* The layout of an unpruned layer. */
@@ -69,10 +72,11 @@ typedef struct esp_routing {
   int k;                     /* token choice: slot i belongs to token i / k; else 0 */
   int experts, stored;       /* logical and stored */
   int64_t rows;              /* slots that go to a stored expert and within its capacity */
+  int64_t skipped;           /* slots that dynamic skipping left out; their gate is 0 */
   const int64_t *first_slot; /* [tokens + 1] where each token's slots begin; NULL with Soft MoE */
   const int32_t *token;      /* [slots]; NULL with Soft MoE, where a slot is a mixture of an image's tokens */
   const int32_t *choice;     /* [slots] logical expert, of a token's slots the best one first */
-  const int32_t *row;        /* [slots] its row, -1 if it goes to a zero expert or beyond the capacity */
+  const int32_t *row;        /* [slots] its row, -1 if it goes to a zero expert, beyond the capacity or is skipped */
   const int32_t *slot;       /* [rows] the slot of each row */
   const int64_t *first_row;  /* [stored + 1] where each stored expert's rows begin */
   const int64_t *wanted;     /* [experts] slots that chose each logical expert */

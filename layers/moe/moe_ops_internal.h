@@ -35,6 +35,7 @@ typedef struct esp_routing_work {
   int32_t *token, *choice, *row, *slot;
   int64_t *first_slot, *first_row, *wanted, *served;
   esp_ranked *order; /* [tokens of a group] */
+  int32_t *kept;     /* [tokens] slots that are not skipped, the best ones; NULL: all */
 } esp_routing_work;
 
 /* In the step arena; NULL if memory is short. k: slots of each token, 0 if they differ. */

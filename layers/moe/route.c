@@ -103,6 +103,23 @@ static esp_real set_gates(const esp_route_request *r, const esp_real *scores, co
   return sum;
 }
 
+/* Leaves out the last choices as the layout's `skip` says; the rest is renormalised where gates are (otherwise they stay
+ * as they are; reconstruction: the paper's model renormalises). Returns what the gates were divided by. */
+static esp_real skip_last(const esp_route_request *r, esp_real *gates, int32_t *kept) {
+  double head = 0;
+  for (*kept = 1; *kept < r->k; ++*kept) {
+    head += (double)gates[*kept - 1];
+    double tail = 0;
+    for (int i = *kept; i < r->k; i++) tail += (double)gates[i];
+    if (tail / head < r->layout->skip) break;
+  }
+  if (*kept == r->k) return 1;
+  for (int i = *kept; i < r->k; i++) gates[i] = 0;
+  if (!r->config->renormalise) return 1;
+  for (int i = 0; i < *kept; i++) gates[i] /= (esp_real)head;
+  return (esp_real)head;
+}
+
 /* The k largest score + bias. Scores are at least 0, and those that are excluded come last. */
 static void choose_biased(const esp_route_request *r, const esp_real *noisy, esp_real *scores, int32_t *choice) {
   const int experts = r->layout->experts;
@@ -134,7 +151,8 @@ static esp_real route_token(const route_attributes *at, int64_t t, esp_real *sco
     esp_route_score(r->config->score, gates, r->k);
   }
   esp_route_score(r->config->score, scores, experts);
-  return set_gates(r, scores, choice, gates);
+  const esp_real sum = set_gates(r, scores, choice, gates);
+  return at->work->kept ? sum * skip_last(r, gates, &at->work->kept[t]) : sum;
 }
 
 static void route_tokens(void *context, int64_t begin, int64_t end) {
@@ -163,12 +181,12 @@ static void route_forward(esp_node *node) {
 static void gate_gradient(const esp_node *node, int64_t t, esp_real *dscores, esp_real *dlogits) {
   const route_attributes *at = node->attributes;
   const esp_router_config *config = at->request.config;
-  const int k = at->request.k;
+  const int k = at->request.k, kept = at->work->kept ? at->work->kept[t] : k; /* what is skipped is a constant */
   const esp_real *gates = node->outputs[0]->data + t * k, *dgates = node->outputs[0]->grad + t * k;
   const esp_real sum = ((const esp_real *)node->saved)[t];
   esp_real dot = 0;
-  for (int i = 0; i < k; i++) dot += dgates[i] * gates[i];
-  for (int i = 0; i < k; i++) {
+  for (int i = 0; i < kept; i++) dot += dgates[i] * gates[i];
+  for (int i = 0; i < kept; i++) {
     const int32_t expert = at->work->choice[t * k + i];
     const esp_real draw = config->renormalise ? (dgates[i] - dot) / sum : dgates[i]; /* d raw score */
     const esp_real raw = config->renormalise ? gates[i] * sum : gates[i];
@@ -222,6 +240,10 @@ esp_tensor *esp_route(esp_tape *tape, esp_tensor *logits, const esp_route_reques
   if (!esp_request_copy(tape, request, &at.request)) return NULL;
   at.work = esp_routing_take(tape, request, request->tokens * request->k, request->k);
   if (!at.work) return NULL;
+  if (request->layout->skip > 0 && !request->training) {
+    at.work->kept = esp_tape_take(tape, (size_t)request->tokens * sizeof *at.work->kept);
+    if (!at.work->kept) return NULL;
+  }
   if (request->config->load_weight > 0) {
     routed->noisy = esp_tape_tensor(tape, 2, logits->shape);
     if (!routed->noisy) return NULL;

@@ -196,6 +196,7 @@ static void serve_group(const esp_routing_work *w, const esp_token_group *g, dou
     for (int64_t i = 0; i < g->end - g->begin; i++) {
       const int64_t slot = (int64_t)w->order[i].index * k + rank;
       const int32_t expert = w->choice[slot];
+      if (w->row[slot] < 0) continue;
       if (used[expert] == capacity)
         w->row[slot] = -1;
       else
@@ -203,9 +204,19 @@ static void serve_group(const esp_routing_work *w, const esp_token_group *g, dou
     }
 }
 
+static void leave_out_skipped(esp_routing_work *w) {
+  const int k = w->routing.k;
+  for (int64_t t = 0; t < w->routing.tokens; t++)
+    for (int i = w->kept[t]; i < k; i++) {
+      w->row[t * k + i] = -1;
+      w->routing.skipped++;
+    }
+}
+
 static void serve(const esp_route_request *r, esp_routing_work *w, const esp_real *scores) {
   const double factor = r->training ? r->config->capacity : r->config->evaluation_capacity;
   memset(w->row, 0, (size_t)w->routing.slots * sizeof *w->row);
+  if (w->kept) leave_out_skipped(w);
   if (factor <= 0 || w->routing.k == 0) return;
   const int64_t groups = esp_group_count(r) * r->members;
   for (int64_t i = 0; i < groups; i++) {
