@@ -33,6 +33,8 @@ typedef struct esp_measurement {
  *     with statistics tokens, slots, served, skipped, entropy, normalised_entropy, token_entropy, imbalance,
  *       dead_experts, logit_rms, sampled_rows, silent_rows, near_zero {level: share},
  *       top_mass {percent: share}, histogram {edges[], counts[], below, above, not_finite};
+ *       of a MoNE neuron_gini, dead_neurons, counted_neurons, neuron_usage[] of the stored experts {rows, gini,
+ *       dead_neurons, selected[]};
  *     experts[]: index, original_id, stored (place in the bank; -1: zero expert, -2: masked), neurons, router_norm;
  *       with changes router_norm_change (signed), absolute_change, difference_norm, reference_norm;
  *       with statistics count, served, share, first_choices, gate_mass, mean_gate, mean_score,
@@ -42,7 +44,8 @@ ESP_API struct json_t *esp_measurement_json(const esp_measurement *measurement);
 
 /* Writes measure.json, experts.csv (a row per layer and expert) and, with statistics, routing.csv and
  * sparsity.csv (a row per layer), coactivation.csv (per layer and pair of experts), specialisation.csv (per layer, expert
- * and class) and activations.csv (per layer and bin) into a folder that exists. */
+ * and class) activations.csv (per layer and bin) and
+ * neurons.csv (per stored expert and neuron of the layers that select neurons) into a folder that exists. */
 ESP_API esp_status esp_measurement_write(const esp_measurement *measurement, const char *folder) ESP_MUST_CHECK;
 
 /* A table per mixture layer. */

@@ -119,6 +119,19 @@ static void write_activations(const esp_measurement *m, FILE *file) {
   }
 }
 
+/* A row per stored expert and neuron of the layers that select neurons. */
+static void write_neurons(const esp_measurement *m, FILE *file) {
+  fputs("layer,stored,neuron,selected,rows,frequency\n", file);
+  for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) {
+    const esp_moe *moe = esp_model_moe(m->model, i);
+    esp_neuron_usage u;
+    for (int e = 0; e < moe->layout.stored && esp_statistics_neurons(m->statistics, i, e, &u); e++)
+      for (int j = 0; j < u.neurons; j++)
+        fprintf(file, "%s,%d,%d,%lld,%lld,%.9g\n", moe->scope, e, j, (long long)u.selected[j], (long long)u.rows,
+                u.rows ? (double)u.selected[j] / (double)u.rows : 0);
+  }
+}
+
 /* --- files ---------------------------------------------------------------------------------------------- */
 
 static esp_status write_json(const esp_measurement *m, const char *folder) {
@@ -157,5 +170,6 @@ esp_status esp_measurement_write(const esp_measurement *measurement, const char 
   ESP_TRY(write_csv(measurement, folder, "coactivation.csv", write_coactivation));
   ESP_TRY(write_csv(measurement, folder, "specialisation.csv", write_specialisation));
   ESP_TRY(write_csv(measurement, folder, "sparsity.csv", write_sparsity));
+  ESP_TRY(write_csv(measurement, folder, "neurons.csv", write_neurons));
   return write_csv(measurement, folder, "activations.csv", write_activations);
 }

@@ -147,6 +147,34 @@ static void put_layer_statistics(object *o, const esp_statistics *statistics, in
   put(o, "histogram", histogram_json(&s));
 }
 
+/* A stored expert's, of a layer that selects neurons. */
+static json_t *usage_json(const esp_neuron_usage *usage) {
+  json_t *selected = json_array();
+  for (int j = 0; selected && j < usage->neurons; j++) json_array_append_new(selected, json_integer(usage->selected[j]));
+  object o = start();
+  put_integer(&o, "rows", usage->rows);
+  put_real(&o, "gini", usage->gini);
+  put_integer(&o, "dead_neurons", usage->dead);
+  put(&o, "selected", selected);
+  return finish(&o);
+}
+
+static void put_usage(object *o, const esp_measurement *m, int layer) {
+  esp_layer_statistics s;
+  esp_neuron_usage usage;
+  esp_statistics_layer(m->statistics, layer, &s);
+  if (!esp_statistics_neurons(m->statistics, layer, 0, &usage)) return;
+  put_real(o, "neuron_gini", s.neuron_gini);
+  put_integer(o, "dead_neurons", s.dead_neurons);
+  put_integer(o, "counted_neurons", s.counted_neurons);
+  json_t *experts = json_array();
+  for (int e = 0; e < esp_model_moe(m->model, layer)->layout.stored; e++)
+    if (!esp_statistics_neurons(m->statistics, layer, e, &usage) ||
+        json_array_append_new(experts, usage_json(&usage)) != 0)
+      o->failed = true;
+  put(o, "neuron_usage", experts);
+}
+
 static json_t *layer_json(const esp_measurement *m, int layer) {
   const esp_moe *moe = esp_model_moe(m->model, layer);
   object o = start();
@@ -158,6 +186,7 @@ static json_t *layer_json(const esp_measurement *m, int layer) {
   put_integer(&o, "neurons_kept", moe->neurons_kept);
   put_integer(&o, "stored_experts", moe->layout.stored);
   if (m->statistics) put_layer_statistics(&o, m->statistics, layer);
+  if (m->statistics) put_usage(&o, m, layer);
   put(&o, "experts", experts_json(m, layer));
   return finish(&o);
 }

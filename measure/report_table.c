@@ -80,6 +80,12 @@ static void print_expert(const esp_measurement *m, int layer, int expert, FILE *
   fputc('\n', file);
 }
 
+static void print_usage(const esp_layer_statistics *s, FILE *file) {
+  if (s->counted_neurons == 0) return;
+  fprintf(file, "  neurons selected: Gini coefficient %.3f, %d of %d hardly ever (below 0.1 of the mean)\n", s->neuron_gini,
+          s->dead_neurons, s->counted_neurons);
+}
+
 static void print_sparsity(const esp_layer_statistics *s, FILE *file) {
   fprintf(file, "  gate activations (%lld rows):", (long long)s->rows);
   for (int i = 0; i < ESP_NEAR_ZERO_LEVELS; i++)
@@ -97,6 +103,7 @@ static void print_layer(const esp_measurement *m, int layer, FILE *file) {
   if (m->statistics) print_layer_statistics(&s, file);
   print_expert_header(m, file);
   for (int e = 0; e < esp_model_moe(m->model, layer)->layout.experts; e++) print_expert(m, layer, e, file);
+  if (m->statistics) print_usage(&s, file);
   if (m->statistics) print_sparsity(&s, file);
 }
 

@@ -1,3 +1,5 @@
+#include "neuron_counts_internal.h"
+
 #include <espalier/memory.h>
 #include <espalier/parallel.h>
 #include <espalier/statistics.h>
@@ -38,6 +40,7 @@ typedef struct layer_sums {
   int64_t *pairs;       /* [experts, experts] tokens that chose both */
   int64_t *by_class;    /* [experts, classes] slots of tokens of images of each class */
   int classes;
+  esp_neuron_counts selected;
   neuron_sums neurons;
   neuron_sums *parts; /* [ESP_PARTS] of one batch */
   float *scratch;     /* [ESP_PARTS, hidden] */
@@ -62,6 +65,7 @@ static esp_status prepare_layer(layer_sums *layer, const esp_model *model, const
   layer->by_class = esp_alloc(experts * (size_t)layer->classes, sizeof *layer->by_class);
   layer->parts = esp_alloc(ESP_PARTS, sizeof *layer->parts);
   layer->scratch = esp_alloc(ESP_PARTS * (size_t)layer->hidden, sizeof *layer->scratch);
+  ESP_TRY(esp_neuron_counts_create(&layer->selected, moe));
   return layer->experts && layer->pairs && layer->by_class && layer->parts && layer->scratch ? ESP_OK : ESP_ERR_MEMORY;
 }
 
@@ -98,6 +102,7 @@ void esp_statistics_free(esp_statistics *statistics) {
     esp_free(statistics->layers[i].by_class);
     esp_free(statistics->layers[i].parts);
     esp_free(statistics->layers[i].scratch);
+    esp_neuron_counts_free(&statistics->layers[i].selected);
   }
   esp_free(statistics->layers);
   esp_free(statistics);
@@ -284,6 +289,7 @@ static void observe(void *context, const esp_moe_record *record) {
   add_pairs(layer, record->routing);
   add_classes(layer, record);
   add_scores(layer, record);
+  esp_neuron_counts_add(&layer->selected, record);
   add_neurons(layer, record, statistics->stride);
 }
 
@@ -294,7 +300,7 @@ esp_observer esp_statistics_observer(esp_statistics *statistics) { return (esp_o
 static bool same_layout(const layer_sums *a, const layer_sums *b) {
   const size_t size = (size_t)a->layout.experts * sizeof a->layout.index[0];
   return a->layout.experts == b->layout.experts && a->classes == b->classes && strcmp(a->scope, b->scope) == 0 && a->hidden == b->hidden &&
-         a->activation == b->activation && memcmp(a->layout.index, b->layout.index, size) == 0 &&
+         a->activation == b->activation && a->selected.experts == b->selected.experts && memcmp(a->layout.index, b->layout.index, size) == 0 &&
          memcmp(a->layout.original_ids, b->layout.original_ids, size) == 0 &&
          memcmp(a->layout.widths, b->layout.widths, sizeof a->layout.widths) == 0;
 }
@@ -330,6 +336,7 @@ static void merge_layer(layer_sums *layer, const layer_sums *other) {
   const int64_t experts = layer->layout.experts;
   for (int64_t i = 0; i < experts * experts; i++) layer->pairs[i] += other->pairs[i];
   for (int64_t i = 0; i < experts * layer->classes; i++) layer->by_class[i] += other->by_class[i];
+  esp_neuron_counts_merge(&layer->selected, &other->selected);
   add_neuron_sums(&layer->neurons, &other->neurons);
 }
 
@@ -380,6 +387,23 @@ static void set_neurons(const neuron_sums *sums, esp_layer_statistics *result) {
   for (int i = 0; i < ESP_TOP_MASS_LEVELS; i++) result->top_mass[i] = ratio(sums->top_mass[i], rows);
 }
 
+static int width_of(const layer_sums *layer, int stored) {
+  return layer->layout.widths[stored] ? layer->layout.widths[stored] : layer->hidden;
+}
+
+static void set_usage(const layer_sums *layer, esp_layer_statistics *result) {
+  int serving = 0;
+  for (int e = 0; e < layer->selected.experts; e++) {
+    const esp_neuron_usage usage = esp_neuron_counts_usage(&layer->selected, e, width_of(layer, e));
+    if (usage.rows == 0) continue;
+    serving++;
+    result->neuron_gini += usage.gini;
+    result->dead_neurons += usage.dead;
+    result->counted_neurons += usage.neurons;
+  }
+  result->neuron_gini = ratio(result->neuron_gini, serving);
+}
+
 void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer_statistics *result) {
   const layer_sums *sums = layer_at(statistics, layer);
   const double tokens = (double)sums->tokens;
@@ -395,12 +419,22 @@ void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer
   result->token_entropy = ratio(sums->token_entropy, tokens);
   result->logit_rms = sqrt(ratio(sums->squared_logits, tokens * result->routable));
   set_load(sums, result);
+  set_usage(sums, result);
   set_neurons(&sums->neurons, result);
 }
 
 static void check_expert(const layer_sums *layer, int expert) {
   if (expert < 0 || expert >= layer->layout.experts)
     esp_panic("expert %d of %d of %s was asked for", expert, layer->layout.experts, layer->scope);
+}
+
+bool esp_statistics_neurons(const esp_statistics *statistics, int layer, int stored, esp_neuron_usage *usage) {
+  const layer_sums *sums = layer_at(statistics, layer);
+  if (stored < 0 || stored >= sums->layout.stored)
+    esp_panic("stored expert %d of %d of %s was asked for", stored, sums->layout.stored, sums->scope);
+  if (sums->selected.experts == 0) return false;
+  *usage = esp_neuron_counts_usage(&sums->selected, stored, width_of(sums, stored));
+  return true;
 }
 
 int64_t esp_statistics_pair(const esp_statistics *statistics, int layer, int expert, int other) {

@@ -36,6 +36,15 @@ typedef struct esp_expert_statistics {
   double mean_score;     /* over all tokens */
 } esp_expert_statistics;
 
+/* Of one stored expert of a layer that selects neurons (MoNE). Every row counts, whatever the stride. */
+typedef struct esp_neuron_usage {
+  int64_t rows;            /* tokens the expert served */
+  int neurons;             /* of the expert */
+  const int64_t *selected; /* [neurons] for how many of its tokens each was selected; lives as long as the statistics */
+  double gini;             /* Gini coefficient of `selected`: 0 if all are selected equally often, towards 1 if few always are */
+  int dead;                /* neurons selected less often than 0.1 of the mean; 0 if the expert served no token */
+} esp_neuron_usage;
+
 /* Of one mixture layer. "Routable" experts are those that are not masked. */
 typedef struct esp_layer_statistics {
   const char *scope; /* "blocks.1.moe"; lives as long as the statistics */
@@ -50,6 +59,10 @@ typedef struct esp_layer_statistics {
   double imbalance;          /* most slots of an expert / mean over routable experts */
   int dead_experts;          /* routable ones with a share below 0.1 / routable */
   double logit_rms;          /* root of the mean squared router logit of routable experts */
+
+  /* Of a MoNE, over the experts that served a token; 0 otherwise. */
+  double neuron_gini; /* mean of the experts' */
+  int dead_neurons, counted_neurons;
 
   /* Of the sampled rows; a row is one token in one expert. */
   int64_t rows, values; /* looked at; rows x neurons */
@@ -85,6 +98,9 @@ ESP_API int esp_statistics_layer_count(const esp_statistics *statistics);
 ESP_API void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer_statistics *result);
 ESP_API void esp_statistics_expert(const esp_statistics *statistics, int layer, int expert,
                                    esp_expert_statistics *result);
+
+/* How often each neuron of stored expert `stored` was selected. False, and nothing set, if the layer selects none. */
+ESP_API bool esp_statistics_neurons(const esp_statistics *statistics, int layer, int stored, esp_neuron_usage *usage);
 
 /* Tokens that chose both experts, in whatever order; 0 for an expert and itself, and with Soft MoE. */
 ESP_API int64_t esp_statistics_pair(const esp_statistics *statistics, int layer, int expert, int other);

@@ -417,7 +417,7 @@ static int check_csv(const char *text) {
 
 static void clear_folder(const char *folder) {
   const char *const names[] = {"measure.json",     "experts.csv",        "routing.csv",    "sparsity.csv",
-                               "coactivation.csv", "specialisation.csv", "activations.csv"};
+                               "coactivation.csv", "specialisation.csv", "activations.csv", "neurons.csv"};
   char path[ESP_PATH_SIZE];
   for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
     assert_int_equal(esp_folder_path(path, folder, names[i]), ESP_OK);
@@ -441,6 +441,7 @@ static void files_have_a_row_for_everything(void **state) {
   assert_int_equal(check_csv(read_text(folder, "coactivation.csv")), 2 * 6);
   assert_int_equal(check_csv(read_text(folder, "specialisation.csv")), 2 * 4 * s.model->config.classes);
   assert_int_equal(check_csv(read_text(folder, "activations.csv")), 2 * (ESP_HISTOGRAM_BINS + 2));
+  assert_int_equal(check_csv(read_text(folder, "neurons.csv")), 3 * 20); /* stored experts of the MoNE */
   json_t *json = json_loads(read_text(folder, "measure.json"), 0, NULL);
   assert_non_null(json);
   check_json(json, &s);

@@ -398,6 +398,55 @@ static void a_layer_of_another_model_is_a_mistake(void **state) {
   esp_model_free(model);
 }
 
+/* --- neurons: by hand ------------------------------------------------------------------------------------------ */
+
+/* Expert 0 serves 4 tokens with the neurons 0 to 4, then 1 to 5 ..., expert 1 none, expert 2 two, always the same. */
+static void neuron_usage_by_hand(void **state) {
+  (void)state;
+  const esp_model_config config = small_config();
+  esp_model *model = make(&config, NULL, 1);
+  const esp_moe *moe = esp_model_moe(model, 1);
+  esp_statistics *statistics, *other;
+  assert_int_equal(esp_statistics_create(&statistics, model, 1), ESP_OK);
+  assert_int_equal(esp_statistics_create(&other, model, 1), ESP_OK);
+  uint8_t mask[6 * 20] = {0};
+  esp_real pre[6 * 40] = {0};
+  const int64_t first_row[] = {0, 4, 4, 6, 6}, none[4] = {0};
+  for (int r = 0; r < 6; r++)
+    for (int j = 0; j < 5; j++) mask[r * 20 + j + (r < 4 ? r : 0)] = 1;
+  esp_tensor pre_of = {.data = pre, .rank = 2, .shape = {6, 40}};
+  const esp_routing routing = {.rows = 6, .experts = 4, .stored = 4, .first_row = first_row, .served = none};
+  const esp_moe_record record = {.layer = moe, .routing = &routing, .experts = {.pre = &pre_of, .mask = mask}};
+  for (int i = 0; i < 2; i++) {
+    const esp_observer observer = esp_statistics_observer(i ? other : statistics);
+    observer.moe(observer.context, &record);
+  }
+  assert_int_equal(esp_statistics_merge(statistics, other), ESP_OK);
+  esp_neuron_usage u;
+  assert_false(esp_statistics_neurons(statistics, 0, 0, &u)); /* an MoE selects none */
+  assert_true(esp_statistics_neurons(statistics, 1, 0, &u));
+  const int64_t expected[20] = {2, 4, 6, 8, 8, 6, 4, 2};
+  assert_int_equal(u.rows, 8);
+  assert_int_equal(u.neurons, 20);
+  assert_memory_equal(u.selected, expected, sizeof expected);
+  assert_int_equal(u.dead, 12);
+  /* ascending: twelve 0, then 2 2 4 4 6 6 8 8: 2 (13 + 14 + 2 (15 + 16) + 3 (17 + 18) + 4 (19 + 20)) 2 / (20 x 40) - 21 / 20 */
+  assert_near(u.gini, 2 * 2 * 350 / 800.0 - 1.05);
+  assert_true(esp_statistics_neurons(statistics, 1, 1, &u));
+  assert_true(u.rows == 0 && u.gini == 0 && u.dead == 0);
+  assert_true(esp_statistics_neurons(statistics, 1, 2, &u));
+  assert_true(u.rows == 4 && u.dead == 15);
+  assert_near(u.gini, 0.75);
+  esp_layer_statistics s;
+  esp_statistics_layer(statistics, 1, &s);
+  assert_near(s.neuron_gini, (0.7 + 0.75) / 2);
+  assert_int_equal(s.dead_neurons, 27);
+  assert_int_equal(s.counted_neurons, 40);
+  esp_statistics_free(statistics);
+  esp_statistics_free(other);
+  esp_model_free(model);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(statistics_of_a_record_by_hand),
@@ -406,6 +455,7 @@ int main(void) {
       cmocka_unit_test(halves_merge_to_the_whole_in_any_order),
       cmocka_unit_test(statistics_of_different_models_do_not_merge),
       cmocka_unit_test(a_layer_of_another_model_is_a_mistake),
+      cmocka_unit_test(neuron_usage_by_hand),
   };
   fill_normal(pixels, IMAGES * PIXELS, 1);
   return cmocka_run_group_tests(tests, NULL, NULL);
