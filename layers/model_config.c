@@ -14,6 +14,8 @@ static const cyaml_strval_t activation_names[] = {
     {"relu", ESP_ACTIVATION_RELU}, {"gelu", ESP_ACTIVATION_GELU}, {"swiglu", ESP_ACTIVATION_SWIGLU},
     {"squared_relu", ESP_ACTIVATION_SQUARED_RELU}, {"glu", ESP_ACTIVATION_GLU}, {"geglu", ESP_ACTIVATION_GEGLU},
     {"reglu", ESP_ACTIVATION_REGLU}, {"squared_reglu", ESP_ACTIVATION_SQUARED_REGLU}};
+static const cyaml_strval_t balance_score_names[] = {{"all", ESP_BALANCE_SCORES_ALL}, {"selected", ESP_BALANCE_SCORES_SELECTED}};
+static const cyaml_strval_t neuron_balance_names[] = {{"abs", ESP_NEURON_BALANCE_ABS}, {"norm", ESP_NEURON_BALANCE_NORM}};
 static const cyaml_strval_t ranking_names[] = {{"activation", ESP_RANK_ACTIVATION}, {"pre_activation", ESP_RANK_PRE_ACTIVATION}};
 static const cyaml_strval_t layer_names[] = {{"dense", ESP_LAYER_DENSE}, {"moe", ESP_LAYER_MOE}, {"mone", ESP_LAYER_MONE}};
 static const cyaml_strval_t score_names[] = {{"softmax", ESP_SCORE_SOFTMAX}, {"sigmoid", ESP_SCORE_SIGMOID}};
@@ -40,6 +42,7 @@ static const cyaml_schema_field_t router_fields[] = {
     CYAML_FIELD_INT("group_images", CYAML_FLAG_DEFAULT, esp_router_config, group_images),
     CYAML_FIELD_INT("slots", CYAML_FLAG_DEFAULT, esp_router_config, slots),
     CYAML_FIELD_ENUM("balance", CYAML_FLAG_STRICT, esp_router_config, balance, balance_names, CYAML_ARRAY_LEN(balance_names)),
+    CYAML_FIELD_ENUM("balance_scores", CYAML_FLAG_STRICT, esp_router_config, balance_scores, balance_score_names, CYAML_ARRAY_LEN(balance_score_names)),
     CYAML_FIELD_FLOAT("balance_weight", CYAML_FLAG_DEFAULT, esp_router_config, balance_weight),
     CYAML_FIELD_FLOAT("importance_weight", CYAML_FLAG_DEFAULT, esp_router_config, importance_weight),
     CYAML_FIELD_FLOAT("load_weight", CYAML_FLAG_DEFAULT, esp_router_config, load_weight),
@@ -55,6 +58,8 @@ static const cyaml_schema_field_t moe_fields[] = {
     CYAML_FIELD_FLOAT("neurons_kept", CYAML_FLAG_DEFAULT, esp_moe_config, neurons_kept),
     CYAML_FIELD_SEQUENCE("neurons_kept_per_layer", CYAML_FLAG_DEFAULT, esp_moe_config, neurons_kept_per_layer, &number_entry, 0, ESP_MAX_BLOCKS),
     CYAML_FIELD_ENUM("neuron_ranking", CYAML_FLAG_STRICT, esp_moe_config, neuron_ranking, ranking_names, CYAML_ARRAY_LEN(ranking_names)),
+    CYAML_FIELD_ENUM("neuron_balance", CYAML_FLAG_STRICT, esp_moe_config, neuron_balance, neuron_balance_names, CYAML_ARRAY_LEN(neuron_balance_names)),
+    CYAML_FIELD_FLOAT("neuron_balance_weight", CYAML_FLAG_DEFAULT, esp_moe_config, neuron_balance_weight),
     CYAML_FIELD_BOOL("identical_experts", CYAML_FLAG_DEFAULT, esp_moe_config, identical_experts),
     CYAML_FIELD_MAPPING("router", CYAML_FLAG_DEFAULT, esp_moe_config, router, router_fields), CYAML_FIELD_END};
 
@@ -97,7 +102,7 @@ const esp_model_config esp_model_defaults = {
     .norm = ESP_NORM_LAYER,
     .feed_forward = {.activation = ESP_ACTIVATION_SWIGLU, .hidden = 512},
     .layers = {ESP_LAYER_DENSE, ESP_LAYER_MOE}, .layers_count = 2,
-    .moe = {.experts = 8, .top_k = 2, .members = 1, .hidden = 384, .neurons_kept = 0.5,
+    .moe = {.experts = 8, .top_k = 2, .members = 1, .hidden = 384, .neurons_kept = 0.5, .neuron_balance = ESP_NEURON_BALANCE_NORM,
             .router = {.score = ESP_SCORE_SOFTMAX, .renormalise = true, .temperature = 0.1, .capacity = ESP_DROPLESS,
                        .evaluation_capacity = ESP_DROPLESS, .group_images = 8,
                        .balance_weight = 0.01}},
@@ -212,6 +217,7 @@ static esp_status check_mixing(const esp_model_config *c) {
 }
 
 static esp_status check_neurons_kept(const esp_moe_config *moe) {
+  ESP_TRY(check_not_negative("moe.neuron_balance_weight", moe->neuron_balance_weight));
   ESP_TRY(check_share("moe.neurons_kept", moe->neurons_kept, false));
   for (unsigned i = 0; i < moe->neurons_kept_per_layer_count; i++) {
     const double kept = moe->neurons_kept_per_layer[i];

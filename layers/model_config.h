@@ -68,6 +68,20 @@ typedef enum esp_balance_kind {
   ESP_BALANCE_FIRST_CHOICE /* GShard: a token's first choice only */
 } esp_balance_kind;
 
+/* Whose scores the balance loss means over the tokens. */
+typedef enum esp_balance_scores {
+  ESP_BALANCE_SCORES_ALL,     /* each token's over all experts (Switch, DeepSeek) */
+  ESP_BALANCE_SCORES_SELECTED /* 0 but for the chosen experts: as arXiv 2510.05781 prints its eq. 5; reconstruction: read so
+                                 from reviewers' quotes. It can be lowered by scoring the chosen experts low */
+} esp_balance_scores;
+
+/* What q of a neuron the neuron balance loss means over an expert's tokens. */
+typedef enum esp_neuron_balance_kind {
+  ESP_NEURON_BALANCE_ABS, /* |G_j| where selected, else 0: the closest reading of arXiv 2510.05781. G does not sum to 1, so
+                             that shrinking |G| lowers the loss as balancing does */
+  ESP_NEURON_BALANCE_NORM /* |G_j| / sum_l |G_l|, of all neurons: shrinking changes nothing; 1 at perfect balance */
+} esp_neuron_balance_kind;
+
 /* The systems disagree on all of this (V-MoE: softmax, selection after, not renormalised; Mixtral: the same,
  * renormalised), so that all of it is a setting. */
 typedef struct esp_router_config {
@@ -88,6 +102,7 @@ typedef struct esp_router_config {
                             0: the whole batch */
   int slots;             /* Soft MoE: of each expert and image; 0: tokens / experts, rounded up */
   esp_balance_kind balance;
+  esp_balance_scores balance_scores;
   double balance_weight;    /* of the Switch load-balance loss */
   double importance_weight; /* of V-MoE's importance loss */
   double load_weight;       /* of V-MoE's load loss; needs noise */
@@ -106,6 +121,8 @@ typedef struct esp_moe_config {
                                                     up to 1 a share, above 1 a whole number of neurons */
   unsigned neurons_kept_per_layer_count;         /* 0: neurons_kept for all */
   esp_neuron_ranking neuron_ranking;
+  esp_neuron_balance_kind neuron_balance;
+  double neuron_balance_weight; /* MoNE: of the neuron balance loss, meant over the MoNE layers */
   bool identical_experts; /* all experts start from the same weights (V-MoE) */
   esp_router_config router;
 } esp_moe_config;

@@ -681,6 +681,31 @@ static esp_tensor *balance_loss_of_first_choices(example *e) {
   return esp_balance_loss(e->tape, example_normal(e, SHAPE(5, 5)), &routing, &request);
 }
 
+static esp_tensor *balance_loss_of_selected_scores(example *e) {
+  const esp_router_config config = {.balance_scores = ESP_BALANCE_SCORES_SELECTED};
+  const esp_route_request request = esp_plain_request(&config, &layout, 2, 5);
+  return esp_balance_loss(e->tape, example_normal(e, SHAPE(5, 5)), &routing, &request);
+}
+
+/* Of every gate, with q both ways; four experts, one without rows, and once of different widths. */
+static esp_tensor *neuron_balance_loss(example *e) {
+  static const int32_t widths[] = {2, 3, 5, 4};
+  esp_tensor *pre = example_apart(e, SHAPE(8, 10)), *sum = NULL;
+  for (int i = 0; i < 4 * ALL_GATES; i++) {
+    const esp_gate_kind gate = all_gates[i / 4];
+    const int32_t *ragged = i % 2 ? widths : NULL;
+    const esp_neuron_selection selection = {.kept = 3, .ranking = gate, .widths = ragged, .first_row = groups};
+    const esp_neuron_balance balance = {.kind = i / 2 % 2 ? ESP_NEURON_BALANCE_NORM : ESP_NEURON_BALANCE_ABS,
+                                        .gate = gate, .kept = 3, .experts = 4, .first_row = groups, .widths = ragged};
+    const uint8_t *mask = NULL;
+    esp_tensor *h = esp_neuron_top_k(e->tape, esp_glu(e->tape, pre, gate), pre, &selection, &mask);
+    if (!h) return NULL;
+    esp_tensor *loss = esp_scale(e->tape, esp_neuron_balance_loss(e->tape, pre, mask, 5, &balance), 1 + i / 32.0);
+    sum = sum ? esp_add(e->tape, sum, loss) : loss;
+  }
+  return sum;
+}
+
 /* 20 tokens of 10 images, 2 members of 4 experts each, one masked; groups of 4 and of 2 tokens. */
 static const esp_expert_layout masked_member_layout = {
     .experts = 8, .stored = 7, .index = {0, 1, 2, 3, 4, M, 5, 6}, .original_ids = {0, 1, 2, 3, 4, 5, 6, 7}};
@@ -835,6 +860,8 @@ const op_example op_examples[] = {
     {"combine", "tokens without and with several slots", uneven_combine},
     {"balance loss", "zero and masked experts", balance_loss},
     {"balance loss", "of first choices", balance_loss_of_first_choices},
+    {"balance loss", "of the chosen experts' scores", balance_loss_of_selected_scores},
+    {"neuron balance loss", "every gate, both q, ragged too", neuron_balance_loss},
     {"z-loss", "masked experts, members", z_loss},
     {"entropy loss", "masked experts, members", entropy_loss},
     {"importance loss", "masked experts, members, groups", importance_loss},

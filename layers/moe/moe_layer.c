@@ -7,7 +7,8 @@
 static const double router_deviation = 0.02;
 
 const char *esp_loss_kind_name(esp_loss_kind kind) {
-  static const char *const names[ESP_LOSS_KINDS] = {"balance", "importance", "load", "z", "entropy", "distillation"};
+  static const char *const names[ESP_LOSS_KINDS] = {"balance", "importance", "load", "z", "entropy", "neuron_balance",
+                                                    "distillation"};
   return names[kind];
 }
 
@@ -56,6 +57,13 @@ static esp_status declare_router(esp_moe *moe, esp_parameters *parameters, const
                                                                   ESP_KIND_STATE, 1, &experts, 0, 0));
 }
 
+/* The loss is a mean over the layers that select neurons. */
+static double neuron_balance_weight(const esp_model_config *config) {
+  int layers = 0;
+  for (int i = 0; i < config->blocks; i++) layers += esp_layer_kind_of(config, i) == ESP_LAYER_MONE;
+  return config->moe.neuron_balance_weight / (layers ? layers : 1);
+}
+
 esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char *scope, int block,
                            const esp_model_config *config, const esp_expert_layout *layout, double residual_scale) {
   const esp_layer_kind kind = esp_layer_kind_of(config, block);
@@ -64,6 +72,7 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
                    .kind = kind,
                    .config = config->moe,
                    .neurons_kept = esp_neurons_kept(config, block),
+                   .neuron_balance_weight = neuron_balance_weight(config),
                    .policy = esp_router_policy_of(config->moe.router.policy),
                    .has_shared = config->moe.shared_hidden > 0};
   if (layout)
@@ -145,6 +154,19 @@ static void add_losses(const esp_moe *moe, esp_tape *tape, const esp_route_reque
     add_loss(losses, ESP_LOSS_ENTROPY, block, c->entropy_weight, esp_entropy_loss(tape, routed->logits, request));
 }
 
+static void add_neuron_loss(const esp_moe *moe, esp_tape *tape, const esp_bank_trace *trace, const int64_t *first_row,
+                            esp_auxiliary_losses *losses) {
+  if (!(moe->neuron_balance_weight > 0) || !trace->mask) return;
+  const esp_neuron_balance balance = {.kind = moe->config.neuron_balance,
+                                      .gate = esp_activation_gate(moe->bank.activation),
+                                      .kept = moe->neurons_kept,
+                                      .experts = moe->bank.experts,
+                                      .first_row = first_row,
+                                      .widths = moe->bank.widths};
+  add_loss(losses, ESP_LOSS_NEURON_BALANCE, moe->block, moe->neuron_balance_weight,
+           esp_neuron_balance_loss(tape, trace->pre, trace->mask, moe->bank.hidden, &balance));
+}
+
 esp_route_request esp_moe_request(const esp_moe *moe, int64_t tokens, int64_t images, const esp_pass *pass) {
   return (esp_route_request){.config = &moe->config.router,
                              .layout = &moe->layout,
@@ -198,6 +220,7 @@ esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, c
   esp_bank_trace trace = {0};
   esp_tensor *rows = moe->policy->dispatch(tape, tokens, &routed);
   rows = run_experts(moe, tape, rows, routed.routing->first_row, pass, &trace);
+  add_neuron_loss(moe, tape, &trace, routed.routing->first_row, losses);
   esp_tensor *y = moe->policy->combine(tape, rows, &routed);
   if (moe->has_shared) y = esp_add(tape, y, esp_expert_bank_forward_all(&moe->shared, tape, tokens));
   notify(moe, pass, &request,

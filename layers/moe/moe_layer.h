@@ -16,6 +16,7 @@ typedef struct esp_moe {
   esp_moe_config config;
   int neurons_kept; /* per token and expert, of a narrower expert all; in an MoE the neurons of the widest */
   esp_expert_layout layout;
+  double neuron_balance_weight; /* of this layer's loss: the config's shared out among the MoNE layers */
   const esp_router_policy *policy;
   esp_tensor *router;      /* [experts, width]: row e is expert e's routing vector; Soft MoE [experts x slots, width];
                               NULL if the policy has none */
@@ -69,6 +70,7 @@ typedef enum esp_loss_kind {
   ESP_LOSS_LOAD,
   ESP_LOSS_Z,
   ESP_LOSS_ENTROPY,
+  ESP_LOSS_NEURON_BALANCE,
   ESP_LOSS_DISTILLATION, /* of the whole model, not of a layer: train/distillation.h adds it */
   ESP_LOSS_KINDS
 } esp_loss_kind;

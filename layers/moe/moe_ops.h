@@ -185,9 +185,31 @@ ESP_API esp_tensor *esp_softmax_tokens(esp_tape *tape, esp_tensor *x);
 
 /* The load-balance loss of Switch (arXiv 2101.03961, eq. 4), for any k: E sum_i F_i P_i -> [1], F_i the share of
  * slots (GShard: of first choices) that chose expert i before any capacity (a constant), P_i the mean over tokens of
- * its score. 1 at perfect balance of softmax scores. */
+ * its score; with config->balance_scores SELECTED, of its score where the token chose i, else 0. 1 at perfect balance of
+ * softmax scores (selected: the share of the scores that the chosen experts have). */
 ESP_API esp_tensor *esp_balance_loss(esp_tape *tape, esp_tensor *scores, const esp_routing *routing,
                                      const struct esp_route_request *request);
+
+/* What the neuron balance loss needs to know of a bank's rows, as esp_neuron_selection does. */
+typedef struct esp_neuron_balance {
+  esp_neuron_balance_kind kind;
+  esp_gate_kind gate; /* makes G of the first f columns of pre */
+  int64_t kept;       /* K, or all of a narrower expert */
+  int experts;
+  const int64_t *first_row; /* [experts + 1] */
+  const int32_t *widths;    /* [experts] or NULL: all have f */
+} esp_neuron_balance;
+
+/* MoNE's neuron-granular balance loss -> [1]. Reconstruction: arXiv 2510.05781 names it, its formula could not be
+ * verified; this is the Switch loss for the neurons of each expert:
+ *   L = mean over experts i that serve tokens of (f_i / K) sum_j F_ij P_ij,
+ * F_ij the share of the expert's tokens that selected neuron j (a constant), P_ij the mean over these tokens of q_j:
+ *   abs   q_j = |G_j| if selected, else 0. The closest reading; but gates of SiLU or sigmoid do not sum to 1, so that the loss
+ *         also falls as |G| shrinks, without any balance
+ *   norm  q_j = |G_j| / sum_l |G_l|, over all neurons, which mends that. 1 at perfect balance
+ * pre [rows, f or 2 f], mask [rows, f] of the selection, f = hidden; both and what `balance` points to must outlive the step. */
+ESP_API esp_tensor *esp_neuron_balance_loss(esp_tape *tape, esp_tensor *pre, const uint8_t *mask, int64_t hidden,
+                                            const esp_neuron_balance *balance);
 
 /* V-MoE's importance loss (arXiv 2106.05974, appendix A.1): of each group, I_e = the sum over tokens of expert e's
  * noise-free softmax probability, then variance(I) / mean(I)^2 over the experts -> [1], the mean over groups. The

@@ -77,6 +77,6 @@ extern const esp_router_policy esp_router_token_choice, esp_router_expert_choice
     esp_router_even;
 
 extern const esp_op esp_op_route, esp_op_route_experts, esp_op_softmax_tokens, esp_op_dispatch, esp_op_grouped_map, esp_op_factored_map, esp_op_neuron_top_k, esp_op_gathered_experts, esp_op_combine,
-    esp_op_balance_loss, esp_op_z_loss, esp_op_importance_loss, esp_op_load_loss, esp_op_entropy_loss;
+    esp_op_balance_loss, esp_op_neuron_balance_loss, esp_op_z_loss, esp_op_importance_loss, esp_op_load_loss, esp_op_entropy_loss;
 
 #endif

@@ -8,6 +8,7 @@ static esp_cost loss_cost(const esp_node *node) {
 }
 
 /* --- balance loss: L = E sum_i F_i P_i;  dP_i = dL E F_i, so d score_ti = dL E F_i / T ----------------------------
+ * With the scores of chosen experts only, the others' and their gradients are 0.
  * With M members each has E / M experts and T / M tokens, and L is the mean over them. */
 
 typedef struct balance_attributes {
@@ -52,6 +53,15 @@ static void set_factors(const balance_attributes *at, double *factor) {
   }
 }
 
+/* Whether token t's score of expert i is one of those that are meant. */
+static bool counts(const balance_attributes *at, int64_t t, int i) {
+  const esp_routing *r = at->routing;
+  if (at->request.config->balance_scores == ESP_BALANCE_SCORES_ALL || !r->first_slot) return true;
+  for (int64_t s = r->first_slot[t]; s < r->first_slot[t + 1]; s++)
+    if (r->choice[s] == i) return true;
+  return false;
+}
+
 static void balance_forward(esp_node *node) {
   const balance_attributes *at = node->attributes;
   const int experts = at->routing->experts;
@@ -59,7 +69,10 @@ static void balance_forward(esp_node *node) {
   set_factors(at, factor);
   for (int i = 0; i < experts; i++) {
     double sum = 0;
-    for (int64_t t = 0; t < at->routing->tokens; t++) sum += (double)node->inputs[0]->data[t * experts + i];
+    for (int64_t t = 0; t < at->routing->tokens; t++) {
+      const double score = (double)node->inputs[0]->data[t * experts + i];
+      if (counts(at, t, i) || isnan(score)) sum += score; /* not-a-number comes through */
+    }
     loss += factor[i] * sum;
   }
   node->outputs[0]->data[0] = (esp_real)loss;
@@ -76,7 +89,7 @@ static void balance_backward(esp_node *node) {
   for (int64_t t = 0; t < at->routing->tokens; t++)
     for (int i = 0; i < experts; i++) {
       esp_real *d = dscores + t * experts + i;
-      *d = (add ? *d : 0) + (esp_real)(dloss * factor[i]);
+      *d = (add ? *d : 0) + (counts(at, t, i) ? (esp_real)(dloss * factor[i]) : 0);
     }
 }
 
