@@ -6,5 +6,6 @@ const esp_bench_suite esp_bench_suites[] = {
      esp_bench_mone},
     {"gather", "from how many rows an expert, and which share, gathering a MoNE's neurons beats masking them",
      esp_bench_gather},
+    {"selection", "what the selection of neurons adds to a training step of a MoNE's experts", esp_bench_selection},
     {NULL, NULL, NULL},
 };

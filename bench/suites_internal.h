@@ -6,5 +6,6 @@
 
 esp_status esp_bench_mone(esp_bench *bench);
 esp_status esp_bench_gather(esp_bench *bench);
+esp_status esp_bench_selection(esp_bench *bench);
 
 #endif

@@ -132,9 +132,13 @@ static void print_start(const training *t) {
   fprintf(stderr, "%s on %s: %lld training images, %lld test images, %d classes%s%s\n", t->action, data->name,
           (long long)data->count[ESP_TRAIN], (long long)data->count[ESP_TEST], data->classes, *data->note ? "; " : "",
           data->note);
-  fprintf(stderr, "model: %.3f M parameters, %.3f M activated, %.1f MFLOP an image; %d thread%s, OpenBLAS kernel %s\n",
-          1e-6 * (double)cost.parameters, 1e-6 * (double)cost.activated, 1e-6 * cost.flops, esp_threads(),
-          esp_threads() == 1 ? "" : "s", esp_blas_kernel());
+  fprintf(stderr, "model: %.3f M parameters, %.3f M activated", 1e-6 * (double)cost.parameters,
+          1e-6 * (double)cost.activated);
+  if (cost.activated_selected < cost.activated)
+    fprintf(stderr, " (%.3f M counting W_gate by selected neurons only)", 1e-6 * (double)cost.activated_selected);
+  fprintf(stderr, ", %.1f MFLOP an image", 1e-6 * cost.flops);
+  if (cost.flops_selected < cost.flops) fprintf(stderr, " (%.1f if sparse)", 1e-6 * cost.flops_selected);
+  fprintf(stderr, "; %d thread%s, OpenBLAS kernel %s\n", esp_threads(), esp_threads() == 1 ? "" : "s", esp_blas_kernel());
   print_capacity(&t->config);
   if (t->terse) return;
   fprintf(stderr, "%s%s\n", t->resumes ? "resumed; settings: " : "settings: ", "config.yaml in the run");

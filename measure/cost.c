@@ -186,6 +186,8 @@ static void count_moe(esp_layer_cost *layer, const place *at) {
   layer->stored_experts = (int)stored;
   layer->narrowest = at->layout ? esp_narrowest(at->layout, moe->hidden) : moe->hidden;
   layer->widest = at->layout ? esp_widest(at->layout, moe->hidden) : moe->hidden;
+  layer->neurons_kept = esp_neurons_kept(at->config, at->index);
+  if (layer->neurons_kept > layer->widest || layer->kind != ESP_LAYER_MONE) layer->neurons_kept = layer->widest;
   layer->parameters = always + all.parameters;
   layer->activated = always + of_mean(of_token, chosen.activated, served);
   layer->activated_selected = always + of_mean(of_token, chosen.activated_selected, served);

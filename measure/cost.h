@@ -14,6 +14,7 @@ extern "C" {
  *                       and k experts (fewer if fewer are stored; with expert choice k is the mean; with Soft MoE all of
  *                       them, for each token is in every slot; with E3 k of each member); of a MoNE's experts W_gate
  *                       in full, for it must be computed to rank the neurons, and the kept neurons' rows of the others
+ *                       This is also what a sparse kernel touches for one token: it reads W_gate and the kept rows
  *   activated_selected  the same, but of a MoNE's experts the kept neurons' rows only, of W_gate too
  *   touched             those that the forward pass of one whole image may read: its tokens choose different
  *                       experts, tokens x k at most, and different neurons: all of a MoNE's, also where only
@@ -39,6 +40,7 @@ typedef struct esp_layer_cost {
   esp_layer_kind kind;
   int experts, stored_experts; /* logical and stored; 0 in a dense layer */
   int narrowest, widest;       /* neurons of the stored experts; 0 in a dense layer */
+  int neurons_kept;            /* per token and expert, of the widest; all of them unless the layer is a MoNE */
   int64_t parameters, activated, activated_selected, touched;
   double flops, flops_selected;
   int64_t block_parameters; /* of the whole block: norms and mixing too */

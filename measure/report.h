@@ -54,7 +54,7 @@ ESP_API void esp_measurement_print(const esp_measurement *measurement, FILE *fil
 /* A new reference; NULL if memory is short. Keys: parameters, activated_parameters,
  * activated_parameters_selected, touched_parameters, flops_per_image, flops_per_image_selected,
  * parameter_bytes (float32), training_bytes (with AdamW: gradient and two moments, too); layers[], one per block: name,
- * kind, experts, stored_experts, parameters, activated_parameters, activated_parameters_selected, touched_parameters,
+ * kind, experts, stored_experts, neurons_kept (per token and expert), parameters, activated_parameters, activated_parameters_selected, touched_parameters,
  * flops, flops_selected. */
 ESP_API struct json_t *esp_model_cost_json(const esp_model_cost *cost);
 

@@ -237,6 +237,7 @@ static json_t *layer_cost_json(const esp_layer_cost *layer) {
   put_integer(&o, "stored_experts", layer->stored_experts);
   put_integer(&o, "narrowest_expert", layer->narrowest);
   put_integer(&o, "widest_expert", layer->widest);
+  put_integer(&o, "neurons_kept", layer->neurons_kept);
   put_integer(&o, "parameters", layer->parameters);
   put_integer(&o, "activated_parameters", layer->activated);
   put_integer(&o, "activated_parameters_selected", layer->activated_selected);

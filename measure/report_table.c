@@ -119,31 +119,33 @@ void esp_measurement_print(const esp_measurement *measurement, FILE *file) {
 
 /* --- cost ----------------------------------------------------------------------------------------------- */
 
-static void print_cost_row(const char *name, const char *kind, const int64_t *counts, double flops, FILE *file) {
+static void print_cost_row(const char *name, const char *kind, const int64_t *counts, const double *flops, FILE *file) {
   fprintf(file, "  %-14s %-5s", name, kind);
   for (int i = 0; i < 4; i++) fprintf(file, " %11lld", (long long)counts[i]);
-  fprintf(file, " %10.3f", flops / 1e6);
+  fprintf(file, " %10.3f %10.3f", flops[0] / 1e6, flops[1] / 1e6);
 }
 
 /* "8 of 8", and their neurons if they differ. */
 static void print_experts(const esp_layer_cost *layer, FILE *file) {
   fprintf(file, "   %d of %d", layer->stored_experts, layer->experts);
+  if (layer->neurons_kept < layer->widest) fprintf(file, ", %d kept", layer->neurons_kept);
   if (layer->narrowest < layer->widest) fprintf(file, ", %d to %d neurons", layer->narrowest, layer->widest);
 }
 
 void esp_model_cost_print(const esp_model_cost *cost, FILE *file) {
-  fputs("                       parameters   activated    selected     touched     MFLOP   experts\n", file);
+  fputs("                       parameters   activated    selected     touched     MFLOP     sparse   experts\n", file);
   for (int i = 0; i < cost->layer_count; i++) {
     const esp_layer_cost *l = &cost->layers[i];
     const int64_t counts[] = {l->parameters, l->activated, l->activated_selected, l->touched};
-    print_cost_row(l->name, esp_layer_kind_name(l->kind), counts, l->flops, file);
+    print_cost_row(l->name, esp_layer_kind_name(l->kind), counts, (const double[]){l->flops, l->flops_selected}, file);
     if (l->experts) print_experts(l, file);
     fputc('\n', file);
   }
   const int64_t counts[] = {cost->parameters, cost->activated, cost->activated_selected, cost->touched};
-  print_cost_row("whole model", "", counts, cost->flops, file);
+  print_cost_row("whole model", "", counts, (const double[]){cost->flops, cost->flops_selected}, file);
   fputs("\n  activated: used for one token, W_gate of a MoNE in full; selected: its kept neurons only;\n"
-        "  touched: used for one image; MFLOP: products of one image, a multiply-add as two\n",
+        "  touched: used for one image; MFLOP: products of one image, a multiply-add as two; sparse: without those of\n"
+        "  neurons that a MoNE does not select\n",
         file);
   fprintf(file, "  memory: %.3g GB in float32, %.3g GB in training with AdamW (gradient and two moments)\n",
           1e-9 * ESP_PARAMETER_BYTES * (double)cost->parameters,

@@ -502,6 +502,39 @@ static void running_out_of_memory_leaves_nothing_behind(void **state) {
   esp_model_free(model);
 }
 
+/* methods 5.2, without biases: of an expert d (d_e + 2 K) count if W_gate does, else 3 d K, of which 2 d K are not
+ * W_gate's; whatever the gate, and with a K of each layer. */
+static void row_48_counts_of_a_mone_are_the_formulas(void **state) {
+  (void)state;
+  static const esp_activation_kind gates[] = {ESP_ACTIVATION_SWIGLU, ESP_ACTIVATION_GLU, ESP_ACTIVATION_GEGLU,
+                                              ESP_ACTIVATION_REGLU, ESP_ACTIVATION_SQUARED_REGLU};
+  enum { D = 8, D_E = 20, K_EXPERTS = 2, TOKENS_OF_IMAGE = 16 };
+  const int kept[] = {5, 13};
+  for (size_t g = 0; g < sizeof gates / sizeof gates[0]; g++) {
+    esp_model_config config = small_config();
+    config.blocks = 2;
+    config.layers[0] = config.layers[1] = ESP_LAYER_MONE;
+    config.layers_count = 2;
+    config.moe.shared_hidden = 0;
+    config.feed_forward.activation = gates[g];
+    config.moe.neurons_kept_per_layer_count = 2;
+    config.moe.neurons_kept_per_layer[0] = 0.25;
+    config.moe.neurons_kept_per_layer[1] = 13;
+    esp_model_cost cost;
+    esp_config_cost(&config, NULL, &cost);
+    for (int i = 0; i < 2; i++) {
+      const esp_layer_cost *l = &cost.layers[i];
+      const int router = 4 * D, k = kept[i];
+      assert_int_equal(l->neurons_kept, k);
+      assert_int_equal(l->activated - router, K_EXPERTS * D * (D_E + 2 * k));
+      assert_int_equal(l->activated_selected - router, K_EXPERTS * (2 * D * k + D * k));
+      assert_int_equal(l->parameters - router, 4 * 3 * D * D_E);
+      assert_true(l->flops == 2.0 * TOKENS_OF_IMAGE * (router + K_EXPERTS * 3 * D * D_E));
+      assert_true(l->flops_selected == 2.0 * TOKENS_OF_IMAGE * (router + K_EXPERTS * D * (D_E + 2 * k)));
+    }
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(cost_of_a_transformer_is_the_one_by_hand),
@@ -516,6 +549,7 @@ int main(void) {
       cmocka_unit_test(cost_json_has_all_blocks),
       cmocka_unit_test(files_have_a_row_for_everything),
       cmocka_unit_test(tables_say_what_was_measured),
+      cmocka_unit_test(row_48_counts_of_a_mone_are_the_formulas),
   };
   fill_normal(pixels, IMAGES * PIXELS, 1);
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -139,7 +139,7 @@ static void read_metrics(const training *t, char text[TEXT_SIZE]) {
   size_t kept = 0;
   int column = 1;
   for (size_t i = 0; i < size; i++) {
-    if (column != 21 || text[i] == '\n') text[kept++] = text[i];
+    if (column != 23 || text[i] == '\n') text[kept++] = text[i];
     column = text[i] == '\n' ? 1 : column + (text[i] == ',');
   }
   text[kept] = '\0';
@@ -379,7 +379,7 @@ static void test_freeze_nothing(void **state) {
 
 /* ---- metrics ---- */
 
-enum { COLUMNS = 23 };
+enum { COLUMNS = 25 };
 
 /* Splits a line of the file, which it changes, into cells. Returns the next line. */
 static char *next_line(char *line, char *cells[COLUMNS]) {
@@ -404,23 +404,23 @@ static char *next_line(char *line, char *cells[COLUMNS]) {
 static void check_training_row(char *const cells[COLUMNS], int step) {
   assert_int_equal(strtol(cells[0], NULL, 10), step);
   for (int c = 3; c < COLUMNS; c++) {
-    const bool computed = c < 7 || c == 11 || c == 12 || c > 16; /* importance, load and entropy have weight 0; no teacher */
+    const bool computed = c < 7 || c == 11 || c == 12 || c > 18; /* importance, load and entropy have weight 0; no MoNE, no teacher */
     if (!*cells[c] == computed) fail_msg("step %d: column %d is %s", step, c + 1, computed ? "empty" : cells[c]);
   }
   const double loss = strtod(cells[3], NULL), task = strtod(cells[4], NULL), balance = strtod(cells[5], NULL);
-  const double weighted = strtod(cells[6], NULL), z = strtod(cells[12], NULL), rate = strtod(cells[18], NULL);
+  const double weighted = strtod(cells[6], NULL), z = strtod(cells[12], NULL), rate = strtod(cells[20], NULL);
   assert_true(fabs(loss - task - weighted - z) < 1e-4);
   assert_true(fabs(weighted - 0.01 * balance) < 1e-5 &&
               balance > 1.9); /* two layers, each at least about 1 */
   assert_true(rate >= 0 && rate <= 1e-3);
-  for (int c = 21; c < COLUMNS; c++) assert_true(strtod(cells[c], NULL) >= 1 && strtod(cells[c], NULL) <= 4);
+  for (int c = 23; c < COLUMNS; c++) assert_true(strtod(cells[c], NULL) >= 1 && strtod(cells[c], NULL) <= 4);
 }
 
 static void check_test_row(char *const cells[COLUMNS], int step) {
-  static const int empty[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 19, 21, 22};
+  static const int empty[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 23, 24};
   assert_int_equal(strtol(cells[0], NULL, 10), step);
   for (size_t i = 0; i < sizeof empty / sizeof empty[0]; i++) assert_string_equal(cells[empty[i]], "");
-  assert_true(strtod(cells[3], NULL) > 0 && strtod(cells[17], NULL) <= 1);
+  assert_true(strtod(cells[3], NULL) > 0 && strtod(cells[19], NULL) <= 1);
 }
 
 static void test_metrics(void **state) {
@@ -428,8 +428,8 @@ static void test_metrics(void **state) {
   static char text[TEXT_SIZE];
   static const char header[] =
       "step,epoch,split,loss,task_loss,balance_raw,balance_weighted,importance_raw,importance_weighted,"
-      "load_raw,load_weighted,z_raw,z_weighted,entropy_raw,entropy_weighted,distillation_raw,distillation_weighted,accuracy,"
-      "learning_rate,gradient_norm,images_per_second,imbalance.blocks.0,imbalance.blocks.1\n";
+      "load_raw,load_weighted,z_raw,z_weighted,entropy_raw,entropy_weighted,neuron_balance_raw,neuron_balance_weighted,"
+      "distillation_raw,distillation_weighted,accuracy,learning_rate,gradient_norm,images_per_second,imbalance.blocks.0,imbalance.blocks.1\n";
   training t;
   set_up(&t, SETTINGS("training.log_every=5"));
   expect_ok(go(&t, NULL, NULL));
@@ -447,7 +447,7 @@ static void test_metrics(void **state) {
     (rows[r].test ? check_test_row : check_training_row)(cells, rows[r].step);
   }
   assert_string_equal(line, "");
-  assert_true(strtod(cells[17], NULL) == t.result.final.accuracy);
+  assert_true(strtod(cells[19], NULL) == t.result.final.accuracy);
   assert_int_equal(t.result.final.examples, 1000);
   tear_down(&t);
 }

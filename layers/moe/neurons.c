@@ -66,7 +66,7 @@ static void remember(esp_threshold_search *search, const bounds *b, esp_real thr
 /* A threshold that exactly `kept` < width magnitudes reach. If there is none, because of ties, the one the tied ones
  * have, and *tied is true. */
 static esp_real find_threshold(esp_threshold_search *search, const esp_real *x, int64_t width, int64_t kept, bool *tied) {
-  enum { ESTIMATES = 6 };
+  enum { ESTIMATES = 6, NONZERO_STEP = 2 };
   bounds b = {0, bits_of((esp_real)INFINITY) + 1, width, 0};
   *tied = false;
   for (int step = 0; b.high - b.low > 1; step++) {
@@ -75,6 +75,7 @@ static esp_real find_threshold(esp_threshold_search *search, const esp_real *x, 
       const esp_real estimated = estimate(&b, search, width, kept);
       if (estimated > real_of(b.low) && bits_of(estimated) < b.high) probe = bits_of(estimated);
     }
+    if (b.low == 0 && step >= NONZERO_STEP) probe = 1; /* a ReLU's zeros: is it among them? */
     const int64_t reached = count_reaching(x, width, real_of(probe));
     if (reached == kept) {
       remember(search, &b, real_of(probe));
@@ -93,17 +94,26 @@ ESP_HOT static void mask_reaching(const esp_real *restrict x, int64_t width, esp
   for (int64_t j = 0; j < width; j++) mask[j] = (uint8_t)!(esp_abs(x[j]) < threshold);
 }
 
-/* Of those at the threshold the lower indices stay. */
-static void mask_tied(const esp_real *x, int64_t width, int64_t kept, esp_real threshold, uint8_t *mask) {
-  int64_t above = 0;
+ESP_HOT static int64_t mask_above(const esp_real *restrict x, int64_t width, esp_real threshold, uint8_t *restrict mask) {
+  real_bits above = 0;
   for (int64_t j = 0; j < width; j++) above += !(esp_abs(x[j]) <= threshold);
-  int64_t at_threshold = kept - above; /* below 0 only if not-a-numbers alone are too many */
-  for (int64_t j = 0; j < width; j++) {
-    const bool over = !(esp_abs(x[j]) <= threshold);
-    int64_t *left = over ? &kept : &at_threshold;
-    mask[j] = (over || esp_abs(x[j]) == threshold) && *left > 0;
-    *left -= mask[j];
-  }
+  for (int64_t j = 0; j < width; j++) mask[j] = (uint8_t)!(esp_abs(x[j]) <= threshold);
+  return above;
+}
+
+/* Of those at the threshold the lower indices stay. Only not-a-numbers alone can be too many. */
+static void mask_tied(const esp_real *x, int64_t width, int64_t kept, esp_real threshold, uint8_t *mask) {
+  int64_t left = kept - mask_above(x, width, threshold, mask);
+  for (int64_t j = 0; left > 0 && j < width; j++)
+    if (esp_abs(x[j]) == threshold) {
+      mask[j] = 1;
+      left--;
+    }
+  for (int64_t j = width - 1; left < 0 && j >= 0; j--)
+    if (mask[j]) {
+      mask[j] = 0;
+      left++;
+    }
 }
 
 void esp_neuron_mask(esp_threshold_search *search, const esp_real *x, int64_t width, int64_t kept, uint8_t *mask) {
