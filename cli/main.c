@@ -108,10 +108,10 @@ static const command commands[] = {
      "                      [--set KEY=VALUE]...",
      "Sets methods side by side on the same models",
      "Every method at every ratio and seed: accuracy before and after a short finetuning, parameters, FLOPs, bytes on disk,\n"
-     "memory, time. Methods are the criteria of `espalier prune`, S(b,alpha,beta) too, skip, NAME+skip and unpruned, the model as it is; it\n"
+     "memory, time. Methods are the criteria of `espalier prune`, S(b,alpha,beta) too, skip, NAME+skip, factored and unpruned, the model as it is; it\n"
      "and random are always in. Those that look at images take a sample of --data's training split (matched) and of each\n"
      "--calibrate-on. --set changes settings of the finetuning, --limit looks at the first N test images. FOLDER gets\n"
-     "cells.csv, summary.csv and sweep.json. Ctrl-C ends after a cell; the same command goes on, and more methods, ratios,\n"
+     "cells.csv, summary.csv, sweep.json and curves (sweep.svg). Ctrl-C ends after a cell; the same command goes on, and more methods, ratios,\n"
      "seeds or calibration data may be asked for: a cell that is done is not done again.\n\n"
      "Example:\n  espalier sweep runs/finetuned --data synthetic:narrow --reference runs/pretrained --finetune 0.2 --out runs/sweep\n",
      "--data --out --methods --ratios --seeds --finetune --calibration --calibrate-on --reference --limit --set --distil --keep", 1,

@@ -1,5 +1,6 @@
+#include "method_internal.h"
+
 #include <espalier/memory.h>
-#include <espalier/method.h>
 #include <espalier/skip.h>
 #include <espalier/surgeon.h>
 
@@ -15,7 +16,7 @@ static esp_status make_copy(const esp_method *method, const esp_method_inputs *i
   return status;
 }
 
-static esp_status apply_plan(const esp_method_inputs *inputs, const esp_plan *plan, esp_compressed *made) {
+esp_status esp_apply_method_plan(const esp_method_inputs *inputs, const esp_plan *plan, esp_compressed *made) {
   ESP_TRY(esp_plan_json(&made->plan, plan));
   return esp_apply_plan(&made->model, inputs->model, plan);
 }
@@ -32,7 +33,7 @@ static esp_status make_by_criterion(const esp_method *method, const esp_method_i
   const esp_prune_mode mode = esp_criterion_mode(method->criterion, inputs->model);
   esp_plan *plan;
   ESP_TRY(esp_plan_make(&plan, method->criterion, &seen, mode, &budget));
-  const esp_status status = apply_plan(inputs, plan, made);
+  const esp_status status = esp_apply_method_plan(inputs, plan, made);
   esp_plan_free(plan);
   return status;
 }
@@ -62,6 +63,12 @@ static const esp_method first_rows[] = {
      .kind = ESP_METHOD_SKIP,
      .needs_data = true,
      .make = make_skipping},
+    {.name = "factored",
+     .summary = "each matrix U V + S, rows of S pruned without training",
+     .kind = ESP_METHOD_FACTOR,
+     .needs_data = true,
+     .has_ratio = true,
+     .make = esp_make_factored},
 };
 
 enum { FIRST_ROWS = sizeof first_rows / sizeof first_rows[0], MOST_METHODS = 128 };

@@ -86,7 +86,7 @@ typedef struct esp_sweep_row {
 typedef struct esp_sweep esp_sweep;
 
 /* Runs what is not done yet. Leaves in the folder: cells/NAME.json, cells.csv (a line a cell), summary.csv (a line for each
- * method, calibration and ratio) and sweep.json (settings and summary). ESP_ERR_MISMATCH, saying what
+ * method, calibration and ratio), sweep.json (settings and summary), sweep.gp with sweep.svg and .png. ESP_ERR_MISMATCH, saying what
  * differs, if the folder holds a sweep with other settings; other methods, ratios, seeds or calibration data are no such
  * difference. ESP_ERR_INTERRUPTED if stopped. On failure *sweep is NULL; freed by esp_sweep_free(). */
 ESP_API esp_status esp_sweep_run(esp_sweep **sweep, const esp_sweep_settings *settings) ESP_MUST_CHECK;

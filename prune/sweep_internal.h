@@ -45,6 +45,14 @@ esp_status esp_sweep_compute(esp_sweep *sweep, esp_sweep_cell *cell) ESP_MUST_CH
 /* Forgets the calibration passes. */
 void esp_sweep_forget_scores(esp_sweep *sweep);
 
+/* --- sweep_figure.c --------------------------------------------------------------------------------------- */
+
+/* What a row's curve is called: its method, and the data if they are mismatched. */
+void esp_sweep_curve_name(const esp_sweep *sweep, const esp_sweep_row *row, char name[SWEEP_NAME_SIZE]);
+
+/* sweep.gp, and sweep.svg and .png where gnuplot is installed. */
+esp_status esp_sweep_draw(const esp_sweep *sweep) ESP_MUST_CHECK;
+
 /* --- sweep_summary.c ------------------------------------------------------------------------------------- */
 
 /* Makes the rows from the cells that are done. */

@@ -243,8 +243,10 @@ static void write_summary(const esp_sweep *sweep, FILE *file) {
         r->tuned_accuracy, r->tuned_spread,   r->tuned_loss,     r->parameters, r->activated_parameters,
         r->flops,          r->measured_flops, r->rows_per_token, r->bytes,      r->memory,
         r->milliseconds,   r->speed,          r->seconds};
-    fprintf(file, "%g,\"%s\",%s,%d,%d,%d", r->ratio, r->method.name, esp_sweep_calibration(sweep, r->calibration),
-            r->cells, r->failed, r->rank);
+    char curve[SWEEP_NAME_SIZE];
+    esp_sweep_curve_name(sweep, r, curve);
+    fprintf(file, "\"%s\",%g,\"%s\",%s,%d,%d,%d", curve, r->ratio, r->method.name,
+            esp_sweep_calibration(sweep, r->calibration), r->cells, r->failed, r->rank);
     for (size_t n = 0; n < sizeof numbers / sizeof numbers[0]; n++) write_number(file, numbers[n]);
     fprintf(file, ",%d", r->tuned_rank);
     for (size_t n = 0; n < sizeof others / sizeof others[0]; n++) write_number(file, others[n]);
@@ -319,6 +321,7 @@ esp_status esp_sweep_record_close(const esp_sweep *sweep) {
   if (esp_folder_path(work, sweep->settings.folder, "work") == ESP_OK) rmdir(work);
   ESP_TRY(write_table(sweep, "cells.csv", write_cells));
   ESP_TRY(write_table(sweep, "summary.csv", write_summary));
+  ESP_TRY(esp_sweep_draw(sweep));
   json_t *json = esp_sweep_json(sweep);
   const esp_status status = write_json(sweep->settings.folder, "sweep.json", json);
   json_decref(json);
