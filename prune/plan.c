@@ -1,3 +1,4 @@
+#include "neurons_internal.h"
 #include <espalier/memory.h>
 #include <espalier/plan.h>
 
@@ -49,6 +50,7 @@ esp_status esp_plan_create(esp_plan **plan, const esp_model *model, const char *
 
 void esp_plan_free(esp_plan *plan) {
   if (!plan) return;
+  for (int i = 0; plan->layers && i < plan->layer_count; i++) esp_neuron_choice_clear(&plan->layers[i].neuron);
   esp_free(plan->layers);
   esp_free(plan);
 }

@@ -22,6 +22,15 @@ ESP_API esp_status esp_prune_mode_parse(esp_prune_mode *mode, const char *name) 
 /* A logical expert's target besides another expert's number. */
 enum { ESP_TARGET_ZERO = ESP_EXPERT_ZERO, ESP_TARGET_MASKED = ESP_EXPERT_MASKED, ESP_TARGET_REMOVED = -3 };
 
+/* Which neurons stay, of the experts in the bank before: one expert's neurons after another's, each in their order. */
+typedef struct esp_neuron_choice {
+  int stored;                     /* experts in the bank; 0: no choice is made, all neurons stay */
+  int32_t width[ESP_MAX_EXPERTS]; /* [stored] neurons of each before */
+  int64_t count;                  /* of all of them */
+  bool *stays;                    /* [count] */
+  double *score;                  /* [count] what the criterion said: the higher, the more worth keeping */
+} esp_neuron_choice;
+
 typedef struct esp_layer_plan {
   char scope[64];                  /* "blocks.1.moe" */
   int experts;                     /* logical experts of the layer before */
@@ -31,6 +40,7 @@ typedef struct esp_layer_plan {
   int unrouted; /* experts with weights that no calibration token was routed to: criteria by a pass score them 0 */
   double loss;  /* of the subset that reconstruction chose; 0 otherwise */
   bool greedy;  /* it went expert by expert, because there are too many subsets or it was asked to */
+  esp_neuron_choice neuron;
 } esp_layer_plan;
 
 /* The data a plan was calibrated on. */
@@ -81,6 +91,14 @@ ESP_API esp_status esp_plan_drop_lowest(esp_plan *plan, const esp_model *model,
 
 /* Drops an expert as the plan's mode has it. */
 ESP_API void esp_plan_drop(esp_plan *plan, int layer, int expert);
+
+/* Makes layer->neuron, in which every neuron of the model's layer stays. Freed with the plan. */
+ESP_API esp_status esp_plan_take_neurons(esp_layer_plan *layer, const esp_moe *moe) ESP_MUST_CHECK;
+
+/* Neurons that the plan cuts out of a layer, and those it leaves of stored expert `stored`, the first of which is
+ * number *first of layer->neuron. */
+ESP_API int64_t esp_plan_neurons_cut(const esp_layer_plan *layer);
+ESP_API int esp_plan_neurons_left(const esp_layer_plan *layer, int stored, int64_t *first);
 
 /* Experts of a layer that the plan drops. */
 ESP_API int esp_plan_dropped(const esp_layer_plan *layer);

@@ -1,6 +1,6 @@
 /* Plans as JSON, kept beside the models they made. */
+#include "neurons_internal.h"
 #include <espalier/memory.h>
-#include <espalier/plan.h>
 
 #include <errno.h>
 #include <jansson.h>
@@ -21,6 +21,7 @@ static json_t *layer_json(const esp_layer_plan *layer) {
     json_object_set_new(json, "loss", json_real(layer->loss));
     json_object_set_new(json, "greedy", json_boolean(layer->greedy));
   }
+  if (layer->neuron.stored) json_object_set_new(json, "neurons", esp_neuron_choice_json(layer));
   return json;
 }
 
@@ -78,7 +79,8 @@ static bool read_layer(esp_layer_plan *layer, const json_t *json) {
   layer->greedy = json_is_true(json_object_get(json, "greedy"));
   for (int e = 0; e < layer->experts; e++)
     if (!read_expert(layer, e, json_array_get(experts, (size_t)e))) return false;
-  return true;
+  const json_t *neurons = json_object_get(json, "neurons");
+  return !neurons || esp_neuron_choice_read(&layer->neuron, neurons) == ESP_OK;
 }
 
 static bool read_plan(esp_plan *plan, const json_t *root) {

@@ -5,6 +5,7 @@
 #include <espalier/compress.h>
 #include <espalier/criteria.h>
 #include <espalier/method.h>
+#include <espalier/neurons.h>
 #include <espalier/overlap.h>
 #include <espalier/plan.h>
 #include <espalier/skip.h>

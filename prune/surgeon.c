@@ -11,6 +11,27 @@ typedef struct operation {
   int32_t old_logical[ESP_MAX_EXPERTS]; /* [layout.experts] */
 } operation;
 
+/* A plan without a word on neurons leaves them all. */
+static esp_status check_neurons(const esp_layer_plan *plan, const esp_moe *moe) {
+  const esp_neuron_choice *n = &plan->neuron;
+  if (!n->stored) return ESP_OK;
+  if (moe->bank.rank)
+    return esp_fail(ESP_ERR_MISMATCH, "the plan speaks of neurons, but the experts of %s are factored", plan->scope);
+  if (n->stored != moe->bank.experts)
+    return esp_fail(ESP_ERR_MISMATCH, "the plan speaks of the neurons of %d experts in %s, which stores %d", n->stored,
+                    plan->scope, moe->bank.experts);
+  for (int s = 0; s < n->stored; s++) {
+    int64_t first;
+    if (n->width[s] != esp_expert_width(&moe->bank, s))
+      return esp_fail(ESP_ERR_MISMATCH, "the plan speaks of %d neurons in stored expert %d of %s, which has %d",
+                      (int)n->width[s], s, plan->scope, esp_expert_width(&moe->bank, s));
+    if (esp_plan_neurons_left(plan, s, &first) == 0)
+      return esp_fail(ESP_ERR_MISMATCH,
+                      "the plan leaves no neuron of stored expert %d of %s; drop the expert instead", s, plan->scope);
+  }
+  return ESP_OK;
+}
+
 static esp_status check_layer(const esp_layer_plan *plan, const esp_moe *moe) {
   if (strcmp(plan->scope, moe->scope) != 0 || plan->experts != moe->layout.experts)
     return esp_fail(ESP_ERR_MISMATCH,
@@ -23,7 +44,7 @@ static esp_status check_layer(const esp_layer_plan *plan, const esp_moe *moe) {
       return esp_fail(ESP_ERR_MISMATCH, "the plan sends expert %d of %s to expert %d, which has no weights", e,
                       plan->scope, (int)target);
   }
-  return ESP_OK;
+  return check_neurons(plan, moe);
 }
 
 /* Stored experts keep their order. */
@@ -38,7 +59,9 @@ static void plan_operation(operation *o, const esp_layer_plan *plan, const esp_e
   for (int s = 0; s < old->stored; s++) {
     if (place[s] < 0) continue;
     place[s] = (int32_t)o->layout.stored;
-    o->layout.widths[o->layout.stored] = (int32_t)esp_stored_width(old, s, hidden);
+    int64_t first;
+    o->layout.widths[o->layout.stored] = (int32_t)(
+        plan->neuron.stored ? esp_plan_neurons_left(plan, s, &first) : esp_stored_width(old, s, hidden));
     for (int side = 0; side < ESP_SIDES; side++)
       o->layout.sparse_rows[side][o->layout.stored] = old->sparse_rows[side][s];
     o->old_stored[o->layout.stored++] = (int32_t)s;
@@ -60,15 +83,22 @@ static void copy_slices(const esp_tensor *target, const esp_tensor *source, cons
     memcpy(target->data + i * size, source->data + rows[i] * size, (size_t)size * sizeof *target->data);
 }
 
-static void copy(esp_real *target, const esp_real *source, int64_t count) {
-  if (target) memcpy(target, source, (size_t)count * sizeof *target);
+/* The rows of neurons that stay; stays NULL: all. */
+static void copy_neurons(esp_real *target, const esp_real *source, int64_t neurons, int64_t columns,
+                         const bool *stays) {
+  if (!target) return;
+  for (int64_t j = 0; j < neurons; j++) {
+    if (stays && !stays[j]) continue;
+    memcpy(target, source + j * columns, (size_t)columns * sizeof *target);
+    target += columns;
+  }
 }
 
 /* Rows of the tensor `target` from the to-th on become those of `source` from the from-th on. */
 static void copy_rows(const esp_tensor *target, int64_t to, const esp_tensor *source, int64_t from, int64_t count) {
   if (!target) return;
   const int64_t size = esp_tensor_count(source) / source->shape[0];
-  copy(target->data + to * size, source->data + from * size, count * size);
+  memcpy(target->data + to * size, source->data + from * size, (size_t)(count * size) * sizeof *target->data);
 }
 
 static void copy_factors(const esp_factors *target, int to, const esp_factors *source, int from) {
@@ -82,22 +112,27 @@ static void copy_factors(const esp_factors *target, int to, const esp_factors *s
   copy_rows(target->last_importance, first, source->last_importance, old, count);
 }
 
-static void copy_expert(const esp_expert_bank *target, int to, const esp_expert_bank *source, int from) {
+static void copy_expert(const esp_expert_bank *target, int to, const esp_expert_bank *source, int from,
+                        const bool *stays) {
   const esp_expert_weights t = esp_expert_weights_of(target, to), s = esp_expert_weights_of(source, from);
-  copy(t.gate, s.gate, s.neurons * source->width);
-  copy(t.gate_bias, s.gate_bias, s.neurons);
-  copy(t.up, s.up, s.neurons * source->width);
-  copy(t.up_bias, s.up_bias, s.neurons);
-  copy(t.down, s.down, s.neurons * source->width);
-  copy(t.down_bias, s.down_bias, source->width);
+  copy_neurons(t.gate, s.gate, s.neurons, source->width, stays);
+  copy_neurons(t.gate_bias, s.gate_bias, s.neurons, 1, stays);
+  copy_neurons(t.up, s.up, s.neurons, source->width, stays);
+  copy_neurons(t.up_bias, s.up_bias, s.neurons, 1, stays);
+  copy_neurons(t.down, s.down, s.neurons, source->width, stays);
+  copy_neurons(t.down_bias, s.down_bias, 1, source->width, NULL);
   for (int side = 0; source->rank && side < ESP_SIDES; side++)
     copy_factors(&target->factors[side], to, &source->factors[side], from);
 }
 
-static void copy_layer(const esp_moe *target, const esp_moe *source, const operation *o) {
+static void copy_layer(const esp_moe *target, const esp_moe *source, const esp_layer_plan *plan, const operation *o) {
   copy_slices(target->router, source->router, o->old_logical);
   copy_slices(target->router_bias, source->router_bias, o->old_logical);
-  for (int s = 0; s < o->layout.stored; s++) copy_expert(&target->bank, s, &source->bank, o->old_stored[s]);
+  for (int s = 0; s < o->layout.stored; s++) {
+    int64_t first = 0;
+    if (plan->neuron.stored) (void)esp_plan_neurons_left(plan, o->old_stored[s], &first);
+    copy_expert(&target->bank, s, &source->bank, o->old_stored[s], plan->neuron.stored ? plan->neuron.stays + first : NULL);
+  }
 }
 
 static esp_status operate(esp_model **pruned, const esp_model *model, const esp_plan *plan, operation *operations,
@@ -111,7 +146,7 @@ static esp_status operate(esp_model **pruned, const esp_model *model, const esp_
   ESP_TRY(esp_model_create(pruned, &model->config, layouts, 0));
   ESP_TRY(esp_model_copy_parameters(*pruned, model, "*.router,*.router_bias,*.experts.*"));
   for (int i = 0; i < plan->layer_count; i++)
-    copy_layer(esp_model_moe(*pruned, i), esp_model_moe(model, i), &operations[i]);
+    copy_layer(esp_model_moe(*pruned, i), esp_model_moe(model, i), &plan->layers[i], &operations[i]);
   return ESP_OK;
 }
 
