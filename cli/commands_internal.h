@@ -7,6 +7,7 @@
 #include <espalier/calibration.h>
 #include <espalier/checkpoint.h>
 #include <espalier/expert_scores.h>
+#include <espalier/neurons.h>
 #include <espalier/run_folder.h>
 
 #include <jansson.h>
@@ -77,6 +78,12 @@ void note_cost(esp_checkpoint_info *info, const esp_model *model);
 
 /* Has gnuplot draw folder/name.svg and .png by the script that is there; says on standard error if it cannot. */
 void draw_figure(const arguments *a, const char *folder, const char *name);
+
+/* prune: arguments of a criterion for neurons, what its budget is called, and what a plan says of a layer's neurons. */
+esp_status read_neuron_pruning(const esp_neuron_criterion **criterion, esp_neuron_budget *budget, const arguments *a);
+void describe_neurons(const esp_neuron_budget *budget, char *text, size_t size);
+void print_neurons(const esp_layer_plan *layer);
+json_t *neurons_left_json(const esp_layer_plan *layer);
 
 /* The history as JSON and as lines on standard output. */
 json_t *history_json(const esp_checkpoint_info *info);

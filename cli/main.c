@@ -61,13 +61,20 @@ static const command commands[] = {
      "                         with the routers trained; ablations: router-norm-change-absolute, router-difference-norm\n"
      "  weight-norm, aimer     of the expert's weights: L2 norm; mean magnitude over root mean square (2603.18492)\n"
      "  random                 the baseline; give several --seed\n"
+     "Neurons instead of experts, cut out for good: N training images show each neuron of an expert, h its activation;\n"
+     "--ratio R of each expert's neurons (--budget expert) or of each layer's (--budget layer), or --below P; in every expert\n"
+     "stay as many as a token uses. The experts then differ in width.\n"
+     "  neuron-frequency       share of the expert's rows in which a MoNE selects it\n"
+     "  neuron-activation      mean |h| before any selection   neuron-contribution  mean |h| after it x norm of its row of down\n"
+     "  neuron-weight-norm, neuron-random                      without data\n"
      "The mode is the paper's unless --mode says otherwise: zero for router-norm-change and random, remove for the others\n"
      "and with routers whose experts choose. The input is never changed. --out gets the smaller checkpoint and, if it is a\n"
      "folder, plan.json.\n\n"
      "Example:\n  espalier prune runs/finetuned --criterion router-norm-change --reference runs/pretrained --ratio 0.5 \\\n"
      "    --out runs/pruned\n"
-     "  espalier prune runs/finetuned --criterion man --data synthetic --ratio 0.5 --out runs/man\n",
-     "--criterion --drop --ratio --reference --data --calibration --gates --loss --budget --floor --exclude --mode --plan "
+     "  espalier prune runs/finetuned --criterion man --data synthetic --ratio 0.5 --out runs/man\n"
+     "  espalier prune runs/mone --criterion neuron-frequency --data synthetic --below 0.02 --out runs/narrow\n",
+     "--criterion --drop --ratio --below --reference --data --calibration --gates --loss --budget --floor --exclude --mode --plan "
      "--out --overwrite",
      1, 1, run_prune},
     {"overlap", "overlap RUN|CKPT --data A --data B [--data C]... --drop N|--ratio R [--criterion NAME]... [--out FOLDER]",

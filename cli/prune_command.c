@@ -11,7 +11,9 @@
 
 typedef struct pruning {
   loaded model, reference;
-  const esp_criterion *criterion; /* NULL: a saved plan is applied */
+  const esp_criterion *criterion;      /* of experts, or ... */
+  const esp_neuron_criterion *neurons; /* of neurons; both NULL: a saved plan is applied */
+  esp_neuron_budget neuron_budget;
   esp_prune_mode mode;
   esp_prune_budget budget;
   esp_gate_form gates;
@@ -51,6 +53,9 @@ static esp_status read_loss(pruning *p, const arguments *a) {
 
 static esp_status read_criterion(pruning *p, const arguments *a) {
   if (!a->criterion) return esp_fail(ESP_ERR_USAGE, "--criterion is missing; `espalier prune --help` lists them");
+  if (esp_is_neuron_criterion(a->criterion)) return read_neuron_pruning(&p->neurons, &p->neuron_budget, a);
+  if (a->below)
+    return esp_fail(ESP_ERR_USAGE, "--below is for neurons, with --criterion neuron-frequency; give --drop or --ratio");
   ESP_TRY(esp_criterion_find(&p->criterion, a->criterion));
   if (p->criterion->needs_reference && !a->reference)
     return esp_fail(ESP_ERR_USAGE,
@@ -70,9 +75,9 @@ static esp_status read_criterion(pruning *p, const arguments *a) {
 static esp_status read_arguments(pruning *p, const arguments *a) {
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &p->seed));
   if (!a->plan) return read_criterion(p, a);
-  if (a->criterion || a->drop || a->ratio || a->mode || a->data)
+  if (a->criterion || a->drop || a->ratio || a->below || a->mode || a->data)
     return esp_fail(ESP_ERR_USAGE,
-                    "--plan says already what goes; leave out --criterion, --drop, --ratio, --mode and --data");
+                    "--plan says already what goes; leave out --criterion, --drop, --ratio, --below, --mode and --data");
   return ESP_OK;
 }
 
@@ -100,6 +105,7 @@ static esp_status make_plan(pruning *p, const arguments *a) {
                                        .calibration = p->dataset ? &p->calibration : NULL,
                                        .gates = p->gates,
                                        .loss = p->loss};
+  if (p->neurons) return esp_neuron_plan_make(&p->plan, p->neurons, &inputs, &p->neuron_budget);
   ESP_TRY(esp_plan_make(&p->plan, p->criterion, &inputs, p->mode, &p->budget));
   warn_of_unrouted(p->plan);
   return ESP_OK;
@@ -117,15 +123,18 @@ static esp_status save_plan(const pruning *p, const arguments *a) {
 
 /* For the history: what was done, to how many, with which data. */
 static void describe(const pruning *p, const arguments *a, char *text, size_t size) {
-  char amount[64] = "by a saved plan", data[160] = "";
-  if (a->drop)
+  char amount[64] = "by a saved plan", data[160] = "", mode[16] = "";
+  if (p->neurons)
+    describe_neurons(&p->neuron_budget, amount, sizeof amount);
+  else if (a->drop)
     snprintf(amount, sizeof amount, "%d expert%s a layer", p->budget.drop, p->budget.drop == 1 ? "" : "s");
   else if (a->ratio)
     snprintf(amount, sizeof amount, "ratio %g", p->budget.ratio);
   if (*p->plan->data.name)
     snprintf(data, sizeof data, ", calibrated on %lld %s images of %s (seed %llu)", (long long)p->plan->data.images,
              p->plan->data.split, p->plan->data.name, (unsigned long long)p->plan->data.seed);
-  snprintf(text, size, "%s, mode %s, %s%s%s%s%s", p->plan->criterion, esp_prune_mode_name(p->plan->mode), amount,
+  if (!p->neurons) snprintf(mode, sizeof mode, ", mode %s", esp_prune_mode_name(p->plan->mode));
+  snprintf(text, size, "%s%s, %s%s%s%s%s", p->plan->criterion, mode, amount,
            p->budget.global ? " over all layers" : "", a->exclude ? " but " : "", a->exclude ? a->exclude : "", data);
 }
 
@@ -143,6 +152,8 @@ static esp_status load_inputs(pruning *p, const arguments *a) {
   if (a->reference) ESP_TRY(load(&p->reference, a->reference));
   ESP_TRY(check_not_input(p->target, p->model.path));
   ESP_TRY(check_not_input(p->target, p->reference.path));
+  if (p->neurons && p->neurons->needs_data)
+    return open_calibration(&p->calibration, &p->dataset, a->data, &p->model, a);
   if (!p->criterion) return ESP_OK;
   if (!a->mode) p->mode = esp_criterion_mode(p->criterion, p->model.model);
   if (!a->data || !p->criterion->needs_data) return ESP_OK;
@@ -166,7 +177,9 @@ static json_t *dropped_json(const esp_layer_plan *layer) {
   json_t *dropped = json_array();
   for (int e = 0; e < layer->experts; e++)
     if (layer->target[e] < 0) json_array_append_new(dropped, json_integer(e));
-  return json_pack("{s:s, s:i, s:o}", "name", layer->scope, "experts", layer->experts, "dropped", dropped);
+  json_t *json = json_pack("{s:s, s:i, s:o}", "name", layer->scope, "experts", layer->experts, "dropped", dropped);
+  if (json && layer->neuron.stored) json_object_set_new(json, "neurons", neurons_left_json(layer));
+  return json;
 }
 
 static json_t *result_json(const pruning *p, const esp_model_cost *before, const esp_model_cost *after) {
@@ -181,6 +194,8 @@ static json_t *result_json(const pruning *p, const esp_model_cost *before, const
 static void print_result(const pruning *p, const esp_model_cost *before, const esp_model_cost *after) {
   for (int i = 0; i < p->plan->layer_count; i++) {
     const esp_layer_plan *layer = &p->plan->layers[i];
+    print_neurons(layer);
+    if (layer->neuron.stored && esp_plan_dropped(layer) == 0) continue;
     printf("%s: drops", layer->scope);
     for (int e = 0; e < layer->experts; e++)
       if (layer->target[e] < 0) printf(" %d", e);

@@ -147,10 +147,10 @@ static esp_status fill(const esp_criterion *c, const esp_criterion_inputs *input
   return esp_plan_drop_lowest(plan, inputs->model, budget);
 }
 
-static void note_origin(esp_plan *plan, const esp_criterion *c, const esp_criterion_inputs *inputs) {
-  snprintf(plan->formula, sizeof plan->formula, "%s", c->formula);
+void esp_plan_note_origin(esp_plan *plan, const char *formula, bool needs_data, const esp_criterion_inputs *inputs) {
+  snprintf(plan->formula, sizeof plan->formula, "%s", formula);
   plan->seed = inputs->seed;
-  if (!c->needs_data) return;
+  if (!needs_data) return;
   const esp_dataset_info *info = esp_dataset_info_of(inputs->calibration->dataset);
   snprintf(plan->data.name, sizeof plan->data.name, "%s", info->name);
   snprintf(plan->data.digest, sizeof plan->data.digest, "%s", info->digest);
@@ -165,7 +165,7 @@ esp_status esp_plan_make(esp_plan **plan, const esp_criterion *criterion, const 
   *plan = NULL;
   ESP_TRY(check_inputs(criterion, inputs, budget));
   ESP_TRY(esp_plan_create(plan, inputs->model, criterion->name, mode));
-  note_origin(*plan, criterion, inputs);
+  esp_plan_note_origin(*plan, criterion->formula, criterion->needs_data, inputs);
   const esp_status status = fill(criterion, inputs, *plan, budget);
   if (status == ESP_OK) return ESP_OK;
   esp_plan_free(*plan);

@@ -8,6 +8,9 @@ typedef esp_status esp_score_function(const esp_criterion *self, const esp_crite
 typedef esp_status esp_choice_function(const esp_criterion *self, const esp_criterion_inputs *inputs, esp_plan *plan,
                                        const int *drops);
 
+/* Has the plan tell where its scores come from. */
+void esp_plan_note_origin(esp_plan *plan, const char *formula, bool needs_data, const esp_criterion_inputs *inputs);
+
 /* criteria_router.c */
 esp_score_function esp_score_signed_change, esp_score_absolute_change, esp_score_difference_norm;
 

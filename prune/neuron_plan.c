@@ -1,4 +1,5 @@
 /* Budgets of neurons, and the way from a criterion to a plan. */
+#include "criteria_internal.h"
 #include "neurons_internal.h"
 #include <espalier/memory.h>
 
@@ -61,7 +62,7 @@ static int64_t list_candidates(const esp_neuron_choice *choice, int begin, int e
 static esp_status check_expert(const esp_layer_plan *layer, const esp_moe *moe, int s, int64_t cut) {
   const int width = layer->neuron.width[s], least = least_left(moe, s);
   if (width - cut >= least) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "%s: its stored expert %d has %d neurons; cutting %lld would leave %lld, but %s %d",
+  return esp_fail(ESP_ERR_USAGE, "%s: stored expert %d has %d neurons; cutting %lld would leave %lld, but %s %d",
                   layer->scope, s, width, (long long)cut, (long long)(width - cut),
                   selects(moe) ? "each token uses" : "it must keep at least", least);
 }
@@ -195,6 +196,7 @@ esp_status esp_neuron_plan_make(esp_plan **plan, const esp_neuron_criterion *cri
   *plan = NULL;
   ESP_TRY(check_inputs(criterion, inputs, budget));
   ESP_TRY(esp_plan_create(plan, inputs->model, criterion->name, ESP_PRUNE_ZERO));
+  esp_plan_note_origin(*plan, criterion->formula, criterion->needs_data, inputs);
   const esp_status status = fill(criterion, inputs, budget, *plan);
   if (status == ESP_OK) return ESP_OK;
   esp_plan_free(*plan);

@@ -5,6 +5,7 @@
 #include <espalier/checkpoint.h>
 #include <espalier/optimizer.h>
 #include <espalier/prune.h>
+#include <espalier/run_folder.h>
 #include <espalier/trainer.h>
 
 enum { EXPERTS = 4, HIDDEN = 20, KEPT = 5, COLUMNS = 8, LAYERS = 2, SIDE = 32, BATCH = 12, NUMBERS = SIDE * SIDE * 3 };
@@ -411,7 +412,25 @@ static void plans_say_which_neurons_stay(void **state) {
   assert_int_equal(esp_plan_json(&text, plan), ESP_OK);
   assert_non_null(strstr(text, "\"stay\": \"0-19\""));
   assert_non_null(strstr(text, "\"stay\": \"1-4 7-18\""));
+  char folder[TESTING_PATH_SIZE], path[TESTING_PATH_SIZE + 16];
+  make_folder(folder);
+  snprintf(path, sizeof path, "%s/plan.json", folder);
+  esp_plan *read;
+  assert_int_equal(esp_file_write(path, text), ESP_OK);
+  assert_int_equal(esp_plan_load(&read, path), ESP_OK);
+  for (int i = 0; i < LAYERS; i++)
+    assert_memory_equal(read->layers[i].neuron.stays, plan->layers[i].neuron.stays, EXPERTS * HIDDEN * sizeof(bool));
+  const char *const wrong[] = {"1-4 7-20", "1-4 4-18", "4-1 7-18", "1-4x7-18"}; /* of 20 neurons */
+  for (int i = 0; i < 4; i++) {
+    esp_plan *none;
+    memcpy(strstr(text, i ? wrong[i - 1] : "1-4 7-18"), wrong[i], 8);
+    assert_int_equal(esp_file_write(path, text), ESP_OK);
+    assert_int_equal(esp_plan_load(&none, path), ESP_ERR_FORMAT);
+    assert_null(none);
+  }
+  remove_folder(folder);
   esp_free(text);
+  esp_plan_free(read);
   esp_plan_free(plan);
 }
 
