@@ -233,7 +233,7 @@ static void write_cells(const esp_sweep *sweep, FILE *file) {
 
 static void write_summary(const esp_sweep *sweep, FILE *file) {
   fputs(
-      "ratio,method,calibration,cells,failed,rank,accuracy,accuracy_spread,loss,tuned_rank,tuned_accuracy,tuned_spread,"
+      "curve,ratio,method,calibration,cells,failed,rank,accuracy,accuracy_spread,loss,tuned_rank,tuned_accuracy,tuned_spread,"
       "tuned_loss,parameters,activated_parameters,flops,measured_flops,rows_per_token,bytes,memory,milliseconds,speed,seconds\n",
       file);
   for (int i = 0; i < sweep->row_count; i++) {

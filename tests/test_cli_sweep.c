@@ -21,6 +21,19 @@ static int lines_of(const char *path) {
   return lines;
 }
 
+/* Every line has as many columns as the first; none of the texts holds a comma. */
+static void check_columns(const char *path) {
+  static char bytes[1 << 20];
+  read_file(path, bytes, sizeof bytes);
+  int first = -1;
+  for (char *rest = NULL, *line = strtok_r(bytes, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+    int commas = 0;
+    for (const char *at = line; *at; at++) commas += *at == ',';
+    if (first < 0) first = commas;
+    if (commas != first) fail_msg("%s: %d commas where the first line has %d: %s", path, commas, first, line);
+  }
+}
+
 /* The names in a folder, the newest call's first `most`. */
 static int names_in(const char *path, char names[][256], int most) {
   DIR *folder = opendir(path);
@@ -52,6 +65,9 @@ static void test_numbers(void **state) {
   assert_true(number(half, "memory") < number(unpruned, "memory"));
   assert_true(number(half, "flops_per_image") < number(unpruned, "flops_per_image"));
   assert_true(json_is_null(get(half, "tuned_accuracy")));
+  check_columns("numbers/cells.csv");
+  check_columns("numbers/summary.csv");
+  assert_true(is_there("numbers/sweep.gp"));
   assert_int_equal(lines_of("numbers/cells.csv"), 1 + 6);
   assert_int_equal(lines_of("numbers/summary.csv"), 1 + 3);
   char digest[32], kept[32], path[300], names[8][256];
@@ -113,6 +129,17 @@ static void test_resumed(void **state) {
   json_decref(third);
 }
 
+static void row_20_finetuning_after_pruning_helps(void **state) {
+  (void)state;
+  json_t *sweep = succeed_json(
+      "sweep finetuned --data synthetic:narrow --limit 500 --methods random --ratios 0.5 --seeds 1,2 --finetune 0.3 --out tuned");
+  const json_t *row = row_of(sweep, "random", 0.5);
+  if (number(row, "tuned_accuracy") < number(row, "accuracy"))
+    fail_msg("accuracy %g before, %g after", number(row, "accuracy"), number(row, "tuned_accuracy"));
+  assert_true(number(row, "tuned_loss") < number(row, "loss"));
+  json_decref(sweep);
+}
+
 /* Ratios that make the same model are computed once. */
 static void test_shared(void **state) {
   (void)state;
@@ -169,8 +196,10 @@ static void test_refused(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_numbers), cmocka_unit_test(test_ranks),      cmocka_unit_test(test_resumed),
-      cmocka_unit_test(test_shared),  cmocka_unit_test(test_calibrated), cmocka_unit_test(test_refused),
+      cmocka_unit_test(test_numbers), cmocka_unit_test(test_ranks),
+      cmocka_unit_test(test_resumed), cmocka_unit_test(row_20_finetuning_after_pruning_helps),
+      cmocka_unit_test(test_shared),  cmocka_unit_test(test_calibrated),
+      cmocka_unit_test(test_refused),
   };
   return cmocka_run_group_tests_name("sweep", tests, begin, end);
 }

@@ -118,7 +118,7 @@ static esp_optimizer_config make_config(esp_optimizer_kind kind) {
   return c;
 }
 
-static void steps_follow_the_formulas(void **state) {
+static void row_14_steps_follow_the_formulas(void **state) {
   (void)state;
   for (int kind = 0; kind < 2; kind++) {
     esp_optimizer_config c = make_config(kind ? ESP_OPTIMIZER_ADAMW : ESP_OPTIMIZER_SGD);
@@ -350,7 +350,7 @@ static void short_memory_is_reported(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(steps_follow_the_formulas),
+      cmocka_unit_test(row_14_steps_follow_the_formulas),
       cmocka_unit_test(the_first_step_of_adam_has_the_size_of_the_rate),
       cmocka_unit_test(clipped_gradients_have_the_clipping_norm),
       cmocka_unit_test(frozen_parameters_do_not_count_and_do_not_move),
