@@ -20,6 +20,11 @@ static void broadcast_plan(esp_node *node) {
   if (!esp_same_shape(a, b)) node->scratch_bytes = (size_t)(ESP_PARTS * esp_tensor_count(b)) * sizeof(esp_real);
 }
 
+static void add_plan(esp_node *node) {
+  broadcast_plan(node);
+  node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_INPUT(1) | ESP_UNREAD_OUTPUTS;
+}
+
 /* Loops over elements [begin, end) of a in runs within which b's index is consecutive. */
 #define FOR_BROADCAST_RUNS(begin, end, period, body)                                                                   \
   for (int64_t i_ = (begin); i_ < (end);) {                                                                            \
@@ -130,7 +135,7 @@ static void multiply_backward(esp_node *node) {
 
 static esp_cost one_flop(const esp_node *node) { return esp_cost_elementwise(node, 1); }
 
-const esp_op esp_op_add = {"add", broadcast_plan, add_forward, add_backward, one_flop, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_add = {"add", add_plan, add_forward, add_backward, one_flop, {1e-4, 1e-8, NULL}};
 const esp_op esp_op_multiply = {"multiply",        broadcast_plan, multiply_forward,
                                 multiply_backward, one_flop,       {1e-4, 1e-8, NULL}};
 
@@ -234,6 +239,7 @@ typedef struct glu_attributes {
 static void glu_plan(esp_node *node) {
   esp_require(node, esp_tensor_columns(node->inputs[0]) % 2 == 0, "needs an even last dimension: gate | up");
   esp_plan_columns(node, 0, esp_tensor_columns(node->inputs[0]) / 2);
+  node->unread = ESP_UNREAD_OUTPUTS;
 }
 
 ESP_HOT static void multiply_into(esp_real *restrict y, const esp_real *restrict x, int64_t count) {
@@ -304,6 +310,7 @@ enum { DROPOUT_RANGE = 4096 }; /* each range of elements has a stream of its own
 static void dropout_plan(esp_node *node) {
   esp_plan_same(node);
   node->saved_bytes = (size_t)esp_tensor_count(node->inputs[0]) * sizeof(esp_real);
+  node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
 
 static void dropout_range(void *context, int64_t begin, int64_t end) {

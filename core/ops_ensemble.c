@@ -19,6 +19,7 @@ static void tile_plan(esp_node *node) {
   memcpy(shape, x->shape, sizeof shape);
   shape[0] *= times;
   esp_plan_output(node, 0, x->rank, shape);
+  node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
 
 static void tile_forward(esp_node *node) {

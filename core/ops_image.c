@@ -45,6 +45,7 @@ static void convolution_plan(esp_node *node) {
   const size_t patches = (size_t)(ESP_PARTS * s.pixels * s.patch) * sizeof(esp_real);
   node->saved_bytes = patches;
   node->scratch_bytes = (size_t)(ESP_PARTS * s.out * (s.patch + 1)) * sizeof(esp_real);
+  node->unread = ESP_UNREAD_OUTPUTS;
 }
 
 /* The part of a kernel's row that lies inside the image: columns [from, to) of the kernel at image column x0. */
@@ -189,6 +190,7 @@ static void depthwise_plan(esp_node *node) {
   esp_plan_same(node);
   const depthwise_shape s = depthwise_shape_of(node);
   node->scratch_bytes = (size_t)(ESP_PARTS * s.channels * (s.kernel * s.kernel + 1)) * sizeof(esp_real);
+  node->unread = ESP_UNREAD_OUTPUTS;
 }
 
 /* y[p] += w[o] x[p + o] for all pixels p of an image and offsets o; with `flipped`, w[-o]: the transposed map. */

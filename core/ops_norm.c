@@ -16,6 +16,7 @@ static void norm_plan(esp_node *node) {
   esp_plan_same(node);
   node->saved_bytes = (size_t)(2 * esp_tensor_rows(node->inputs[0])) * sizeof(esp_real);
   node->scratch_bytes = (size_t)(2 * ESP_PARTS * columns) * sizeof(esp_real);
+  node->unread = ESP_UNREAD_OUTPUTS;
 }
 
 typedef struct norm_gradient {

@@ -40,6 +40,7 @@ static void matmul_plan(esp_node *node) {
   shape[a->rank - 1] = s.n;
   esp_plan_output(node, 0, a->rank, shape);
   node->saved_bytes = (size_t)s.batch * sizeof(esp_gemm); /* room for the list of products */
+  node->unread = ESP_UNREAD_OUTPUTS;
 }
 
 static void run_batch(const esp_node *node, esp_gemm product, int64_t a_size, int64_t b_size, int64_t c_size) {
@@ -113,6 +114,7 @@ static void linear_map_plan(esp_node *node) {
   esp_require(node, !bias || esp_tensor_count(bias) == weight->shape[0], "the bias needs one entry an output");
   esp_plan_columns(node, 0, weight->shape[0]);
   if (bias) node->scratch_bytes = (size_t)(ESP_PARTS * weight->shape[0]) * sizeof(esp_real);
+  node->unread = ESP_UNREAD_INPUT(2) | ESP_UNREAD_OUTPUTS;
 }
 
 static void fill_with_bias(void *context, int64_t begin, int64_t end) {

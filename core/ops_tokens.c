@@ -36,6 +36,7 @@ static void attention_plan(esp_node *node) {
   const size_t square = (size_t)(s.tokens * s.tokens) * sizeof(esp_real);
   node->saved_bytes = (size_t)(s.images * s.heads) * square;
   node->scratch_bytes = (size_t)(s.images * s.heads) * square;
+  node->unread = ESP_UNREAD_OUTPUTS;
 }
 
 ESP_HOT static void scaled_softmax(esp_real *restrict scores, int64_t count, esp_real scale) {
@@ -131,6 +132,7 @@ static void mean_tokens_plan(esp_node *node) {
   const esp_tensor *x = node->inputs[0];
   esp_require(node, x->rank == 3, "needs [N, T, C]");
   esp_plan_output(node, 0, 2, (const int64_t[]){x->shape[0], x->shape[2]});
+  node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
 
 static void mean_tokens_forward(esp_node *node) {
@@ -206,6 +208,8 @@ static void reshape_plan(esp_node *node) {
   esp_plan_output(node, 0, at->rank, at->shape);
   esp_require(node, esp_tensor_count(node->outputs[0]) == esp_tensor_count(node->inputs[0]), "the sizes differ");
   node->outputs[0]->data = node->inputs[0]->data;
+  node->outputs[0]->view = true;
+  node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
 
 static void reshape_forward(esp_node *node) { (void)node; }

@@ -4,13 +4,13 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Gradients whose life has ended, for the next ones of the same size. Reusing them keeps backward in the cache and the
- * step's memory near that of the forward pass. */
-enum { SPARE_BUFFERS = 64 };
+/* Memory whose life has ended before the step has: gradients that were used, results that were forgotten. Reusing it keeps
+ * a step in the cache, and its memory near that of what backward needs. Ordered by address, neighbours joined. */
+enum { SPARE_BUFFERS = 256, SPARE_GRAIN = 64 };
 
 typedef struct spare_buffer {
-  void *block;
-  size_t bytes;
+  char *block;
+  size_t bytes; /* a multiple of SPARE_GRAIN */
 } spare_buffer;
 
 struct esp_tape {
@@ -68,9 +68,63 @@ void *esp_tape_take(esp_tape *tape, size_t bytes) {
   return block;
 }
 
+static size_t round_to_grain(size_t bytes) { return (bytes + SPARE_GRAIN - 1) / SPARE_GRAIN * SPARE_GRAIN; }
+
+/* The smallest spare block that fits, or new memory. */
+static void *take_block(esp_tape *tape, size_t bytes) {
+  int best = -1;
+  for (int i = 0; i < tape->spare_count; i++)
+    if (tape->spares[i].bytes >= bytes && (best < 0 || tape->spares[i].bytes < tape->spares[best].bytes)) best = i;
+  if (best < 0 || bytes == 0 || bytes > SIZE_MAX - SPARE_GRAIN) return esp_tape_take(tape, bytes);
+  spare_buffer *spare = &tape->spares[best];
+  void *block = spare->block;
+  spare->block += round_to_grain(bytes);
+  spare->bytes -= round_to_grain(bytes);
+  if (spare->bytes == 0)
+    memmove(spare, spare + 1, (size_t)(--tape->spare_count - best) * sizeof *spare);
+  return block;
+}
+
+static bool joins(const spare_buffer *low, const spare_buffer *high) { return low->block + low->bytes == high->block; }
+
+/* A block that finds no room in the list waits for the next step. */
+static void give_block(esp_tape *tape, void *block, size_t bytes) {
+  const spare_buffer given = {block, round_to_grain(bytes)};
+  if (!block || !bytes) return;
+  int at = 0;
+  while (at < tape->spare_count && tape->spares[at].block < given.block) at++;
+  spare_buffer *next = &tape->spares[at];
+  const bool has_next = at < tape->spare_count;
+  if (at > 0 && joins(next - 1, &given)) {
+    next[-1].bytes += given.bytes;
+    if (!has_next || !joins(next - 1, next)) return;
+    next[-1].bytes += next->bytes;
+    memmove(next, next + 1, (size_t)(--tape->spare_count - at) * sizeof *next);
+  } else if (has_next && joins(&given, next)) {
+    *next = (spare_buffer){block, given.bytes + next->bytes};
+  } else if (tape->spare_count < SPARE_BUFFERS) {
+    memmove(next + 1, next, (size_t)(tape->spare_count++ - at) * sizeof *next);
+    *next = given;
+  }
+}
+
+static size_t data_bytes(const esp_tensor *tensor) { return (size_t)esp_tensor_count(tensor) * sizeof *tensor->data; }
+
 static bool take_data(esp_tape *tape, esp_tensor *tensor) {
-  tensor->data = esp_tape_take(tape, (size_t)esp_tensor_count(tensor) * sizeof *tensor->data);
+  tensor->data = take_block(tape, data_bytes(tensor));
   return tensor->data != NULL;
+}
+
+void esp_tape_forget(esp_tape *tape, esp_tensor *tensor) {
+  while (tensor && tensor->view) tensor = tensor->producer->inputs[0];
+  if (!tensor || !tensor->producer || !tensor->data) return;
+  give_block(tape, tensor->data, data_bytes(tensor));
+  tensor->data = NULL;
+  tensor->forgotten = true;
+}
+
+void esp_tape_drop(esp_tape *tape, esp_tensor *tensor) {
+  if (!tape->record) esp_tape_forget(tape, tensor);
 }
 
 esp_tensor *esp_tape_tensor(esp_tape *tape, int rank, const int64_t *shape) {
@@ -152,36 +206,46 @@ esp_tensor *esp_tape_apply(esp_tape *tape, const esp_op *op, esp_tensor *const *
   return node ? node->outputs[0] : NULL;
 }
 
-static void *take_spare(esp_tape *tape, size_t bytes) {
-  for (int i = tape->spare_count - 1; i >= 0; i--) {
-    if (tape->spares[i].bytes != bytes) continue;
-    void *block = tape->spares[i].block;
-    tape->spares[i] = tape->spares[--tape->spare_count];
-    return block;
-  }
-  return esp_tape_take(tape, bytes);
-}
-
-static void give_spare(esp_tape *tape, void *block, size_t bytes) {
-  if (block && tape->spare_count < SPARE_BUFFERS) tape->spares[tape->spare_count++] = (spare_buffer){block, bytes};
-}
-
-static size_t grad_bytes(const esp_tensor *tensor) { return (size_t)esp_tensor_count(tensor) * sizeof *tensor->grad; }
-
 static esp_status take_grad(esp_tape *tape, esp_tensor *tensor) {
   if (!tensor || !tensor->requires_grad || tensor->grad) return ESP_OK;
-  tensor->grad = take_spare(tape, grad_bytes(tensor));
+  tensor->grad = take_block(tape, data_bytes(tensor));
   return tensor->grad ? ESP_OK : ESP_ERR_MEMORY;
 }
 
-/* Only the node that made a tensor reads its gradient, so after that node's backward it is dead. */
+/* Has a forgotten tensor computed again, and what it was computed from where that is forgotten, too. */
+static esp_status recall(esp_tape *tape, esp_tensor *tensor) {
+  if (!tensor || !tensor->producer) return ESP_OK;
+  esp_node *node = tensor->producer;
+  if (tensor->view) {
+    ESP_TRY(recall(tape, node->inputs[0]));
+    tensor->data = node->inputs[0]->data;
+  }
+  if (tensor->data) return ESP_OK;
+  for (int i = 0; i < node->input_count; i++) ESP_TRY(recall(tape, node->inputs[i]));
+  for (int i = 0; i < node->output_count; i++)
+    if (!node->outputs[i]->data && !take_data(tape, node->outputs[i])) return ESP_ERR_MEMORY;
+  node->op->forward(node);
+  return ESP_OK;
+}
+
+static esp_status recall_what_backward_reads(esp_tape *tape, esp_node *node) {
+  for (int i = 0; i < node->input_count; i++)
+    if (!(node->unread & ESP_UNREAD_INPUT(i))) ESP_TRY(recall(tape, node->inputs[i]));
+  for (int i = 0; i < node->output_count; i++)
+    if (!(node->unread & ESP_UNREAD_OUTPUTS)) ESP_TRY(recall(tape, node->outputs[i]));
+  return ESP_OK;
+}
+
+/* Only the node that made a tensor reads its gradient, so after that node's backward it is dead; so is what was recalled
+ * for the nodes that use it. */
 static void release_outputs(esp_tape *tape, esp_node *node) {
   for (int i = 0; i < node->output_count; i++) {
     esp_tensor *output = node->outputs[i];
-    give_spare(tape, output->grad, grad_bytes(output));
+    give_block(tape, output->grad, data_bytes(output));
     output->grad = NULL;
+    if (output->forgotten) esp_tape_forget(tape, output);
   }
-  give_spare(tape, node->scratch, node->scratch_bytes);
+  give_block(tape, node->scratch, node->scratch_bytes);
   node->scratch = NULL;
 }
 
@@ -198,8 +262,9 @@ static esp_status run_backward(esp_tape *tape, esp_node *node) {
     output->grad_written = true;
   }
   for (int i = 0; i < node->input_count; i++) ESP_TRY(take_grad(tape, node->inputs[i]));
+  ESP_TRY(recall_what_backward_reads(tape, node));
   if (node->scratch_bytes) {
-    node->scratch = take_spare(tape, node->scratch_bytes);
+    node->scratch = take_block(tape, node->scratch_bytes);
     if (!node->scratch) return ESP_ERR_MEMORY;
   }
   node->op->backward(node);
@@ -252,9 +317,10 @@ static bool all_finite(const esp_real *values, int64_t count) {
   return true;
 }
 
-static bool results_are_finite(const esp_node *node) {
+static bool results_are_finite(esp_tape *tape, const esp_node *node) {
   for (int i = 0; i < node->output_count; i++)
-    if (!all_finite(node->outputs[i]->data, esp_tensor_count(node->outputs[i]))) return false;
+    if (recall(tape, node->outputs[i]) == ESP_OK && !all_finite(node->outputs[i]->data, esp_tensor_count(node->outputs[i])))
+      return false;
   return true;
 }
 
@@ -266,9 +332,9 @@ static bool gradients_are_finite(const esp_node *node) {
   return true;
 }
 
-const esp_node *esp_tape_first_not_finite(const esp_tape *tape) {
+const esp_node *esp_tape_first_not_finite(esp_tape *tape) {
   for (int64_t n = 0; n < tape->count; n++)
-    if (!results_are_finite(tape->nodes[n])) return tape->nodes[n];
+    if (!results_are_finite(tape, tape->nodes[n])) return tape->nodes[n];
   return NULL;
 }
 

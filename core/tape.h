@@ -30,7 +30,12 @@ typedef struct esp_node {
   void *saved;      /* what forward keeps for backward: `saved_bytes` bytes */
   void *scratch;    /* what backward needs for itself: `scratch_bytes` bytes */
   size_t saved_bytes, scratch_bytes;
+  unsigned unread; /* ESP_UNREAD_... of the values that backward does not look at; 0: it reads them all */
 } esp_node;
+
+/* Bits of esp_node.unread: the data of input i, those of the outputs. */
+#define ESP_UNREAD_INPUT(i) (1u << (i))
+#define ESP_UNREAD_OUTPUTS (1u << ESP_MAX_INPUTS)
 
 /* What an op costs. FLOPs count a multiply-add as two; bytes are read and written once. */
 typedef struct esp_cost {
@@ -49,7 +54,7 @@ typedef struct esp_gradcheck {
 struct esp_op {
   const char *name;
   /* Checks the inputs' shapes (esp_panic_shape() on a mistake), sets output_count, the outputs' rank and
-   * shape, saved_bytes and scratch_bytes. */
+   * shape, saved_bytes and scratch_bytes, and what may be `unread`. */
   void (*plan)(esp_node *node);
   void (*forward)(esp_node *node);
   /* Adds to the inputs' gradients through esp_grad(). NULL: no gradient flows through this op. */
@@ -79,6 +84,14 @@ ESP_API esp_tensor *esp_tape_tensor(esp_tape *tape, int rank, const int64_t *sha
 /* `bytes` bytes in the step arena, not set. NULL if memory is short; the tape's status then says so. */
 ESP_API void *esp_tape_take(esp_tape *tape, size_t bytes);
 
+/* Says that the rest of the forward pass will not look at `tensor`, an op's result (or a view of one; NULL and leaves are
+ * left alone): its memory goes to the next results. If backward needs its values, its op computes them once more, so
+ * this is for results that are cheap to compute or that no backward reads. */
+ESP_API void esp_tape_forget(esp_tape *tape, esp_tensor *tensor);
+
+/* The same in a pass that records nothing, where no backward will follow; otherwise nothing. */
+ESP_API void esp_tape_drop(esp_tape *tape, esp_tensor *tensor);
+
 /* Runs an op. `attributes` (attributes_size bytes) are copied. Returns the node, NULL on failure. */
 ESP_API esp_node *esp_tape_run(esp_tape *tape, const esp_op *op, esp_tensor *const *inputs, int input_count,
                                const void *attributes, size_t attributes_size);
@@ -100,7 +113,7 @@ ESP_API int64_t esp_tape_node_count(const esp_tape *tape);
 ESP_API const esp_node *esp_tape_node(const esp_tape *tape, int64_t index);
 
 /* The first node with a result that is not finite; NULL if all are finite. */
-ESP_API const esp_node *esp_tape_first_not_finite(const esp_tape *tape);
+ESP_API const esp_node *esp_tape_first_not_finite(esp_tape *tape);
 
 /* The first node, in backward order, that gives one of its inputs a gradient that is not finite; NULL if there is none,
  * no backward pass has been, or memory is short. Runs the backward pass once more, because gradients of results are

@@ -26,6 +26,8 @@ typedef struct esp_tensor {
   int rank;
   bool requires_grad;
   bool grad_written;         /* the first gradient of a step overwrites, the next ones add */
+  bool view;                 /* shares the memory of its producer's first input */
+  bool forgotten;            /* its memory went to others after the forward pass: esp_tape_forget() */
   const char *name;          /* of a parameter; NULL otherwise */
   struct esp_node *producer; /* the node whose output this is; NULL for leaves */
 } esp_tensor;

@@ -75,21 +75,33 @@ static esp_tensor *drop(const esp_model *model, esp_tape *tape, esp_tensor *x, c
   return esp_dropout(tape, x, model->config.dropout, pass->seed, pass->step * 2 * ESP_MAX_BLOCKS + (uint64_t)place);
 }
 
+/* x + dropped; nobody reads the branch again (`dropped` is `branch` itself without dropout), nor, in evaluation, x. */
+static esp_tensor *add_branch(esp_tape *tape, esp_tensor *x, esp_tensor *branch, esp_tensor *dropped) {
+  esp_tensor *sum = esp_add(tape, x, dropped);
+  esp_tape_forget(tape, dropped);
+  esp_tape_forget(tape, branch);
+  esp_tape_drop(tape, x);
+  return sum;
+}
+
 static esp_tensor *run_block(const esp_model *model, int index, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
                              esp_auxiliary_losses *losses) {
   const esp_block *block = &model->blocks[index];
   if (model->config.mixing != ESP_MIXING_NONE) {
     esp_tape_scope(tape, block->mixing_scope);
-    esp_tensor *mixed = esp_mixing_forward(&block->mixing, tape, esp_norm_forward(&block->mixing_norm, tape, x));
-    x = esp_add(tape, x, drop(model, tape, mixed, pass, 2 * index));
+    esp_tensor *normal = esp_norm_forward(&block->mixing_norm, tape, x);
+    esp_tensor *mixed = esp_mixing_forward(&block->mixing, tape, normal);
+    esp_tape_forget(tape, normal);
+    x = add_branch(tape, x, mixed, drop(model, tape, mixed, pass, 2 * index));
   }
   esp_tape_scope(tape, block->layer_scope);
   esp_tensor *normal = esp_norm_forward(&block->layer_norm, tape, x);
   esp_tensor *y = block->kind == ESP_LAYER_DENSE ? esp_expert_bank_forward_all(&block->dense, tape, normal)
                                                  : esp_moe_forward(&block->moe, tape, normal, pass, losses);
+  esp_tape_forget(tape, normal);
   if (!x || !y) return NULL;
   y = esp_reshape(tape, y, x->rank, x->shape);
-  return esp_add(tape, x, drop(model, tape, y, pass, 2 * index + 1));
+  return add_branch(tape, x, y, drop(model, tape, y, pass, 2 * index + 1));
 }
 
 /* The block before which an E3 repeats its tokens, one copy a member: the first mixture. */

@@ -122,7 +122,11 @@ esp_tensor *esp_mixing_forward(const esp_mixing *mixing, esp_tape *tape, esp_ten
   if (!x) return NULL;
   if (mixing->kind == ESP_MIXING_ATTENTION) {
     esp_tensor *qkv = esp_linear_forward(&mixing->qkv, tape, x);
-    return esp_linear_forward(&mixing->projection, tape, esp_attention(tape, qkv, mixing->heads));
+    esp_tensor *attended = esp_attention(tape, qkv, mixing->heads);
+    esp_tape_drop(tape, qkv);
+    esp_tensor *projected = esp_linear_forward(&mixing->projection, tape, attended);
+    esp_tape_drop(tape, attended);
+    return projected;
   }
   const int64_t count = x->shape[0], tokens = x->shape[1], width = x->shape[2];
   esp_tensor *grid = esp_reshape(tape, x, 4, (const int64_t[]){count, mixing->grid[0], mixing->grid[1], width});

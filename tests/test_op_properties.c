@@ -13,6 +13,14 @@ typedef struct results {
   int64_t count;
 } results;
 
+static esp_real *copy_of(const esp_real *values, int64_t count) {
+  if (!values) return NULL;
+  esp_real *copy = esp_alloc((size_t)count, sizeof *copy);
+  assert_non_null(copy);
+  memcpy(copy, values, (size_t)count * sizeof *copy);
+  return copy;
+}
+
 static void append(results *r, const esp_real *values, int64_t count) {
   if (r->values) memcpy(r->values + r->count, values, (size_t)count * sizeof *values);
   r->count += count;
@@ -70,6 +78,31 @@ static void a_second_step_allocates_nothing(void **state) {
     for (int step = 0; step < 3; step++) assert_int_equal(example_run(&e, 2), ESP_OK);
     assert_int_equal(esp_allocation_count(), before);
     assert_int_equal(esp_arena_capacity(esp_tape_arena(e.tape)), capacity);
+    example_free(&e);
+  }
+}
+
+/* All results are forgotten after the forward pass, so backward has to compute anew whatever it reads. What it says it
+ * does not read is not there: that it lies would crash. */
+static void forgotten_results_are_computed_again(void **state) {
+  (void)state;
+  for (const op_example *row = op_examples; row->op; row++) {
+    example e;
+    example_create(&e, row);
+    assert_int_equal(example_run(&e, 2), ESP_OK);
+    esp_real *expected[EXAMPLE_MAX_LEAVES] = {NULL};
+    for (int l = 0; l < e.leaf_count; l++) expected[l] = copy_of(e.leaves[l].grad, esp_tensor_count(&e.leaves[l]));
+    esp_tensor *loss = example_build(&e, 2);
+    for (int64_t n = 0; n < esp_tape_node_count(e.tape); n++) {
+      const esp_node *node = esp_tape_node(e.tape, n);
+      for (int i = 0; i < node->output_count; i++)
+        if (node->outputs[i] != loss) esp_tape_forget(e.tape, node->outputs[i]);
+    }
+    assert_int_equal(esp_tape_backward(e.tape, loss), ESP_OK);
+    for (int l = 0; l < e.leaf_count; l++) {
+      if (expected[l]) assert_same_bits(row->description, expected[l], e.leaves[l].grad, esp_tensor_count(&e.leaves[l]));
+      esp_free(expected[l]);
+    }
     example_free(&e);
   }
 }
@@ -240,6 +273,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(threads_do_not_change_a_bit),
       cmocka_unit_test(a_second_step_allocates_nothing),
+      cmocka_unit_test(forgotten_results_are_computed_again),
       cmocka_unit_test(without_recording_no_nodes_are_kept),
       cmocka_unit_test(a_full_arena_is_a_status),
       cmocka_unit_test(each_allocation_may_fail),

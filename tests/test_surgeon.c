@@ -94,10 +94,22 @@ typedef struct view {
   const esp_tensor *logits;
 } view;
 
+/* What a record points at is the layers' own only while they show it. */
+static void keep_tensor(esp_tape *tape, const esp_tensor **tensor) {
+  if (!*tensor) return;
+  esp_tensor *copy = esp_tape_tensor(tape, (*tensor)->rank, (*tensor)->shape);
+  assert_non_null(copy);
+  memcpy(copy->data, (*tensor)->data, (size_t)esp_tensor_count(copy) * sizeof *copy->data);
+  *tensor = copy;
+}
+
 static void keep_record(void *context, const esp_moe_record *record) {
   view *v = context;
   assert_true(v->count < LAYERS);
-  v->of[v->count++] = *record;
+  esp_moe_record *kept = &v->of[v->count++];
+  *kept = *record;
+  const esp_tensor **shown[] = {&kept->input, &kept->output, &kept->logits, &kept->scores, &kept->gates};
+  for (size_t i = 0; i < sizeof shown / sizeof shown[0]; i++) keep_tensor(v->tape, shown[i]);
 }
 
 static view see(const esp_model *of) {

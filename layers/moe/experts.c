@@ -19,6 +19,7 @@ static void dispatch_plan(esp_node *node) {
   const esp_routing *r = routing_of(node);
   esp_require(node, esp_tensor_rows(node->inputs[0]) == r->tokens, "needs one row a token");
   esp_plan_output(node, 0, 2, (const int64_t[]){r->rows, esp_tensor_columns(node->inputs[0])});
+  node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
 
 static void dispatch_rows(void *context, int64_t begin, int64_t end) {
@@ -75,6 +76,7 @@ static void combine_plan(esp_node *node) {
   esp_require(node, esp_tensor_rows(rows) == r->rows && esp_tensor_count(gates) == r->slots,
               "needs the routing's rows and a gate of each slot");
   esp_plan_output(node, 0, 2, (const int64_t[]){r->tokens, esp_tensor_columns(rows)});
+  node->unread = ESP_UNREAD_OUTPUTS;
 }
 
 /* The first slot sets and the others add: with k = 1 and a gate of 1 the rows come back bit for bit. */

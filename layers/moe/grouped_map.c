@@ -78,6 +78,7 @@ static void grouped_plan(esp_node *node) {
   esp_plan_columns(node, 0, out);
   node->saved_bytes = (size_t)s.slices * (sizeof(esp_gemm) + sizeof(slice));
   if (node->inputs[2]) node->scratch_bytes = (size_t)((ESP_PARTS + 1) * out) * sizeof(esp_real);
+  node->unread = ESP_UNREAD_INPUT(2) | ESP_UNREAD_OUTPUTS;
 }
 
 /* In the order of the parts, then of the groups. A group as wide as the rectangle is one slice: its parts are

@@ -218,8 +218,9 @@ esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, c
   losses->routing[moe->block] = routed.routing;
   add_losses(moe, tape, kept, &routed, losses);
   esp_bank_trace trace = {0};
-  esp_tensor *rows = moe->policy->dispatch(tape, tokens, &routed);
-  rows = run_experts(moe, tape, rows, routed.routing->first_row, pass, &trace);
+  esp_tensor *dispatched = moe->policy->dispatch(tape, tokens, &routed);
+  esp_tensor *rows = run_experts(moe, tape, dispatched, routed.routing->first_row, pass, &trace);
+  if (!routed.dispatch_weights) esp_tape_forget(tape, dispatched); /* copies, but for Soft MoE's products */
   add_neuron_loss(moe, tape, &trace, routed.routing->first_row, losses);
   esp_tensor *y = moe->policy->combine(tape, rows, &routed);
   if (moe->has_shared) y = esp_add(tape, y, esp_expert_bank_forward_all(&moe->shared, tape, tokens));
@@ -231,5 +232,6 @@ esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, c
                           .scores = routed.scores,
                           .gates = routed.gates,
                           .experts = trace});
+  esp_bank_trace_drop(tape, &trace);
   return y;
 }

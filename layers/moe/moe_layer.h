@@ -25,7 +25,8 @@ typedef struct esp_moe {
   bool has_shared;
 } esp_moe;
 
-/* One forward pass of a mixture layer, as an observer sees it; all in the step arena. T = tokens of the batch. */
+/* One forward pass of a mixture layer, as an observer sees it, for as long as it is called: the tensors' memory then goes
+ * to later results. The routing lives until the step ends. T = tokens of the batch. */
 typedef struct esp_moe_record {
   const esp_moe *layer;
   const esp_routing *routing;
