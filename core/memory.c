@@ -53,8 +53,8 @@ uint64_t esp_allocation_count(void) { return atomic_load(&allocations); }
 
 void esp_alloc_fail_after(int64_t calls) { atomic_store(&calls_until_failure, calls); }
 
-/* Chunks are kept in the order they were made. A step that needs more than the chunks hold appends one;
- * the next step then finds all of them and walks through them in the same order. */
+/* Chunks are kept in the order they were made. A step that needs more than the chunks hold appends one; the next step
+ * then finds all of them and fills them in the same order. */
 typedef struct chunk {
   struct chunk *next;
   size_t size, used;
@@ -62,7 +62,7 @@ typedef struct chunk {
 } chunk;
 
 struct esp_arena {
-  chunk *first, *current;
+  chunk *first;
   size_t capacity, in_use, peak;
 };
 
@@ -80,7 +80,7 @@ void esp_arena_free(esp_arena *arena) {
 }
 
 static chunk *append_chunk(esp_arena *arena, size_t bytes) {
-  size_t size = arena->capacity > first_chunk_bytes ? arena->capacity / 2 : first_chunk_bytes;
+  size_t size = arena->capacity / 8 > first_chunk_bytes ? arena->capacity / 8 : first_chunk_bytes;
   if (size < bytes) size = bytes;
   chunk *c = esp_alloc(1, sizeof *c);
   if (!c) return NULL;
@@ -103,11 +103,10 @@ void *esp_arena_take(esp_arena *arena, size_t bytes) {
     return NULL;
   }
   bytes = round_up(bytes);
-  chunk *c = arena->current ? arena->current : arena->first;
+  chunk *c = arena->first; /* from the first one on: small blocks fill what large ones left of a chunk */
   while (c && c->size - c->used < bytes) c = c->next;
   if (!c) c = append_chunk(arena, bytes);
   if (!c) return NULL;
-  arena->current = c;
   void *block = c->bytes + c->used;
   c->used += bytes;
   arena->in_use += bytes;
@@ -117,7 +116,6 @@ void *esp_arena_take(esp_arena *arena, size_t bytes) {
 
 void esp_arena_reset(esp_arena *arena) {
   for (chunk *c = arena->first; c; c = c->next) c->used = 0;
-  arena->current = NULL;
   arena->in_use = 0;
 }
 

@@ -94,13 +94,13 @@ typedef struct view {
   const esp_tensor *logits;
 } view;
 
-/* What a record points at is the layers' own only while they show it. */
-static void keep_tensor(esp_tape *tape, const esp_tensor **tensor) {
-  if (!*tensor) return;
-  esp_tensor *copy = esp_tape_tensor(tape, (*tensor)->rank, (*tensor)->shape);
+/* What a record points at is there only while it is shown. */
+static esp_tensor *copy_tensor(esp_tape *tape, const esp_tensor *tensor) {
+  if (!tensor) return NULL;
+  esp_tensor *copy = esp_tape_tensor(tape, tensor->rank, tensor->shape);
   assert_non_null(copy);
-  memcpy(copy->data, (*tensor)->data, (size_t)esp_tensor_count(copy) * sizeof *copy->data);
-  *tensor = copy;
+  memcpy(copy->data, tensor->data, (size_t)esp_tensor_count(copy) * sizeof *copy->data);
+  return copy;
 }
 
 static void keep_record(void *context, const esp_moe_record *record) {
@@ -109,7 +109,8 @@ static void keep_record(void *context, const esp_moe_record *record) {
   esp_moe_record *kept = &v->of[v->count++];
   *kept = *record;
   const esp_tensor **shown[] = {&kept->input, &kept->output, &kept->logits, &kept->scores, &kept->gates};
-  for (size_t i = 0; i < sizeof shown / sizeof shown[0]; i++) keep_tensor(v->tape, shown[i]);
+  for (size_t i = 0; i < sizeof shown / sizeof shown[0]; i++) *shown[i] = copy_tensor(v->tape, *shown[i]);
+  kept->experts.output = copy_tensor(v->tape, record->experts.output);
 }
 
 static view see(const esp_model *of) {
