@@ -16,6 +16,7 @@ typedef struct arguments {
   const char *operands[MAX_OPERANDS];
   int operand_count;
   const char *data, *out, *reference, *criterion, *mode, *split, *new_head, *trace, *replay, *teacher;
+  const char *method, *similarity, *align, *average, *groups, *capacity; /* of a merge */
   const char *gates, *budget, *exclude, *loss, *plan;
   repeated data_sets, criteria; /* every --data and --criterion; the last ones are `data` and `criterion` too */
   const char *seeds, *variants;
@@ -25,7 +26,7 @@ typedef struct arguments {
   const char *overrides[MAX_OVERRIDES];
   size_t override_count;
   const char *drop, *ratio, *below, *calibration, *floor, *threads, *seed, *limit, *noise, *rounds; /* numbers, checked by whole_number() and real_number() */
-  bool json, quiet, help, resume, augment, parameters, overwrite, keep, distil;
+  bool json, quiet, help, resume, augment, parameters, overwrite, ranks, keep, distil;
 } arguments;
 
 /* A command of the program. */

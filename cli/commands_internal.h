@@ -8,6 +8,7 @@
 #include <espalier/checkpoint.h>
 #include <espalier/expert_scores.h>
 #include <espalier/neurons.h>
+#include <espalier/plan.h>
 #include <espalier/run_folder.h>
 
 #include <jansson.h>
@@ -24,6 +25,7 @@ int run_prune(const arguments *a);
 int run_overlap(const arguments *a);
 int run_sweep(const arguments *a);
 int run_skip(const arguments *a);
+int run_merge(const arguments *a);
 int run_upcycle(const arguments *a);
 int run_inspect(const arguments *a);
 int run_data(const arguments *a);
@@ -72,6 +74,9 @@ esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a);
 /* A new entry at the end of a history that has room for it. */
 esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,
                        const char *reference);
+
+/* Writes plan.json beside the checkpoint `target`, if --out is a folder. */
+esp_status write_plan(const esp_plan *plan, const char *target, const arguments *a);
 
 /* Has the checkpoint tell what the model costs. */
 void note_cost(esp_checkpoint_info *info, const esp_model *model);

@@ -1,5 +1,6 @@
 #include "commands_internal.h"
 
+#include <espalier/core.h>
 #include <espalier/cost.h>
 #include <espalier/figure.h>
 
@@ -115,6 +116,16 @@ esp_status add_history(esp_checkpoint_info *info, const char *action, const char
   snprintf(entry->parent, sizeof entry->parent, "%s", parent);
   snprintf(entry->reference, sizeof entry->reference, "%s", reference);
   return ESP_OK;
+}
+
+esp_status write_plan(const esp_plan *plan, const char *target, const arguments *a) {
+  char path[ESP_PATH_SIZE], *text;
+  if (strcmp(target, a->out) == 0) return ESP_OK; /* a single file was asked for */
+  ESP_TRY(esp_folder_path(path, a->out, "plan.json"));
+  ESP_TRY(esp_plan_json(&text, plan));
+  const esp_status status = esp_file_write(path, text);
+  esp_free(text);
+  return status;
 }
 
 void note_cost(esp_checkpoint_info *info, const esp_model *model) {

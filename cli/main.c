@@ -115,7 +115,8 @@ static const command commands[] = {
      "                      [--set KEY=VALUE]...",
      "Sets methods side by side on the same models",
      "Every method at every ratio and seed: accuracy before and after a short finetuning, parameters, FLOPs, bytes on disk,\n"
-     "memory, time. Methods are the criteria of `espalier prune`, S(b,alpha,beta) too, skip, NAME+skip, factored and unpruned, the model as it is; it\n"
+     "memory, time. Methods are the criteria of `espalier prune`, S(b,alpha,beta) too, the methods of `espalier merge`, skip,\n"
+     "NAME+skip, factored and unpruned, the model as it is; it\n"
      "and random are always in. Those that look at images take a sample of --data's training split (matched) and of each\n"
      "--calibrate-on. --set changes settings of the finetuning, --limit looks at the first N test images. FOLDER gets\n"
      "cells.csv, summary.csv, sweep.json and curves (sweep.svg). Ctrl-C ends after a cell; the same command goes on, and more methods, ratios,\n"
@@ -123,6 +124,24 @@ static const command commands[] = {
      "Example:\n  espalier sweep runs/finetuned --data synthetic:narrow --reference runs/pretrained --finetune 0.2 --out runs/sweep\n",
      "--data --out --methods --ratios --seeds --finetune --calibration --calibrate-on --reference --limit --set --distil --keep", 1,
      ESP_SWEEP_MODELS, run_sweep},
+    {"merge", "merge RUN|CKPT --data DATA --groups N|--ratio R [--method NAME] [--budget global|layer] --out RUN|CKPT",
+     "Lets groups of experts share one expert's weights",
+     "Methods (each but the last two averages a group's experts; the router stays as it is and maps to fewer experts):\n"
+     "  m-smoe         neurons aligned by weights, averaged by how often experts are used (arXiv 2310.01334)\n"
+     "  git-rebasin    neurons aligned by weights, averaged evenly\n"
+     "  plain-average  as they are, averaged evenly\n"
+     "  zipit          ZipIt-like: neurons that do the same, within experts and across, are put together\n"
+     "  redirect       dominant experts stay as they are and take the tokens of their group\n"
+     "  reroute        dominant experts stay as they are; tokens are routed among them\n"
+     "The most used experts are dominant; each other one joins the dominant expert it is most like. --similarity:\n"
+     "router-logits, router-weights, expert-weights, weights-features, gradients, mean-features,\n"
+     "mean-absolute-features, random. Merge a model finetuned to the task with its training images as --data, then\n"
+     "`finetune --teacher` the merged model with the unmerged one. The input is never changed. --out gets the smaller\n"
+     "checkpoint and, if it is a folder, plan.json.\n\n"
+     "Example:\n  espalier merge runs/finetuned --data synthetic:narrow --ratio 0.5 --out runs/merged\n",
+     "--data --groups --ratio --method --similarity --align --average --budget --exclude --capacity --calibration --ranks "
+     "--out --overwrite",
+     1, 1, run_merge},
     {"upcycle", "upcycle RUN|CKPT --set model.layers=[...] [--set KEY=VALUE]... [--noise S] --out RUN|CKPT",
      "Makes a mixture of a trained dense model (arXiv 2212.05055)",
      "Blocks that model.layers makes mixtures get experts that are copies of their dense layer, and a new router. Gates are\n"

@@ -111,16 +111,6 @@ static esp_status make_plan(pruning *p, const arguments *a) {
   return ESP_OK;
 }
 
-static esp_status save_plan(const pruning *p, const arguments *a) {
-  char path[ESP_PATH_SIZE], *text;
-  if (strcmp(p->target, a->out) == 0) return ESP_OK; /* a single file was asked for */
-  ESP_TRY(esp_folder_path(path, a->out, "plan.json"));
-  ESP_TRY(esp_plan_json(&text, p->plan));
-  const esp_status status = esp_file_write(path, text);
-  esp_free(text);
-  return status;
-}
-
 /* For the history: what was done, to how many, with which data. */
 static void describe(const pruning *p, const arguments *a, char *text, size_t size) {
   char amount[64] = "by a saved plan", data[160] = "", mode[16] = "";
@@ -167,7 +157,7 @@ static esp_status prune(pruning *p, const arguments *a) {
   ESP_TRY(make_plan(p, a));
   ESP_TRY(esp_apply_plan(&p->pruned, p->model.model, p->plan));
   if (strcmp(p->target, a->out) != 0) ESP_TRY(esp_folder_make(a->out));
-  ESP_TRY(save_plan(p, a));
+  ESP_TRY(write_plan(p->plan, p->target, a));
   return save_model(p, a);
 }
 

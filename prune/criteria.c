@@ -147,17 +147,19 @@ static esp_status fill(const esp_criterion *c, const esp_criterion_inputs *input
   return esp_plan_drop_lowest(plan, inputs->model, budget);
 }
 
+void esp_plan_note_data(esp_plan *plan, const esp_calibration *calibration) {
+  const esp_dataset_info *info = esp_dataset_info_of(calibration->dataset);
+  snprintf(plan->data.name, sizeof plan->data.name, "%s", info->name);
+  snprintf(plan->data.digest, sizeof plan->data.digest, "%s", info->digest);
+  snprintf(plan->data.split, sizeof plan->data.split, "%s", calibration->split == ESP_TRAIN ? "train" : "test");
+  plan->data.images = esp_calibration_images(calibration);
+  plan->data.seed = calibration->seed;
+}
+
 void esp_plan_note_origin(esp_plan *plan, const char *formula, bool needs_data, const esp_criterion_inputs *inputs) {
   snprintf(plan->formula, sizeof plan->formula, "%s", formula);
   plan->seed = inputs->seed;
-  if (!needs_data) return;
-  const esp_dataset_info *info = esp_dataset_info_of(inputs->calibration->dataset);
-  snprintf(plan->data.name, sizeof plan->data.name, "%s", info->name);
-  snprintf(plan->data.digest, sizeof plan->data.digest, "%s", info->digest);
-  snprintf(plan->data.split, sizeof plan->data.split, "%s",
-           inputs->calibration->split == ESP_TRAIN ? "train" : "test");
-  plan->data.images = esp_calibration_images(inputs->calibration);
-  plan->data.seed = inputs->calibration->seed;
+  if (needs_data) esp_plan_note_data(plan, inputs->calibration);
 }
 
 esp_status esp_plan_make(esp_plan **plan, const esp_criterion *criterion, const esp_criterion_inputs *inputs,

@@ -55,6 +55,9 @@ ESP_API size_t esp_criterion_family(const esp_criterion **criteria);
  * or says why there is no S(1,0,0). */
 ESP_API esp_status esp_criterion_find(const esp_criterion **criterion, const char *name) ESP_MUST_CHECK;
 
+/* Has a plan tell which data it was calibrated on. */
+ESP_API void esp_plan_note_data(esp_plan *plan, const esp_calibration *calibration);
+
 /* The mode to use where none is asked for: the criterion's own; with routers whose experts or slots choose (expert
  * choice, Soft MoE) the router's row goes with the expert, as arXiv 2405.16646 does it there. */
 ESP_API esp_prune_mode esp_criterion_mode(const esp_criterion *criterion, const esp_model *model);

@@ -38,6 +38,17 @@ static esp_status make_by_criterion(const esp_method *method, const esp_method_i
   return status;
 }
 
+/* Otherwise as the paper has it: global budget, router logits. */
+static esp_status make_merged(const esp_method *method, const esp_method_inputs *inputs, esp_compressed *made) {
+  const esp_merge_options options = {
+      .method = *method->merge, .budget = {.ratio = inputs->ratio, .global = true}, .seed = inputs->seed};
+  esp_plan *plan;
+  ESP_TRY(esp_merge_plan(&plan, inputs->model, inputs->calibration, &options));
+  const esp_status status = esp_apply_method_plan(inputs, plan, made);
+  esp_plan_free(plan);
+  return status;
+}
+
 /* Replaces `made` by a model that skips. */
 static esp_status skip_in(const esp_method_inputs *inputs, esp_compressed *made) {
   double beta[ESP_MAX_BLOCKS];
@@ -75,7 +86,18 @@ enum { FIRST_ROWS = sizeof first_rows / sizeof first_rows[0], MOST_METHODS = 128
 
 size_t esp_method_count(void) {
   const esp_criterion *criteria;
-  return FIRST_ROWS + esp_criterion_list(&criteria);
+  const esp_merge_method *merges;
+  return FIRST_ROWS + esp_merge_method_list(&merges) + esp_criterion_list(&criteria);
+}
+
+static esp_method merging(const esp_merge_method *merge) {
+  return (esp_method){.name = merge->name,
+                      .summary = merge->summary,
+                      .kind = ESP_METHOD_MERGE,
+                      .needs_data = true,
+                      .has_ratio = true,
+                      .make = make_merged,
+                      .merge = merge};
 }
 
 static esp_method method_of(const esp_criterion *criterion) {
@@ -91,8 +113,15 @@ static esp_method method_of(const esp_criterion *criterion) {
 
 void esp_method_at(esp_method *method, size_t index) {
   const esp_criterion *criteria;
+  const esp_merge_method *merges;
+  const size_t first_criterion = FIRST_ROWS + esp_merge_method_list(&merges);
   (void)esp_criterion_list(&criteria);
-  *method = index < FIRST_ROWS ? first_rows[index] : method_of(&criteria[index - FIRST_ROWS]);
+  if (index < FIRST_ROWS)
+    *method = first_rows[index];
+  else if (index < first_criterion)
+    *method = merging(&merges[index - FIRST_ROWS]);
+  else
+    *method = method_of(&criteria[index - first_criterion]);
 }
 
 static esp_status find_variant(esp_method *method, const char *name) {

@@ -5,6 +5,7 @@
 #define ESPALIER_METHOD_H
 
 #include <espalier/criteria.h>
+#include <espalier/merge.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -46,6 +47,7 @@ struct esp_method {
   /* Makes the model; inputs are left as they are. On failure nothing of *made needs freeing. */
   esp_status (*make)(const esp_method *method, const esp_method_inputs *inputs, esp_compressed *made);
   const esp_criterion *criterion; /* of a method that is a criterion; NULL otherwise */
+  const esp_merge_method *merge;  /* of a method that merges; NULL otherwise */
   bool then_skip; /* "NAME+skip": what it made gets dynamic skipping (skip.h), calibrated on what it made */
 };
 

@@ -50,7 +50,10 @@ esp_status esp_plan_create(esp_plan **plan, const esp_model *model, const char *
 
 void esp_plan_free(esp_plan *plan) {
   if (!plan) return;
-  for (int i = 0; plan->layers && i < plan->layer_count; i++) esp_neuron_choice_clear(&plan->layers[i].neuron);
+  for (int i = 0; plan->layers && i < plan->layer_count; i++) {
+    esp_neuron_choice_clear(&plan->layers[i].neuron);
+    esp_free(plan->layers[i].place);
+  }
   esp_free(plan->layers);
   esp_free(plan);
 }
@@ -59,6 +62,26 @@ int esp_plan_dropped(const esp_layer_plan *layer) {
   int dropped = 0;
   for (int e = 0; e < layer->experts; e++) dropped += layer->target[e] < 0;
   return dropped;
+}
+
+esp_status esp_plan_take_places(esp_layer_plan *layer, int neurons) {
+  layer->place = esp_alloc((size_t)layer->experts * (size_t)neurons, sizeof *layer->place);
+  if (!layer->place) return ESP_ERR_MEMORY;
+  layer->neurons = neurons;
+  for (int e = 0; e < layer->experts; e++)
+    for (int n = 0; n < neurons; n++) layer->place[e * neurons + n] = n;
+  return ESP_OK;
+}
+
+int esp_plan_groups(const esp_layer_plan *layer) {
+  bool used[ESP_MAX_EXPERTS] = {false};
+  int groups = 0;
+  for (int e = 0; e < layer->experts; e++) {
+    if (layer->target[e] < 0 || used[layer->target[e]]) continue;
+    used[layer->target[e]] = true;
+    groups++;
+  }
+  return groups;
 }
 
 void esp_plan_drop(esp_plan *plan, int layer, int expert) {

@@ -36,6 +36,13 @@ typedef struct esp_layer_plan {
   int experts;                     /* logical experts of the layer before */
   int32_t target[ESP_MAX_EXPERTS]; /* whose weights expert e uses afterwards: e itself where it is kept, another
                                       expert where it is merged into that, or an ESP_TARGET_ */
+  bool averaged;                   /* false: a target's weights stay as they are; true: they become the average of those
+                                      of all experts that have this target (a group) */
+  double weight[ESP_MAX_EXPERTS];  /* averaged: of each expert in its group's average; those of a group sum to 1 */
+  int neurons;                     /* of each expert; 0 without `place` */
+  int32_t *place; /* [experts, neurons] averaged: the neuron of the group's expert that each neuron goes into; NULL:
+                     the one of the same number. One-to-one for aligned experts (a permutation). Where several meet,
+                     their rows of gate and up are averaged and those of down added up */
   double score[ESP_MAX_EXPERTS];   /* what the criterion said: the higher, the more worth keeping */
   int unrouted; /* experts with weights that no calibration token was routed to: criteria by a pass score them 0 */
   double loss;  /* of the subset that reconstruction chose; 0 otherwise */
@@ -75,6 +82,12 @@ typedef struct esp_prune_budget {
 ESP_API esp_status esp_plan_create(esp_plan **plan, const esp_model *model, const char *criterion,
                                    esp_prune_mode mode) ESP_MUST_CHECK;
 ESP_API void esp_plan_free(esp_plan *plan);
+
+/* Makes layer->place, in which every neuron stays where it is. Freed with the plan. */
+ESP_API esp_status esp_plan_take_places(esp_layer_plan *layer, int neurons) ESP_MUST_CHECK;
+
+/* Experts that have weights of their own afterwards, or groups that share some. */
+ESP_API int esp_plan_groups(const esp_layer_plan *layer);
 
 /* How many experts of each layer go by a budget that is not global: drops[layer_count]. With an E3 a multiple of the
  * members, of which each loses as many. ESP_ERR_USAGE if too few would be left, a pattern matches no layer, or members

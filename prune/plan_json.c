@@ -10,13 +10,31 @@
 
 /* --- writing ------------------------------------------------------------------------------------------------- */
 
+/* Where each neuron of an expert goes: "3 0 1 2". A text, because a line for each number would bury all else. */
+static json_t *places_json(const int32_t *place, int neurons) {
+  char *text = esp_alloc((size_t)neurons * 12 + 1, 1), *end = text;
+  for (int n = 0; text && n < neurons; n++) end += sprintf(end, n ? " %d" : "%d", (int)place[n]);
+  json_t *json = text ? json_string(text) : NULL;
+  esp_free(text);
+  return json;
+}
+
+static json_t *expert_json(const esp_layer_plan *layer, int e) {
+  json_t *json =
+      json_pack("{s:i, s:i, s:f}", "expert", e, "target", (int)layer->target[e], "score", layer->score[e]);
+  if (layer->averaged) json_object_set_new(json, "weight", json_real(layer->weight[e]));
+  if (layer->place)
+    json_object_set_new(json, "places", places_json(layer->place + (int64_t)e * layer->neurons, layer->neurons));
+  return json;
+}
+
 static json_t *layer_json(const esp_layer_plan *layer) {
   json_t *experts = json_array();
-  for (int e = 0; e < layer->experts; e++)
-    json_array_append_new(
-        experts, json_pack("{s:i, s:i, s:f}", "expert", e, "target", (int)layer->target[e], "score", layer->score[e]));
-  json_t *json = json_pack("{s:s, s:i, s:i, s:o}", "name", layer->scope, "dropped", esp_plan_dropped(layer), "unrouted",
-                           layer->unrouted, "experts", experts);
+  for (int e = 0; e < layer->experts; e++) json_array_append_new(experts, expert_json(layer, e));
+  json_t *json = json_pack("{s:s, s:i, s:i, s:i, s:b, s:o}", "name", layer->scope, "dropped",
+                           esp_plan_dropped(layer), "unrouted", layer->unrouted, "groups", esp_plan_groups(layer),
+                           "averaged", layer->averaged, "experts", experts);
+  if (layer->place) json_object_set_new(json, "placed_neurons", json_integer(layer->neurons));
   if (layer->loss > 0) {
     json_object_set_new(json, "loss", json_real(layer->loss));
     json_object_set_new(json, "greedy", json_boolean(layer->greedy));
@@ -44,6 +62,9 @@ esp_status esp_plan_json(char **text, const esp_plan *plan) {
   return *text ? ESP_OK : ESP_ERR_MEMORY;
 }
 
+/* More than any file could place. */
+enum { MOST_NEURONS = 1 << 20 };
+
 /* --- reading ------------------------------------------------------------------------------------------------- */
 
 static void copy_string(char *target, size_t size, const json_t *object, const char *key) {
@@ -59,12 +80,25 @@ static void read_data(esp_plan_data *data, const json_t *json) {
   data->seed = (uint64_t)json_integer_value(json_object_get(json, "seed"));
 }
 
+static bool read_places(esp_layer_plan *layer, int expert, const json_t *json) {
+  const char *text = json_string_value(json_object_get(json, "places"));
+  char *end;
+  for (int n = 0; n < layer->neurons; n++, text = end) {
+    const long place = text ? strtol(text, &end, 10) : -1;
+    if (!text || end == text || place < 0 || place >= layer->neurons) return false;
+    layer->place[(int64_t)expert * layer->neurons + n] = (int32_t)place;
+  }
+  return true;
+}
+
 static bool read_expert(esp_layer_plan *layer, int expert, const json_t *json) {
   const json_t *target = json_object_get(json, "target");
   const json_int_t value = json_integer_value(target);
   if (!json_is_integer(target) || value < ESP_TARGET_REMOVED || value >= layer->experts) return false;
   layer->target[expert] = (int32_t)value;
   layer->score[expert] = json_number_value(json_object_get(json, "score"));
+  layer->weight[expert] = json_number_value(json_object_get(json, "weight"));
+  if (layer->place && !read_places(layer, expert, json)) return false;
   return json_integer_value(json_object_get(json, "expert")) == expert;
 }
 
@@ -77,6 +111,10 @@ static bool read_layer(esp_layer_plan *layer, const json_t *json) {
   layer->unrouted = (int)json_integer_value(json_object_get(json, "unrouted"));
   layer->loss = json_number_value(json_object_get(json, "loss"));
   layer->greedy = json_is_true(json_object_get(json, "greedy"));
+  layer->averaged = json_is_true(json_object_get(json, "averaged"));
+  const json_int_t placed = json_integer_value(json_object_get(json, "placed_neurons"));
+  if (placed < 0 || placed > MOST_NEURONS) return false;
+  if (placed > 0 && esp_plan_take_places(layer, (int)placed) != ESP_OK) return false;
   for (int e = 0; e < layer->experts; e++)
     if (!read_expert(layer, e, json_array_get(experts, (size_t)e))) return false;
   const json_t *neurons = json_object_get(json, "neurons");

@@ -1,3 +1,5 @@
+#include "averaging_internal.h"
+
 #include <espalier/factors.h>
 #include <espalier/memory.h>
 #include <espalier/surgeon.h>
@@ -7,7 +9,7 @@
 /* Which of the old bank's experts a layer keeps, and its new layout. */
 typedef struct operation {
   esp_expert_layout layout;
-  int32_t old_stored[ESP_MAX_EXPERTS];  /* [layout.stored] */
+  int32_t old_stored[ESP_MAX_EXPERTS];  /* [layout.stored]; where experts are averaged, the target of the group */
   int32_t old_logical[ESP_MAX_EXPERTS]; /* [layout.experts] */
 } operation;
 
@@ -44,26 +46,34 @@ static esp_status check_layer(const esp_layer_plan *plan, const esp_moe *moe) {
       return esp_fail(ESP_ERR_MISMATCH, "the plan sends expert %d of %s to expert %d, which has no weights", e,
                       plan->scope, (int)target);
   }
-  return check_neurons(plan, moe);
+  ESP_TRY(check_neurons(plan, moe));
+  return esp_check_averages(plan, moe);
+}
+
+/* What expert e's weights are afterwards made from: an old stored expert or, averaged, a group. */
+static int32_t origin(const esp_layer_plan *plan, const esp_expert_layout *old, int e) {
+  return plan->averaged ? plan->target[e] : old->index[plan->target[e]];
 }
 
 /* Stored experts keep their order. */
 static void plan_operation(operation *o, const esp_layer_plan *plan, const esp_expert_layout *old, int hidden) {
-  int32_t place[ESP_MAX_EXPERTS]; /* old stored -> new stored */
-  for (int s = 0; s < old->stored; s++) place[s] = -1;
+  int32_t place[ESP_MAX_EXPERTS]; /* origin -> new stored */
+  const int origins = plan->averaged ? plan->experts : old->stored;
+  for (int s = 0; s < origins; s++) place[s] = -1;
   for (int e = 0; e < plan->experts; e++)
-    if (plan->target[e] >= 0) place[old->index[plan->target[e]]] = 0;
+    if (plan->target[e] >= 0) place[origin(plan, old, e)] = 0;
   memset(o, 0, sizeof *o);
   o->layout.rank = old->rank;
   o->layout.pruning = old->pruning;
-  for (int s = 0; s < old->stored; s++) {
+  for (int s = 0; s < origins; s++) {
     if (place[s] < 0) continue;
     place[s] = (int32_t)o->layout.stored;
+    const int stored = plan->averaged ? old->index[s] : s;
     int64_t first;
     o->layout.widths[o->layout.stored] = (int32_t)(
-        plan->neuron.stored ? esp_plan_neurons_left(plan, s, &first) : esp_stored_width(old, s, hidden));
+        plan->neuron.stored ? esp_plan_neurons_left(plan, s, &first) : esp_stored_width(old, stored, hidden));
     for (int side = 0; side < ESP_SIDES; side++)
-      o->layout.sparse_rows[side][o->layout.stored] = old->sparse_rows[side][s];
+      o->layout.sparse_rows[side][o->layout.stored] = old->sparse_rows[side][stored];
     o->old_stored[o->layout.stored++] = (int32_t)s;
   }
   for (int e = 0; e < plan->experts; e++) {
@@ -71,7 +81,7 @@ static void plan_operation(operation *o, const esp_layer_plan *plan, const esp_e
     const int i = o->layout.experts++;
     o->old_logical[i] = (int32_t)e;
     o->layout.original_ids[i] = old->original_ids[e];
-    o->layout.index[i] = plan->target[e] >= 0 ? place[old->index[plan->target[e]]] : plan->target[e];
+    o->layout.index[i] = plan->target[e] >= 0 ? place[origin(plan, old, e)] : plan->target[e];
   }
 }
 
@@ -125,14 +135,17 @@ static void copy_expert(const esp_expert_bank *target, int to, const esp_expert_
     copy_factors(&target->factors[side], to, &source->factors[side], from);
 }
 
-static void copy_layer(const esp_moe *target, const esp_moe *source, const esp_layer_plan *plan, const operation *o) {
+static esp_status copy_layer(const esp_moe *target, const esp_moe *source, const esp_layer_plan *plan,
+                             const operation *o) {
   copy_slices(target->router, source->router, o->old_logical);
   copy_slices(target->router_bias, source->router_bias, o->old_logical);
+  if (plan->averaged) return esp_average_layer(target, source, plan, o->old_stored);
   for (int s = 0; s < o->layout.stored; s++) {
     int64_t first = 0;
     if (plan->neuron.stored) (void)esp_plan_neurons_left(plan, o->old_stored[s], &first);
     copy_expert(&target->bank, s, &source->bank, o->old_stored[s], plan->neuron.stored ? plan->neuron.stays + first : NULL);
   }
+  return ESP_OK;
 }
 
 static esp_status operate(esp_model **pruned, const esp_model *model, const esp_plan *plan, operation *operations,
@@ -146,7 +159,7 @@ static esp_status operate(esp_model **pruned, const esp_model *model, const esp_
   ESP_TRY(esp_model_create(pruned, &model->config, layouts, 0));
   ESP_TRY(esp_model_copy_parameters(*pruned, model, "*.router,*.router_bias,*.experts.*"));
   for (int i = 0; i < plan->layer_count; i++)
-    copy_layer(esp_model_moe(*pruned, i), esp_model_moe(model, i), &plan->layers[i], &operations[i]);
+    ESP_TRY(copy_layer(esp_model_moe(*pruned, i), esp_model_moe(model, i), &plan->layers[i], &operations[i]));
   return ESP_OK;
 }
 

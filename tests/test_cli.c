@@ -59,6 +59,37 @@ static void test_teacher(void **state) {
   succeed("finetune taught --data synthetic:narrow --out untaught --quiet");
 }
 
+static void test_merge(void **state) {
+  (void)state;
+  char digest[32];
+  digest_of("finetuned", digest);
+  json_t *m = succeed_json("merge finetuned --data synthetic:narrow --groups 2 --budget layer --calibration 64 --ranks --out merged");
+  assert_string_equal(text(m, "method"), "m-smoe");
+  assert_true(number(m, "parameters") < number(m, "parameters_before") && number(m, "bytes") > 0);
+  for (size_t i = 0; i < 2; i++) {
+    const json_t *groups = get(item(m, "layers", i), "groups");
+    size_t members = 0;
+    assert_int_equal(json_array_size(groups), 2);
+    assert_true(number(item(m, "layers", i), "stable_rank") >= 1 && number(item(m, "layers", i), "stable_rank_before") >= 1);
+    for (size_t g = 0; g < 2; g++) members += json_array_size(get(json_array_get(groups, g), "experts"));
+    assert_int_equal(members, 4);
+  }
+  json_decref(m);
+  m = succeed_json("inspect merged");
+  assert_true(number(item(m, "layers", 0), "experts") == 4 && number(item(m, "layers", 0), "stored_experts") == 2);
+  assert_string_equal(text(item(m, "history", 2), "action"), "merge");
+  assert_string_equal(text(item(m, "history", 2), "parent"), digest);
+  json_decref(m);
+  assert_true(is_there("merged/plan.json"));
+  /* With the routers frozen after merging too, what routers did says nothing. */
+  succeed("finetune merged --data synthetic:narrow --out recovered --quiet --teacher finetuned "
+          "--set training.freeze=blocks.*.router");
+  refuse("prune recovered --criterion router-norm-change --reference finetuned --drop 1 --out never", 1,
+         "router was frozen", "in the finetune on");
+  succeed("merge finetuned --data synthetic:narrow --ratio 0.25 --method zipit --out zipped.h5");
+  assert_non_null(strstr(out, "groups:"));
+}
+
 static void test_inspect(void **state) {
   (void)state;
   json_t *m = succeed_json("inspect finetuned --parameters");
@@ -500,6 +531,7 @@ int main(void) {
       cmocka_unit_test(test_runs),
       cmocka_unit_test(test_evaluate),
       cmocka_unit_test(test_inspect),
+      cmocka_unit_test(test_merge),
       cmocka_unit_test(test_teacher),
       cmocka_unit_test(test_measure),
       cmocka_unit_test(test_routers),

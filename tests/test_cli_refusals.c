@@ -8,7 +8,8 @@
 static void test_help(void **state) {
   (void)state;
   static const char *const commands[] = {"pretrain", "finetune", "evaluate", "measure",
-                                         "prune",    "skip", "sweep",    "upcycle",  "inspect", "data"};
+                                         "merge",    "prune",    "skip",     "sweep",
+                                         "upcycle",  "inspect",  "data"};
   succeed("--help");
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) assert_non_null(strstr(out, commands[i]));
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
@@ -68,6 +69,18 @@ static void test_usage(void **state) {
       {"prune finetuned --criterion neuron-random --ratio 0.1 --budget global --out new", 2, "--budget is \"global\"",
        "expert"},
       {"prune finetuned --criterion neuron-random --ratio 0.999 --out new", 2, "cutting 7 would leave 1", "each token uses 4"},
+      {"merge finetuned --data synthetic:narrow --out new", 2, "--groups N", "--ratio R"},
+      {"merge finetuned --groups 2 --out new", 2, "--data is missing", ""},
+      {"merge finetuned --data synthetic:narrow --groups 5 --out new", 2, "blocks.0.moe has 4 experts", "5 groups"},
+      {"merge finetuned --data synthetic:narrow --groups 2 --method smoe --out new", 2, "--method smoe",
+       "did you mean m-smoe"},
+      {"merge finetuned --data synthetic:narrow --groups 2 --align none --method redirect --out new", 2,
+       "--method redirect averages nothing", ""},
+      {"merge finetuned --data synthetic:narrow --groups 2 --budget all --out new", 2, "--budget is \"all\"",
+       "global or layer"},
+      {"merge finetuned --data synthetic:narrow --groups 2 --out finetuned --overwrite", 2, "finetuned/last.h5",
+       "never changed"},
+      {"merge finetuned --data fashion-mnist --groups 2 --out new", 1, "calibration data", "28 x 28"},
       {"prune finetuned --criterion router-norm-change --drop 1 --out new", 2, "router-norm-change",
        "--reference"},
       {"bench mnoe", 2, "no suite mnoe", "did you mean mone"},
