@@ -19,7 +19,8 @@ typedef struct arguments {
   const char *method, *similarity, *align, *average, *groups, *capacity; /* of a merge */
   const char *gates, *budget, *exclude, *loss, *plan;
   repeated data_sets, criteria; /* every --data and --criterion; the last ones are `data` and `criterion` too */
-  const char *seeds, *variants;
+  const char *seeds, *variants, *layers;
+  bool sparsify;
   repeated calibrate_on;        /* of a sweep */
   const char *beta; /* of skip: a number */
   const char *methods, *ratios, *finetune; /* lists and a number of a sweep */

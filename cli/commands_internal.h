@@ -31,6 +31,12 @@ int run_inspect(const arguments *a);
 int run_data(const arguments *a);
 int run_bench(const arguments *a);
 
+/* measure --sparsify. */
+int run_sparsify(const arguments *a);
+
+/* --out of `measure`, or RUN/measured if a run is measured, made; "" for a lone checkpoint. */
+esp_status choose_measure_folder(char folder[ESP_PATH_SIZE], const arguments *a);
+
 /* Prints this thread's message to standard error and returns the exit code that fits the status. */
 int report_failure(esp_status status);
 

@@ -31,9 +31,15 @@ static const command commands[] = {
     {"measure", "measure RUN|CKPT [--data DATA [--trace FILE.h5]] [--reference RUN|CKPT] [--out FOLDER]", "What routers and neurons do",
      "With --data: routing counts, shares, gates, entropy, and how sparse the neurons' activations are. With\n"
      "--reference: how far each expert's router row moved since that model. CSV and JSON go to RUN/measured or --out.\n"
-     "--trace: which experts each token chose, with its gates, as HDF5; `evaluate --replay` routes by it.\n\n"
-     "Example:\n  espalier measure runs/finetuned --data synthetic:narrow --reference runs/pretrained --out runs/measured\n",
-     "--data --reference --out --split --limit --trace", 1, 1, run_measure},
+     "--trace: which experts each token chose, with its gates, as HDF5; `evaluate --replay` routes by it.\n"
+     "--sparsify: the study of arXiv 2510.05781 on any model, without training: of the neurons a token activates in an expert\n"
+     "(in a MoNE: the selected ones) a share q = 0, 0.1 ... 0.9, 0.95, 0.99 is left out, those of smallest |gate activation|\n"
+     "first; also the largest, at random (--seed), and those of smallest contribution, |h_j| times the norm of row j of W_down;\n"
+     "in all mixture layers together and in each alone. sparsify.csv, .svg and .png. On 1000 images, or --limit N: the time of\n"
+     "45 evaluations of them for every mixture layer, and 45 more; a small model takes a minute or two.\n\n"
+     "Example:\n  espalier measure runs/finetuned --data synthetic:narrow --reference runs/pretrained --out runs/measured\n"
+     "  espalier measure runs/finetuned --data synthetic:narrow --sparsify --layers together\n",
+     "--data --reference --out --split --limit --trace --sparsify --layers", 1, 1, run_measure},
     {"prune",
      "prune RUN|CKPT --criterion NAME --drop N|--ratio R [--data DATA] [--reference RUN|CKPT] [--mode MODE] --out RUN|CKPT\n"
      "       espalier prune RUN|CKPT --plan FILE.json --out RUN|CKPT",

@@ -103,8 +103,7 @@ static esp_status start_trace(measuring *m) {
                                   m->options.limit ? m->options.limit : info->count[m->options.split]);
 }
 
-/* --out, or RUN/measured if a run is measured; "" for a lone checkpoint. */
-static esp_status choose_folder(char folder[ESP_PATH_SIZE], const arguments *a) {
+esp_status choose_measure_folder(char folder[ESP_PATH_SIZE], const arguments *a) {
   struct stat found;
   if (a->out)
     snprintf(folder, ESP_PATH_SIZE, "%s", a->out);
@@ -114,6 +113,7 @@ static esp_status choose_folder(char folder[ESP_PATH_SIZE], const arguments *a) 
 }
 
 static esp_status measure(measuring *m, const arguments *a) {
+  if (a->layers) return esp_fail(ESP_ERR_USAGE, "--layers chooses what --sparsify looks at: give that too");
   if (!a->data && !a->reference)
     return esp_fail(ESP_ERR_USAGE,
                     "nothing to measure: give --data (what routers and neurons do), --reference (how far routers "
@@ -127,13 +127,14 @@ static esp_status measure(measuring *m, const arguments *a) {
   if (a->data) ESP_TRY(open_part(&m->model, a, &m->dataset, &m->options));
   if (a->trace) ESP_TRY(start_trace(m));
   char folder[ESP_PATH_SIZE] = "";
-  ESP_TRY(choose_folder(folder, a));
+  ESP_TRY(choose_measure_folder(folder, a));
   if (a->data) ESP_TRY(measure_data(m));
   if (a->trace) ESP_TRY(esp_routing_trace_save(a->trace, m->trace));
   return *folder ? esp_measurement_write(&m->measurement, folder) : ESP_OK;
 }
 
 int run_measure(const arguments *a) {
+  if (a->sparsify) return run_sparsify(a);
   measuring m = {.dataset = NULL};
   const esp_status status = measure(&m, a);
   int code = EXIT_DONE;

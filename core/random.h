@@ -25,7 +25,8 @@ typedef enum esp_purpose {
   ESP_PURPOSE_TEST,
   ESP_PURPOSE_ROUTER_HASH,  /* index = block */
   ESP_PURPOSE_UPCYCLE,      /* index = hash of the parameter's name */
-  ESP_PURPOSE_SAMPLE        /* index = 0 */
+  ESP_PURPOSE_SAMPLE,       /* index = 0 */
+  ESP_PURPOSE_SPARSIFY      /* index = row of a pass */
 } esp_purpose;
 
 typedef struct esp_random {

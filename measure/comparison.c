@@ -19,7 +19,7 @@ size_t esp_variant_list(const esp_variant **list) {
 }
 
 static int matrices(const esp_model_config *config) {
-  return config->feed_forward.activation == ESP_ACTIVATION_SWIGLU ? 3 : 2;
+  return esp_activation_is_gated(config->feed_forward.activation) ? 3 : 2;
 }
 
 /* The K_N with which `top_k` experts activate `target` rows of d weights; 0 if no whole number does. */
@@ -33,6 +33,7 @@ static int solve_kept(const esp_model_config *base, esp_activation_count count, 
 static esp_status set_kept(esp_model_config *config, int top_k, int kept) {
   config->moe.top_k = top_k;
   config->moe.neurons_kept = (double)kept / config->moe.hidden;
+  config->moe.neurons_kept_per_layer_count = 0;
   return ESP_OK;
 }
 

@@ -9,6 +9,7 @@
 #include <espalier/report.h>
 #include <espalier/router_change.h>
 #include <espalier/stable_rank.h>
+#include <espalier/sparsify.h>
 #include <espalier/statistics.h>
 
 #endif

@@ -2,6 +2,9 @@
 /* Leaving out neurons of a trained model: filters in the forward pass, and the study made of them. */
 #include "test_measure_models.h"
 
+#include <espalier/parallel.h>
+#include <espalier/train.h>
+
 typedef struct sight {
   int calls;
   bool silence;
@@ -52,7 +55,109 @@ static void test_filters(void **state) {
   esp_model_free(model);
 }
 
+/* --- the study on a trained model ------------------------------------------------------------------------ */
+
+static const char settings[] = "model:\n"
+                               "  stem: {kind: convolution, channels: [8], pools: [4, 2]}\n"
+                               "  width: 16\n"
+                               "  blocks: 2\n"
+                               "  mixing: convolution\n"
+                               "  kernel: 3\n"
+                               "  layers: [moe, mone]\n"
+                               "  moe: {experts: 4, top_k: 2, hidden: 16, neurons_kept: 0.5}\n"
+                               "optimizer: {learning_rate: 0.01}\n"
+                               "training: {epochs: 2, batch: 64}\n";
+
+typedef struct trained {
+  esp_dataset *dataset;
+  esp_model *model;
+  esp_normalisation normalisation;
+} trained;
+
+static trained train_quickly(void) {
+  trained t = {.model = NULL};
+  esp_run_config config;
+  esp_checkpoint_info info = {.history_count = 1};
+  esp_training_result result;
+  char folder[TESTING_PATH_SIZE];
+  make_folder(folder);
+  assert_int_equal(esp_run_config_parse(&config, "test", settings, NULL, 0), ESP_OK);
+  assert_int_equal(esp_dataset_open(&t.dataset, "synthetic:narrow"), ESP_OK);
+  const esp_dataset_info *data = esp_dataset_info_of(t.dataset);
+  config.model.image_height = data->height;
+  config.model.image_width = data->width;
+  config.model.image_channels = data->channels;
+  config.model.classes = data->classes;
+  esp_dataset_normalisation(t.dataset, &t.normalisation);
+  info.normalisation = t.normalisation;
+  t.model = make(&config.model, NULL, 1);
+  const esp_training_job job = {
+      .model = t.model, .dataset = t.dataset, .config = &config, .folder = folder, .info = &info, .quiet = true};
+  if (esp_train(&job, &result) != ESP_OK) fail_msg("%s", esp_error_message());
+  remove_folder(folder);
+  return t;
+}
+
+static double mean_loss(const esp_sparsify_point *points, int order) {
+  double sum = 0;
+  for (int i = 0; i < ESP_SPARSIFY_SHARES; i++) sum += points[order * ESP_SPARSIFY_SHARES + i].loss;
+  return sum / ESP_SPARSIFY_SHARES;
+}
+
+/* Nothing left out: the bits of an evaluation without a filter. */
+static void check_nothing_left_out(const trained *t, const esp_sparsify_options *options,
+                                   const esp_sparsify_point *point) {
+  esp_evaluation plain;
+  assert_int_equal(esp_evaluate(t->model, t->dataset, &t->normalisation, &options->evaluation, &plain), ESP_OK);
+  assert_memory_equal(&plain.loss, &point->loss, sizeof plain.loss);
+  assert_memory_equal(&plain.accuracy, &point->accuracy, sizeof plain.accuracy);
+  assert_true(point->active == 1);
+}
+
+static void check_curves(const esp_sparsify_point *points) {
+  const esp_sparsify_point *smallest = points, *last = &points[ESP_SPARSIFY_SHARES - 1];
+  for (int i = 1; i < ESP_SPARSIFY_SHARES; i++) {
+    assert_true(smallest[i].active <= smallest[i - 1].active);
+    /* Half of 16 neurons are 8, of 8 they are 4: rounding is at most half a neuron of 8. */
+    assert_true(fabs(smallest[i].active - (1 - smallest[i].share)) <= 0.5 / 8 + 1e-9);
+  }
+  assert_true(last->loss > smallest[0].loss && smallest[9].loss > smallest[0].loss);
+  assert_true(smallest[3].loss < last->loss && smallest[6].loss < last->loss);
+  const double least = mean_loss(points, ESP_DROP_SMALLEST);
+  const double largest = mean_loss(points, ESP_DROP_LARGEST), random = mean_loss(points, ESP_DROP_RANDOM);
+  if (!(least < random && random < largest))
+    fail_msg("mean losses: smallest %g, random %g, largest %g", least, random, largest);
+  assert_true(mean_loss(points, ESP_DROP_CONTRIBUTION) < random);
+}
+
+static void row_49_sparsification_of_a_trained_model(void **state) {
+  (void)state;
+  trained t = train_quickly();
+  const esp_sparsify_options options = {
+      .evaluation = {.split = ESP_TEST, .batch = 100, .limit = 500}, .seed = 3, .first_layer = 1, .end_layer = 2};
+  const int64_t count = esp_sparsify_count(&options);
+  assert_int_equal(count, 2 * ESP_DROP_ORDERS * ESP_SPARSIFY_SHARES);
+  esp_sparsify_point *points = esp_alloc((size_t)count, sizeof *points),
+                     *again = esp_alloc((size_t)count, sizeof *again);
+  esp_threads_set(2);
+  assert_int_equal(esp_sparsify(t.model, t.dataset, &t.normalisation, &options, points), ESP_OK);
+  check_nothing_left_out(&t, &options, &points[0]);
+  check_curves(points);
+  const esp_sparsify_point *alone = &points[ESP_DROP_ORDERS * ESP_SPARSIFY_SHARES];
+  assert_true(alone[0].layer == 1 && alone[0].loss == points[0].loss);
+  assert_true(mean_loss(alone, ESP_DROP_LARGEST) < mean_loss(points, ESP_DROP_LARGEST));
+  esp_threads_set(1);
+  assert_int_equal(esp_sparsify(t.model, t.dataset, &t.normalisation, &options, again), ESP_OK);
+  for (int64_t i = 0; i < count; i++)
+    assert_true(points[i].loss == again[i].loss && points[i].active == again[i].active);
+  esp_free(points);
+  esp_free(again);
+  esp_model_free(t.model);
+  esp_dataset_close(t.dataset);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_filters)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_filters),
+                                     cmocka_unit_test(row_49_sparsification_of_a_trained_model)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
