@@ -149,16 +149,23 @@ static esp_status train_one(training *t, const comparing *c, int variant) {
                   c->variants[variant]->name, seed);
 }
 
-/* Means over the mixture layers. */
+/* Means over the mixture layers; neurons are counted in MoNEs only. */
 static void take_statistics(const esp_statistics *statistics, double *values) {
   const int layers = esp_statistics_layer_count(statistics);
   values[ESP_COMPARED_NEAR_ZERO_HUNDREDTH] = values[ESP_COMPARED_NEAR_ZERO_TENTH] = layers ? 0 : (double)NAN;
+  int64_t dead = 0, counted = 0;
+  double gini = 0;
   for (int i = 0; i < layers; i++) {
     esp_layer_statistics s;
     esp_statistics_layer(statistics, i, &s);
     values[ESP_COMPARED_NEAR_ZERO_HUNDREDTH] += s.near_zero[1] / layers;
     values[ESP_COMPARED_NEAR_ZERO_TENTH] += s.near_zero[2] / layers;
+    gini += s.neuron_gini / layers;
+    dead += s.dead_neurons;
+    counted += s.counted_neurons;
   }
+  values[ESP_COMPARED_NEURON_GINI] = counted ? gini : (double)NAN;
+  values[ESP_COMPARED_DEAD_NEURONS] = counted ? (double)dead / (double)counted : (double)NAN;
 }
 
 static esp_status measure_one(const training *t, double *values) {

@@ -1,17 +1,24 @@
 #include <espalier/comparison.h>
 
 static const esp_variant variants[] = {
-    {"moe", "all neurons of k experts: the baseline", ESP_VARIANT_MOE, ESP_COUNT_SELECTED, true},
+    {"moe", "all neurons of k experts: the baseline", ESP_VARIANT_MOE, ESP_COUNT_SELECTED, false, true},
     {"mone-half-full", "half the activated parameters, the gate counted in full (K_N = f/4)", ESP_VARIANT_HALF,
-     ESP_COUNT_GATE_IN_FULL, true},
+     ESP_COUNT_GATE_IN_FULL, false, true},
     {"mone-half-selected", "half of them, selected neurons counted only (K_N = f/2)", ESP_VARIANT_HALF,
-     ESP_COUNT_SELECTED, true},
+     ESP_COUNT_SELECTED, false, true},
     {"mone-equal-full", "as many, the gate counted in full, of more experts a token", ESP_VARIANT_EQUAL,
-     ESP_COUNT_GATE_IN_FULL, true},
+     ESP_COUNT_GATE_IN_FULL, false, true},
     {"mone-equal-selected", "as many, selected neurons counted only, of more experts a token", ESP_VARIANT_EQUAL,
-     ESP_COUNT_SELECTED, true},
-    {"dense", "one network of k f neurons in place of the experts", ESP_VARIANT_DENSE, ESP_COUNT_SELECTED, false},
+     ESP_COUNT_SELECTED, false, true},
+    {"mone-half-full-balanced", "with the neuron balance loss", ESP_VARIANT_HALF, ESP_COUNT_GATE_IN_FULL, true, true},
+    {"mone-half-selected-balanced", "with it", ESP_VARIANT_HALF, ESP_COUNT_SELECTED, true, true},
+    {"mone-equal-full-balanced", "with it", ESP_VARIANT_EQUAL, ESP_COUNT_GATE_IN_FULL, true, true},
+    {"mone-equal-selected-balanced", "with it", ESP_VARIANT_EQUAL, ESP_COUNT_SELECTED, true, true},
+    {"dense", "one network of k f neurons in place of the experts", ESP_VARIANT_DENSE, ESP_COUNT_SELECTED, false,
+     false},
 };
+
+static const double default_balance_weight = 0.01;
 
 size_t esp_variant_list(const esp_variant **list) {
   *list = variants;
@@ -107,6 +114,10 @@ esp_status esp_variant_config(const esp_variant *variant, const esp_model_config
     return esp_fail(ESP_ERR_CONFIG, "model.layers has no mixture to compare; name moe among the kinds");
   for (unsigned i = 0; i < base->layers_count; i++)
     if (base->layers[i] != ESP_LAYER_DENSE) config->layers[i] = layer_kind(variant->kind);
+  if (!variant->balanced)
+    config->moe.neuron_balance_weight = 0;
+  else if (!(base->moe.neuron_balance_weight > 0))
+    config->moe.neuron_balance_weight = default_balance_weight;
   switch (variant->kind) {
   case ESP_VARIANT_DENSE:
     ESP_TRY(set_dense(variant, base, config));

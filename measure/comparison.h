@@ -31,6 +31,7 @@ typedef struct esp_variant {
   const char *name, *summary;
   esp_variant_kind kind;
   esp_activation_count count; /* of HALF and EQUAL */
+  bool balanced;              /* of HALF and EQUAL: with the neuron balance loss */
   bool usual;                 /* compared unless others are named */
 } esp_variant;
 
@@ -38,7 +39,8 @@ typedef struct esp_variant {
 ESP_API size_t esp_variant_list(const esp_variant **variants);
 
 /* The model of `base` (complete: sizes from the data are set) that the variant says: its dense layers stay, its mixture
- * layers become the variant's; all but the dense variant have the same total parameters. EQUAL takes the most experts a
+ * layers become the variant's; all but the dense variant have the same total parameters. The
+ * neuron balance loss has the weight of `base`, 0.01 if that is 0, in the balanced ones, and none in the others. EQUAL takes the most experts a
  * token, up to 2 k, for which a whole K_N solves k' activated(K_N) = k activated(f). ESP_ERR_CONFIG, with the reason, if there
  * is none, or if `base` has no mixture layer or a router for which "experts a token" means something else. */
 ESP_API esp_status esp_variant_config(const esp_variant *variant, const esp_model_config *base,
@@ -57,6 +59,8 @@ typedef enum esp_compared_value {
   ESP_COMPARED_NEAR_ZERO_HUNDREDTH, /* share of gate activations with |a| < 0.01, mean over the mixture layers */
   ESP_COMPARED_NEAR_ZERO_TENTH,     /* ... 0.1 */
   ESP_COMPARED_NEURONS_USED,        /* K_N / f */
+  ESP_COMPARED_NEURON_GINI,         /* of how often neurons are selected, mean over the layers; of MoNEs */
+  ESP_COMPARED_DEAD_NEURONS,        /* share of neurons that hardly any token selects; of MoNEs */
   ESP_COMPARED_TRAINING_RATE,       /* images/s of the training steps */
   ESP_COMPARED_MILLISECONDS,        /* of one image alone; measured once per variant, see esp_comparison */
   ESP_COMPARED_VALUES

@@ -18,6 +18,8 @@ const char *esp_compared_value_name(esp_compared_value value) {
                                                          "near_zero_0.01",
                                                          "near_zero_0.1",
                                                          "neurons_used",
+                                                         "neuron_gini",
+                                                         "dead_neurons",
                                                          "images_per_second",
                                                          "milliseconds_per_image"};
   return names[value];
@@ -262,10 +264,10 @@ static const char *share_text(double share, char text[32]) {
 }
 
 static void print_row(const esp_compared_summary *s, FILE *file) {
-  char accuracy[32], difference[32], near_zero[32];
+  char accuracy[32], difference[32], near_zero[32], gini[32];
   const double *m = s->mean;
   const bool baseline = s->first->variant->kind == ESP_VARIANT_MOE;
-  fprintf(file, "%-28s %5d %2d %4d/%-4d %-14s %-14s %8.4f %10.0f %9.0f %9.0f %9.0f %7.2f %7.2f %6s %7.0f %7.3f\n",
+  fprintf(file, "%-28s %5d %2d %4d/%-4d %-14s %-14s %8.4f %10.0f %9.0f %9.0f %9.0f %7.2f %7.2f %6s %5s %7.0f %7.3f\n",
           s->first->variant->name, s->seeds, s->first->top_k, s->first->neurons_kept, s->first->neurons,
           spread_text(m[ESP_COMPARED_ACCURACY], s->deviation[ESP_COMPARED_ACCURACY], false, accuracy),
           baseline ? ""
@@ -274,21 +276,21 @@ static void print_row(const esp_compared_summary *s, FILE *file) {
           m[ESP_COMPARED_LOSS], m[ESP_COMPARED_PARAMETERS], m[ESP_COMPARED_ACTIVATED],
           m[ESP_COMPARED_ACTIVATED_SELECTED], m[ESP_COMPARED_TOUCHED], 1e-6 * m[ESP_COMPARED_FLOPS],
           1e-6 * m[ESP_COMPARED_FLOPS_SELECTED], share_text(m[ESP_COMPARED_NEAR_ZERO_TENTH], near_zero),
-          m[ESP_COMPARED_TRAINING_RATE], m[ESP_COMPARED_MILLISECONDS]);
+          share_text(m[ESP_COMPARED_NEURON_GINI], gini), m[ESP_COMPARED_TRAINING_RATE], m[ESP_COMPARED_MILLISECONDS]);
 }
 
 void esp_comparison_print(const esp_comparison *c, FILE *file) {
   int count = 0;
   esp_compared_summary *summaries = summarise(c, &count);
   if (!summaries) return;
-  fprintf(file, "%-28s %5s %2s %9s %-14s %-14s %8s %10s %9s %9s %9s %7s %7s %6s %7s %7s\n", "variant", "seeds", "k",
+  fprintf(file, "%-28s %5s %2s %9s %-14s %-14s %8s %10s %9s %9s %9s %7s %7s %6s %5s %7s %7s\n", "variant", "seeds", "k",
           "kept/f", "accuracy %", "minus MoE", "loss", "parameters", "activated", "selected", "touched", "MFLOP",
-          "skipped", "near 0", "images/s", "ms");
+          "skipped", "near 0", "Gini", "images/s", "ms");
   for (int i = 0; i < count; i++) print_row(&summaries[i], file);
   fputs(
       "activated: parameters of one token, the matrix that ranks the neurons in full; selected: kept neurons only; touched: "
       "what an image may read.\nMFLOP: of an image, as computed in training; skipped: if unselected neurons are skipped; near 0: "
-      "% of gate activations\nwithin 0.1 of zero; images/s: in training; ms: a single image, median.\n",
+      "% of gate activations\nwithin 0.1 of zero; Gini: % of how unevenly a MoNE's neurons are selected; images/s: in training; ms: a single image, median.\n",
       file);
   esp_free(summaries);
 }

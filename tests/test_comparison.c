@@ -109,6 +109,22 @@ static void test_a_mone_is_taken_as_an_moe(void **state) {
   assert_int_equal(activated(&again, ESP_COUNT_GATE_IN_FULL), activated(&moe, ESP_COUNT_GATE_IN_FULL));
 }
 
+/* ... and only the balanced ones have the loss, with the weight of the settings if they give one. */
+static void test_balanced_variants(void **state) {
+  (void)state;
+  const esp_variant *table;
+  const size_t count = esp_variant_list(&table);
+  for (int weighted = 0; weighted < 2; weighted++) {
+    esp_model_config base = base_config();
+    base.moe.neuron_balance_weight = weighted ? 0.3 : 0;
+    for (size_t i = 0; i < count; i++) {
+      const esp_model_config config = derive(&base, table[i].name);
+      assert_true(config.moe.neuron_balance_weight == (!table[i].balanced ? 0 : weighted ? 0.3 : 0.01));
+      assert_int_equal(table[i].balanced, strstr(table[i].name, "-balanced") != NULL);
+    }
+  }
+}
+
 static void refuse(const esp_model_config *base, const char *name, const char *words) {
   esp_model_config config;
   assert_int_equal(esp_variant_config(variant_of(name), base, &config), ESP_ERR_CONFIG);
@@ -166,9 +182,9 @@ static void test_summaries(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_variants_activate_what_they_say),
-                                     cmocka_unit_test(test_dense_activates_as_many),
-                                     cmocka_unit_test(test_a_mone_is_taken_as_an_moe),
-                                     cmocka_unit_test(test_what_cannot_be_matched), cmocka_unit_test(test_summaries)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_variants_activate_what_they_say), cmocka_unit_test(test_dense_activates_as_many),
+      cmocka_unit_test(test_a_mone_is_taken_as_an_moe),       cmocka_unit_test(test_balanced_variants),
+      cmocka_unit_test(test_what_cannot_be_matched),          cmocka_unit_test(test_summaries)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
