@@ -28,6 +28,8 @@ typedef struct arguments {
   size_t override_count;
   const char *drop, *ratio, *below, *calibration, *floor, *threads, *seed, *limit, *noise, *rounds; /* numbers, checked by whole_number() and real_number() */
   bool json, quiet, help, resume, augment, parameters, overwrite, ranks, keep, distil;
+  const char *rank, *share; /* of compress: numbers */
+  bool zero_shot;           /* likewise */
 } arguments;
 
 /* A command of the program. */

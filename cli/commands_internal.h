@@ -22,6 +22,7 @@ int run_evaluate(const arguments *a);
 int run_measure(const arguments *a);
 int run_compare(const arguments *a);
 int run_prune(const arguments *a);
+int run_compress(const arguments *a);
 int run_overlap(const arguments *a);
 int run_sweep(const arguments *a);
 int run_skip(const arguments *a);

@@ -149,6 +149,19 @@ static const command commands[] = {
      "--data --groups --ratio --method --similarity --align --average --budget --exclude --capacity --calibration --ranks "
      "--out --overwrite",
      1, 1, run_merge},
+    {"compress", "compress RUN|CKPT --data DATA --out RUN [--rank R] [--share P] [--teacher RUN|CKPT] [--set KEY=VALUE]... [--resume]",
+     "Factors experts into low rank and sparse rows, and prunes the rows while finetuning (MC-SMoE)",
+     "Each matrix of an expert becomes U V + S by singular value decomposition (arXiv 2310.01334): rank R (32), S the rest.\n"
+     "While U, V and S are finetuned, rows of S go, the least important of all layers first, until the share P (0.1) is left:\n"
+     "none before compression.start (0.04) of the steps, all by compression.finish (0.16) before the end. The checkpoint holds\n"
+     "only what is left. Best after merging; --exclude leaves layers as they are; the experts' stable ranks before and after\n"
+     "go to compression.csv. Settings are the model's with the paper's for finetuning: routers frozen, no auxiliary losses, no\n"
+     "noise, no dropout, AdamW (0.9, 0.98), linear decay, learning rate 3e-4, a tenth of the epochs; --set goes on top, and\n"
+     "--teacher with the model from before recommends itself. With --zero-shot nothing is trained: --calibration (512) images\n"
+     "tell which rows matter.\n\n"
+     "Example:\n  espalier compress runs/finetuned --data synthetic:narrow --rank 8 --share 0.1 --teacher runs/finetuned --out runs/small\n",
+     "--data --out --rank --share --exclude --zero-shot --calibration --teacher --set --resume --overwrite --new-head", 1, 1,
+     run_compress},
     {"upcycle", "upcycle RUN|CKPT --set model.layers=[...] [--set KEY=VALUE]... [--noise S] --out RUN|CKPT",
      "Makes a mixture of a trained dense model (arXiv 2212.05055)",
      "Blocks that model.layers makes mixtures get experts that are copies of their dense layer, and a new router. Gates are\n"

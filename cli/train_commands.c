@@ -85,15 +85,18 @@ static esp_status build_from(training *t, const arguments *a, const loaded *sour
   return status;
 }
 
-static esp_status start_finetuning(training *t, const arguments *a) {
+static esp_status settle_finetuning(training *t, const arguments *a, const loaded *source) {
+  return esp_run_config_parse(&t->config, source->path, source->info.run_config, a->overrides, a->override_count);
+}
+
+esp_status start_from_model(training *t, const arguments *a,
+                            esp_status (*settle)(training *t, const arguments *a, const loaded *source)) {
   loaded source;
   ESP_TRY(load(&source, a->operands[0]));
   esp_status status = ESP_OK;
   if (is_same_file(source.path, t->resume_from))
     status = esp_fail(ESP_ERR_USAGE, "%s is the model to be finetuned; choose another --out", source.path);
-  if (status == ESP_OK)
-    status =
-        esp_run_config_parse(&t->config, source.path, source.info.run_config, a->overrides, a->override_count);
+  if (status == ESP_OK) status = settle(t, a, &source);
   if (status == ESP_OK) status = apply_seed(t, a);
   if (status == ESP_OK) status = build_from(t, a, &source);
   if (status == ESP_OK) {
@@ -119,18 +122,19 @@ static esp_status load_teacher(training *t, const arguments *a) {
   return ESP_OK;
 }
 
-/* Both commands; `start` makes the model of a run that is not resumed. */
-static int run_training(const arguments *a, const char *action, esp_status (*start)(training *, const arguments *)) {
-  training t = {.action = action, .quiet = a->quiet};
+static esp_status start_finetuning(training *t, const arguments *a) { return start_from_model(t, a, settle_finetuning); }
+
+int run_training(const arguments *a, const recipe *r) {
+  training t = {.arguments = a, .recipe = r, .action = r->action, .quiet = a->quiet};
   esp_training_result result = {.step = 0};
   esp_status status = open_data(&t.dataset, a);
   if (status == ESP_OK) status = training_place(&t, a->out, a->resume, a->overwrite);
   if (status == ESP_OK) status = load_teacher(&t, a);
-  if (status == ESP_OK) status = t.resumes ? resume(&t, a) : start(&t, a);
+  if (status == ESP_OK) status = t.resumes ? resume(&t, a) : r->start(&t, a);
   if (status == ESP_OK) status = training_run(&t, &result);
   return finish(&t, a, status, &result);
 }
 
-int run_pretrain(const arguments *a) { return run_training(a, "pretrain", start_pretraining); }
+int run_pretrain(const arguments *a) { return run_training(a, &(recipe){.action = "pretrain", .start = start_pretraining}); }
 
-int run_finetune(const arguments *a) { return run_training(a, "finetune", start_finetuning); }
+int run_finetune(const arguments *a) { return run_training(a, &(recipe){.action = "finetune", .start = start_finetuning}); }

@@ -6,7 +6,22 @@
 
 #include <espalier/train.h>
 
-typedef struct training {
+typedef struct training training;
+
+/* How commands that train differ. */
+typedef struct recipe {
+  const char *action;
+  esp_status (*start)(training *t, const arguments *a); /* makes the model of a run that is not resumed */
+  /* In the place of esp_train(); NULL: that. */
+  esp_status (*work)(training *t, esp_training_result *result);
+  /* What is done with the model at the end, before the results are written; NULL: nothing. */
+  esp_status (*complete)(training *t, esp_training_result *result);
+} recipe;
+
+struct training {
+  const arguments *arguments; /* of a command that trains once, else NULL */
+  const recipe *recipe;       /* likewise */
+  json_t *more;               /* for the results; NULL: nothing */
   const char *action, *folder; /* of the run */
   bool quiet, terse;           /* terse: the settings are not printed at the start */
   esp_dataset *dataset; /* the caller's */
@@ -16,7 +31,14 @@ typedef struct training {
   esp_checkpoint_info info;
   char resume_from[ESP_PATH_SIZE]; /* the folder's last checkpoint, there or not */
   bool resumes;                    /* it is there, and goes on */
-} training;
+};
+
+/* A whole command that trains once. */
+int run_training(const arguments *a, const recipe *r);
+
+/* For start(): model and info from those of the first operand, with the settings that `settle` makes of them. */
+esp_status start_from_model(training *t, const arguments *a,
+                            esp_status (*settle)(training *t, const arguments *a, const loaded *source));
 
 /* Looks whether the folder holds a run, which goes on if `resume`; nothing is made yet. ESP_ERR_USAGE if there is one
  * that is neither to be resumed nor to be overwritten. */

@@ -158,6 +158,7 @@ json_t *training_results_json(const training *t, const esp_training_result *r) {
                         json_pack("{s:s, s:f, s:f, s:b, s:f}", "teacher", t->teacher.info.digest, "weight",
                                   t->config.distillation.weight, "temperature", t->config.distillation.temperature,
                                   "squared", t->config.distillation.squared, "last_loss", r->distillation));
+  if (json && t->more) json_object_update(json, t->more);
   return json;
 }
 
@@ -200,13 +201,16 @@ esp_status training_run(training *t, esp_training_result *result) {
                                 .resume_from = t->resumes ? t->resume_from : NULL,
                                 .stop = watch_interrupts(),
                                 .quiet = t->quiet};
-  ESP_TRY(esp_train(&job, result));
+  const recipe *r = t->recipe;
+  ESP_TRY(r && r->work ? r->work(t, result) : esp_train(&job, result));
+  if (r && r->complete) ESP_TRY(r->complete(t, result));
   return write_results(t, result);
 }
 
 void training_release(training *t) {
   esp_model_free(t->model);
   unload(&t->teacher);
+  json_decref(t->more);
   esp_checkpoint_info_clear(&t->info);
   t->model = NULL;
 }

@@ -9,7 +9,7 @@ static void test_help(void **state) {
   (void)state;
   static const char *const commands[] = {"pretrain", "finetune", "evaluate", "measure",
                                          "merge",    "prune",    "skip",     "sweep",
-                                         "upcycle",  "inspect",  "data"};
+                                         "compress", "upcycle",  "inspect",  "data"};
   succeed("--help");
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) assert_non_null(strstr(out, commands[i]));
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {

@@ -1,0 +1,222 @@
+/* compress: factors experts, prunes rows of S while finetuning or without, keeps what is left. */
+#include "training_internal.h"
+
+#include <espalier/core.h>
+#include <espalier/cost.h>
+#include <espalier/prune.h>
+#include <espalier/stable_rank.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ZERO_SHOT_SAMPLES = 512, ZERO_SHOT_BATCH = 16, EVALUATION_BATCH = 128 };
+
+/* --- settings ---------------------------------------------------------------------------------------------------- */
+
+/* What the paper finetunes with (arXiv 2310.01334, appendix A and code). Its learning rates are 3e-5 to 3e-4. */
+static void recommend(esp_run_config *config, const esp_model *model) {
+  esp_router_config *router = &config->model.moe.router;
+  esp_optimizer_config *o = &config->optimizer;
+  router->noise = 0;
+  router->balance_weight = router->importance_weight = router->load_weight = router->z_weight = router->entropy_weight =
+      0;
+  config->model.dropout = 0;
+  *o = (esp_optimizer_config){.kind = ESP_OPTIMIZER_ADAMW,
+                              .learning_rate = 3e-4,
+                              .router_rate = 1,
+                              .weight_decay = 0.01,
+                              .momentum = o->momentum,
+                              .beta1 = 0.9,
+                              .beta2 = 0.98,
+                              .epsilon = 1e-6,
+                              .clip_norm = o->clip_norm,
+                              .schedule = {.kind = ESP_SCHEDULE_LINEAR, .warmup = 0.05}};
+  config->training.epochs /= 10;
+  const bool has_router = esp_model_moe_count(model) > 0 && esp_model_moe(model, 0)->router;
+  snprintf(config->training.freeze, sizeof config->training.freeze, "%s", has_router ? "*.router" : "");
+}
+
+static esp_status settle(training *t, const arguments *a, const loaded *source) {
+  esp_run_config base;
+  char *text = NULL;
+  ESP_TRY(esp_run_config_parse(&base, source->path, source->info.run_config, NULL, 0));
+  base.model = source->model->config;
+  recommend(&base, source->model);
+  ESP_TRY(esp_run_config_save(&text, &base));
+  const esp_status status = esp_run_config_parse(&t->config, source->path, text, a->overrides, a->override_count);
+  esp_free(text);
+  return status;
+}
+
+static esp_status start_compressing(training *t, const arguments *a) {
+  ESP_TRY(start_from_model(t, a, settle));
+  esp_model *factored;
+  ESP_TRY(esp_factor_experts(&factored, t->model, &t->config.compression));
+  esp_model_free(t->model);
+  t->model = factored;
+  esp_history_entry *entry = &t->info.history[t->info.history_count - 1];
+  const size_t length = strlen(entry->detail);
+  snprintf(entry->detail + length, sizeof entry->detail - length, ", rank %d, keep %g%s", t->config.compression.rank,
+           t->config.compression.keep, a->zero_shot ? ", not trained" : "");
+  return ESP_OK;
+}
+
+static esp_status prune_untrained(training *t, esp_training_result *result) {
+  long long samples;
+  ESP_TRY(whole_number("--calibration", t->arguments->calibration, 1, INT64_MAX, ZERO_SHOT_SAMPLES, &samples));
+  const esp_zero_shot_options options = {samples, ZERO_SHOT_BATCH, t->config.training.seed};
+  const double start = esp_seconds();
+  *result = (esp_training_result){.step = 0};
+  ESP_TRY(esp_prune_rows_zero_shot(t->model, t->dataset, &t->info.normalisation, &t->config.compression, &options));
+  result->seconds = esp_seconds() - start;
+  result->images_per_second = (double)samples / result->seconds;
+  return ESP_OK;
+}
+
+/* --- what is left ------------------------------------------------------------------------------------------------ */
+
+/* Before and after. */
+typedef struct outcome {
+  loaded source;
+  esp_model *compact;
+  esp_stable_ranks *before, *after;
+  esp_evaluation was; /* of the source; examples 0 if it does not know the data's classes */
+  esp_model_cost cost_before, cost_after;
+} outcome;
+
+static esp_status load_source(outcome *o, const training *t) {
+  const char *parent = t->info.history[t->info.history_count - 1].parent;
+  ESP_TRY(load(&o->source, t->arguments->operands[0]));
+  if (strcmp(o->source.info.digest, parent) == 0) return ESP_OK;
+  return esp_fail(ESP_ERR_MISMATCH, "the run was started from the model %s, but %s is %s; give the one it came from",
+                  parent, o->source.path, o->source.info.digest);
+}
+
+static esp_status evaluate(const training *t, const esp_model *model, esp_evaluation *evaluation) {
+  const esp_evaluation_options options = {.split = ESP_TEST, .batch = EVALUATION_BATCH};
+  return esp_evaluate(model, t->dataset, &t->info.normalisation, &options, evaluation);
+}
+
+static esp_status measure(outcome *o, const training *t, esp_training_result *result) {
+  const bool knows = o->source.model->config.classes == o->compact->config.classes;
+  if (knows) ESP_TRY(evaluate(t, o->source.model, &o->was));
+  ESP_TRY(evaluate(t, o->compact, &result->final));
+  result->best_accuracy = result->final.accuracy; /* of the model that is kept */
+  result->best_step = result->step;
+  esp_model_cost_of(o->source.model, &o->cost_before);
+  esp_model_cost_of(o->compact, &o->cost_after);
+  ESP_TRY(esp_stable_ranks_create(&o->before, o->source.model));
+  return esp_stable_ranks_create(&o->after, o->compact);
+}
+
+static esp_status write_ranks(const outcome *o, const char *folder) {
+  char path[ESP_PATH_SIZE], *text = NULL;
+  size_t size;
+  ESP_TRY(esp_folder_path(path, folder, "compression.csv"));
+  FILE *file = open_memstream(&text, &size);
+  if (!file) return ESP_ERR_MEMORY;
+  fputs("layer,expert,matrix,out,in,rank,sparse_rows,stable_rank_before,stable_rank_after\n", file);
+  for (int64_t i = 0; i < o->after->count; i++) {
+    const esp_matrix_rank *r = &o->after->of[i];
+    fprintf(file, "%s,%d,%s,%lld,%lld,%d,%lld,%.6g,%.6g\n", r->layer, r->expert, r->matrix, (long long)r->out,
+            (long long)r->in, r->rank, (long long)r->sparse_rows, o->before->of[i].stable_rank, r->stable_rank);
+  }
+  const bool written = fclose(file) == 0;
+  const esp_status status = written ? esp_file_write(path, text) : ESP_ERR_MEMORY;
+  free(text);
+  return status;
+}
+
+static double mean_rank(const esp_stable_ranks *ranks) {
+  double sum = 0;
+  for (int64_t i = 0; i < ranks->count; i++) sum += ranks->of[i].stable_rank;
+  return sum / (double)ranks->count;
+}
+
+static void tell(const outcome *o, training *t, const esp_training_result *result) {
+  const char *target = t->resume_from;
+  const double bytes_before = (double)file_size(o->source.path), bytes = (double)file_size(target);
+  t->more = json_pack("{s:f, s:I, s:I, s:f, s:f, s:I, s:I, s:f, s:f, s:i, s:f}", "accuracy_before", o->was.accuracy,
+                      "parameters_before", (json_int_t)o->cost_before.parameters, "parameters",
+                      (json_int_t)o->cost_after.parameters, "flops_per_image_before", o->cost_before.flops,
+                      "flops_per_image", o->cost_after.flops, "bytes_before", (json_int_t)bytes_before, "bytes",
+                      (json_int_t)bytes, "mean_stable_rank_before", mean_rank(o->before), "mean_stable_rank",
+                      mean_rank(o->after), "rank", t->config.compression.rank, "keep", t->config.compression.keep);
+  if (t->arguments->json) return;
+  if (o->was.examples)
+    printf("accuracy: %.2f %% before, %.2f %% after\n", 100 * o->was.accuracy, 100 * result->final.accuracy);
+  printf("parameters: %.3f M of %.3f M left; %.1f MFLOP an image where there were %.1f\n",
+         1e-6 * (double)o->cost_after.parameters, 1e-6 * (double)o->cost_before.parameters, 1e-6 * o->cost_after.flops,
+         1e-6 * o->cost_before.flops);
+  printf("on disk: %.2f MB; the original %.2f MB, of which %.2f are its parameters\n", 1e-6 * bytes,
+         1e-6 * bytes_before, 1e-6 * ESP_PARAMETER_BYTES * (double)o->cost_before.parameters);
+  printf("stable rank of the experts' matrices: %.2f on average before, %.2f after; each in %s/compression.csv\n",
+         mean_rank(o->before), mean_rank(o->after), t->arguments->out);
+}
+
+static esp_status keep_compact(outcome *o, training *t, esp_training_result *result) {
+  ESP_TRY(load_source(o, t));
+  ESP_TRY(esp_drop_zero_rows(&o->compact, t->model));
+  ESP_TRY(measure(o, t, result));
+  ESP_TRY(write_ranks(o, t->arguments->out));
+  note_cost(&t->info, o->compact);
+  ESP_TRY(esp_checkpoint_save(t->resume_from, o->compact, NULL, &t->info, t->config.training.compression));
+  tell(o, t, result);
+  return ESP_OK;
+}
+
+static esp_status complete(training *t, esp_training_result *result) {
+  outcome o = {.compact = NULL};
+  const esp_status status = keep_compact(&o, t, result);
+  esp_stable_ranks_free(o.before);
+  esp_stable_ranks_free(o.after);
+  esp_model_free(o.compact);
+  unload(&o.source);
+  return status;
+}
+
+/* --- the command ------------------------------------------------------------------------------------------------- */
+
+/* Options that are settings too go before the --set of the command line, which so have the last word. */
+static esp_status add_settings(arguments *a) {
+  static char texts[3][600];
+  const char *const keys[] = {"rank", "keep", "exclude"}, *const values[] = {a->rank, a->share, a->exclude};
+  size_t count = 0;
+  const char *all[MAX_OVERRIDES];
+  for (int i = 0; i < 3; i++) {
+    if (!values[i]) continue;
+    if (snprintf(texts[i], sizeof texts[i], "compression.%s=%s", keys[i], values[i]) >= (int)sizeof texts[i])
+      return esp_fail(ESP_ERR_USAGE, "--%s is too long", keys[i]);
+    all[count++] = texts[i];
+  }
+  if (count + a->override_count > MAX_OVERRIDES)
+    return esp_fail(ESP_ERR_USAGE, "there are more than %d settings on the command line", MAX_OVERRIDES);
+  for (size_t i = 0; i < a->override_count; i++) all[count++] = a->overrides[i];
+  memcpy(a->overrides, all, count * sizeof *all);
+  a->override_count = count;
+  return ESP_OK;
+}
+
+static esp_status check_arguments(const arguments *a) {
+  long long samples;
+  ESP_TRY(whole_number("--calibration", a->calibration, 1, INT64_MAX, ZERO_SHOT_SAMPLES, &samples));
+  if (a->zero_shot && (a->resume || a->teacher))
+    return esp_fail(ESP_ERR_USAGE, "--zero-shot trains nothing, so that %s makes no sense",
+                    a->resume ? "--resume" : "--teacher");
+  if (a->calibration && !a->zero_shot)
+    return esp_fail(ESP_ERR_USAGE, "--calibration is for --zero-shot; finetuning sees all training images");
+  return ESP_OK;
+}
+
+int run_compress(const arguments *given) {
+  arguments a = *given;
+  const recipe r = {.action = "compress",
+                    .start = start_compressing,
+                    .work = a.zero_shot ? prune_untrained : NULL,
+                    .complete = complete};
+  esp_status status = check_arguments(&a);
+  if (status == ESP_OK) status = add_settings(&a);
+  return status == ESP_OK ? run_training(&a, &r) : report_failure(status);
+}
