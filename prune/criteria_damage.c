@@ -2,7 +2,7 @@
  * and the router's next choice takes its tokens, sum over the tokens routed to it of ||y - y without it||. Every expert
  * runs once on every token; nothing is kept from one batch to the next. */
 #include "criteria_internal.h"
-#include "recombine_internal.h"
+#include <espalier/recombine.h>
 #include <espalier/memory.h>
 
 #include <math.h>
@@ -61,7 +61,7 @@ static esp_status add_damage(damage_watch *w, const esp_moe_record *record, esp_
   ESP_TRY(esp_recombine(moe, w->tape, &batch, &moe->layout, w->experts, NULL, w->y));
   for (int e = 0; e < moe->layout.experts; e++) {
     if (moe->layout.index[e] < 0 || record->routing->served[e] == 0) continue;
-    without.index[e] = ESP_EXPERT_MASKED;
+    without.index[e] = esp_dropped_index(ESP_PRUNE_REMOVE, moe);
     ESP_TRY(esp_recombine(moe, w->tape, &batch, &without, w->experts, NULL, w->without));
     without.index[e] = moe->layout.index[e];
     plan->score[e] += lost(w, record, e);

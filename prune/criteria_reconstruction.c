@@ -8,7 +8,7 @@
  * With an E3 each member's subset is sought for itself: their tokens and experts have nothing in common, so that their
  * squared losses add up. */
 #include "criteria_internal.h"
-#include "layer_cache_internal.h"
+#include <espalier/layer_cache.h>
 #include <espalier/memory.h>
 #include <espalier/surgeon.h>
 
@@ -27,7 +27,7 @@ typedef struct search {
   esp_real **experts, **shared;          /* [batches] what esp_run_every_expert() and .._shared_expert() made of X */
   esp_real *y;                           /* [tokens of a batch, width] */
   esp_reconstruction_loss form;
-  int32_t dropped_index;    /* ESP_EXPERT_ZERO or _MASKED: what the mode makes of an expert */
+  int32_t dropped_index;    /* esp_dropped_index() */
   esp_expert_layout layout; /* of the subset that is tried */
 } search;
 
@@ -185,7 +185,7 @@ static esp_status choose_in_layer(const reconstruction *r, int i, const esp_laye
               .input = input,
               .target = &r->targets[i],
               .form = r->inputs->loss,
-              .dropped_index = r->plan->mode == ESP_PRUNE_ZERO ? ESP_EXPERT_ZERO : ESP_EXPERT_MASKED};
+              .dropped_index = esp_dropped_index(r->plan->mode, esp_model_moe(r->inputs->model, i))};
   const int members = s.moe->config.members, own = s.moe->layout.experts / members;
   esp_status status = start_search(&s);
   for (int m = 0; status == ESP_OK && m < members; m++) status = choose_in_member(r, &s, i, m * own, (m + 1) * own);

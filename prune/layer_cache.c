@@ -1,4 +1,4 @@
-#include "layer_cache_internal.h"
+#include <espalier/layer_cache.h>
 #include <espalier/memory.h>
 
 #include <string.h>

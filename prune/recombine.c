@@ -1,4 +1,4 @@
-#include "recombine_internal.h"
+#include <espalier/recombine.h>
 #include <espalier/parallel.h>
 
 #include <string.h>
@@ -87,17 +87,49 @@ static void combine_tokens(void *context, int64_t begin, int64_t end) {
   }
 }
 
+int32_t esp_dropped_index(esp_prune_mode mode, const esp_moe *moe) {
+  if (mode == ESP_PRUNE_ZERO) return ESP_EXPERT_ZERO;
+  return mode == ESP_PRUNE_REMOVE && moe->config.members == 1 ? ESP_TARGET_REMOVED : ESP_EXPERT_MASKED;
+}
+
+/* The layout without removed experts, and whose logits are left, kept[to->experts]. */
+static void compact(const esp_expert_layout *from, esp_expert_layout *to, int *kept) {
+  *to = *from;
+  to->experts = 0;
+  for (int e = 0; e < from->experts; e++) {
+    if (from->index[e] == ESP_TARGET_REMOVED) continue;
+    kept[to->experts] = e;
+    to->index[to->experts] = from->index[e];
+    to->original_ids[to->experts++] = from->original_ids[e];
+  }
+}
+
+/* Columns kept[count] of values [rows, columns], in the step arena; NULL if there are no values, or no memory. */
+static esp_tensor *take_columns(esp_tape *tape, const esp_real *values, int64_t rows, int64_t columns, const int *kept,
+                                int count) {
+  esp_tensor *taken = values ? esp_tape_tensor(tape, 2, (const int64_t[]){rows, count}) : NULL;
+  for (int64_t i = 0; taken && i < rows; i++)
+    for (int j = 0; j < count; j++) taken->data[i * count + j] = values[i * columns + kept[j]];
+  return taken;
+}
+
 esp_status esp_recombine(const esp_moe *moe, esp_tape *tape, const esp_layer_batch *batch,
                          const esp_expert_layout *layout, const esp_real *experts, const esp_real *shared,
                          esp_real *y) {
+  int kept[ESP_MAX_EXPERTS];
+  esp_expert_layout left;
+  compact(layout, &left, kept);
   esp_tape_reset(tape, false);
   esp_route_request request = esp_moe_request(moe, batch->tokens, batch->images, &(esp_pass){.training = false});
-  request.layout = layout;
-  esp_routed routed = {.logits = NULL};
-  if (batch->logits) routed.logits = leaf(tape, batch->logits, batch->tokens, layout->experts);
+  const esp_tensor *bias = take_columns(tape, request.bias, 1, layout->experts, kept, left.experts);
+  if (request.bias && !bias) return esp_tape_status(tape);
+  request.layout = &left;
+  request.bias = bias ? bias->data : NULL;
+  esp_routed routed = {.logits = take_columns(tape, batch->logits, batch->tokens, layout->experts, kept, left.experts)};
+  if (batch->logits && !routed.logits) return esp_tape_status(tape);
   moe->policy->route(tape, &request, &routed);
   if (!routed.routing || !routed.gates) return esp_tape_status(tape);
-  combination c = {&routed, layout, experts, shared, y, moe->bank.width, batch->tokens};
+  combination c = {&routed, &left, experts, shared, y, moe->bank.width, batch->tokens};
   esp_parallel_for(batch->tokens, GRAIN, combine_tokens, &c);
   return ESP_OK;
 }

@@ -135,7 +135,7 @@ static void modes_have_names(void **state) {
 
 /* --- budgets ------------------------------------------------------------------------------------------------------- */
 
-static void the_lowest_scores_go(void **state) {
+static void row_28_the_lowest_scores_go(void **state) {
   (void)state;
   scored(ESP_PRUNE_ZERO, 3, -1, 2, 0);
   assert_int_equal(drop(2, 0), ESP_OK);
@@ -172,7 +172,7 @@ static void layers_are_ranked_by_themselves(void **state) {
   for (int i = 0; i < 2; i++) assert_int_equal(esp_plan_dropped(&plan->layers[i]), 1);
 }
 
-static void ratios_are_rounded_down(void **state) {
+static void row_28_ratios_are_rounded_down(void **state) {
   (void)state;
   const struct {
     double ratio;
@@ -191,7 +191,7 @@ static void ratios_are_rounded_down(void **state) {
 }
 
 /* With 4 experts and 2 choices. */
-static void too_few_survivors_are_refused(void **state) {
+static void row_28_too_few_survivors_are_refused(void **state) {
   (void)state;
   const esp_prune_mode modes[] = {ESP_PRUNE_REMOVE, ESP_PRUNE_MASK};
   for (int i = 0; i < 2; i++) {
@@ -222,6 +222,80 @@ static void what_was_dropped_before_stays_dropped(void **state) {
   assert_int_equal(esp_plan_dropped(&plan->layers[0]), 2);
   assert_says(esp_plan_drop_lowest(plan, pruned, &(esp_prune_budget){.drop = 2}), ESP_ERR_USAGE, "has 2 experts");
   esp_model_free(pruned);
+}
+
+static void set_both(const double *first, const double *second, esp_prune_mode mode) {
+  scored(mode, 0, 0, 0, 0);
+  set_scores(&plan->layers[0], first);
+  set_scores(&plan->layers[1], second);
+}
+
+static esp_status drop_globally(int count, double ratio, int least) {
+  return esp_plan_drop_lowest(plan, model,
+                              &(esp_prune_budget){.drop = count, .ratio = ratio, .global = true, .floor = least});
+}
+
+static void row_28_a_global_budget_takes_the_lowest_of_all(void **state) {
+  (void)state;
+  const double low[] = {1, 2, 3, 4}, high[] = {5, 6, 7, 1.5};
+  set_both(low, high, ESP_PRUNE_ZERO);
+  assert_int_equal(drop_globally(-1, 0.5, 0), ESP_OK); /* 4 of 8: 1, 1.5, 2, 3 */
+  assert_int_equal(esp_plan_dropped(&plan->layers[0]), 3);
+  assert_int_equal(plan->layers[1].target[3], Z);
+  assert_int_equal(esp_plan_dropped(&plan->layers[1]), 1);
+  set_both(low, high, ESP_PRUNE_REMOVE); /* top_k 2 stay in each, so 5 goes instead of 3 */
+  assert_int_equal(drop_globally(2, 0, 0), ESP_OK);
+  for (int i = 0; i < 2; i++) assert_int_equal(esp_plan_dropped(&plan->layers[i]), 2);
+  assert_int_equal(plan->layers[1].target[0], R);
+  set_both(low, high, ESP_PRUNE_ZERO);
+  assert_int_equal(drop_globally(1, 0, 3), ESP_OK);
+  for (int i = 0; i < 2; i++) assert_int_equal(esp_plan_dropped(&plan->layers[i]), 1);
+  set_both(low, high, ESP_PRUNE_REMOVE);
+  assert_says(drop_globally(3, 0, 0), ESP_ERR_USAGE, "6 of 8 experts in 2 layers are to go, but only 4 can");
+  for (int i = 0; i < 2; i++) assert_int_equal(esp_plan_dropped(&plan->layers[i]), 0);
+  set_both(low, low, ESP_PRUNE_ZERO); /* of equal scores the later layer's goes first */
+  assert_int_equal(drop_globally(-1, 0.125, 0), ESP_OK);
+  assert_int_equal(plan->layers[1].target[0], Z);
+}
+
+static void row_28_excluded_layers_keep_all_and_floors_hold(void **state) {
+  (void)state;
+  scored(ESP_PRUNE_ZERO, 4, 3, 2, 1);
+  esp_prune_budget budget = {.drop = 2, .exclude = "blocks.2.*"};
+  assert_int_equal(esp_plan_drop_lowest(plan, model, &budget), ESP_OK);
+  assert_int_equal(esp_plan_dropped(&plan->layers[0]), 2);
+  assert_int_equal(esp_plan_dropped(&plan->layers[1]), 0);
+  scored(ESP_PRUNE_ZERO, 4, 3, 2, 1);
+  budget.global = true;
+  budget.exclude = "*.1.moe";
+  assert_int_equal(esp_plan_drop_lowest(plan, model, &budget), ESP_OK);
+  assert_int_equal(esp_plan_dropped(&plan->layers[0]), 0);
+  assert_int_equal(esp_plan_dropped(&plan->layers[1]), 2);
+  budget.exclude = "blocks.7.*";
+  assert_says(esp_plan_drop_lowest(plan, model, &budget), ESP_ERR_USAGE, "excludes none of the mixture layers");
+  budget.exclude = "blocks.*";
+  assert_says(esp_plan_drop_lowest(plan, model, &budget), ESP_ERR_USAGE, "excludes all 2 mixture layers");
+  scored(ESP_PRUNE_ZERO, 4, 3, 2, 1);
+  budget = (esp_prune_budget){.drop = 2, .floor = 3};
+  assert_says(esp_plan_drop_lowest(plan, model, &budget), ESP_ERR_USAGE, "would leave 2, but the floor is 3");
+}
+
+/* Members have experts 0, 1 and 2, 3. */
+static void row_28_members_of_an_ensemble_lose_as_many(void **state) {
+  (void)state;
+  esp_model_config config = small_config();
+  config.moe.members = 2;
+  config.moe.top_k = 1;
+  esp_model *ensemble = make(&config, NULL, 1);
+  plan = make_plan(ensemble, "by hand", ESP_PRUNE_REMOVE);
+  for (int i = 0; i < 2; i++) set_scores(&plan->layers[i], (const double[]){1, 2, 4, 3});
+  assert_says(esp_plan_drop_lowest(plan, ensemble, &(esp_prune_budget){.drop = 1}), ESP_ERR_USAGE, "a multiple of 2");
+  assert_says(esp_plan_drop_lowest(plan, ensemble, &(esp_prune_budget){.drop = 2, .global = true}), ESP_ERR_USAGE,
+              "do not go together");
+  assert_says(esp_plan_drop_lowest(plan, ensemble, &(esp_prune_budget){.drop = 4}), ESP_ERR_USAGE, "would leave 0");
+  assert_int_equal(esp_plan_drop_lowest(plan, ensemble, &(esp_prune_budget){.drop = -1, .ratio = 0.5}), ESP_OK);
+  assert_targets(R, 1, 2, R);
+  esp_model_free(ensemble);
 }
 
 /* --- criteria ------------------------------------------------------------------------------------------------------ */
@@ -282,7 +356,7 @@ static void set_known_rows(const pair *p) {
     }
 }
 
-static void known_rows_have_known_scores(void **state) {
+static void row_16_known_rows_have_known_scores(void **state) {
   (void)state;
   const struct {
     const char *name;
@@ -303,7 +377,7 @@ static void known_rows_have_known_scores(void **state) {
   free_pair(&p);
 }
 
-static void frozen_routers_are_refused(void **state) {
+static void row_16_frozen_routers_are_refused(void **state) {
   (void)state;
   const char *const changing[] = {"router-norm-change", "router-norm-change-absolute",
                                   "router-difference-norm"};
@@ -361,7 +435,7 @@ static void references_of_another_architecture_are_refused(void **state) {
   free_pair(&p);
 }
 
-static void random_scores_depend_on_the_seed_and_the_layer(void **state) {
+static void row_29_random_scores_depend_on_the_seed_and_the_layer(void **state) {
   (void)state;
   pair p = make_pair();
   double first[2][4];
@@ -413,18 +487,21 @@ int main(void) {
       TEST(plans_need_mixture_layers),
       TEST(json_says_it_all),
       TEST(modes_have_names),
-      TEST(the_lowest_scores_go),
+      TEST(row_28_the_lowest_scores_go),
       TEST(of_equal_scores_the_lower_index_stays),
       TEST(layers_are_ranked_by_themselves),
-      TEST(ratios_are_rounded_down),
-      TEST(too_few_survivors_are_refused),
+      TEST(row_28_ratios_are_rounded_down),
+      TEST(row_28_too_few_survivors_are_refused),
       TEST(what_was_dropped_before_stays_dropped),
-      TEST(known_rows_have_known_scores),
-      TEST(frozen_routers_are_refused),
+      TEST(row_28_a_global_budget_takes_the_lowest_of_all),
+      TEST(row_28_excluded_layers_keep_all_and_floors_hold),
+      TEST(row_28_members_of_an_ensemble_lose_as_many),
+      TEST(row_16_known_rows_have_known_scores),
+      TEST(row_16_frozen_routers_are_refused),
       TEST(unmoved_routers_are_refused),
       TEST(missing_references_are_refused),
       TEST(references_of_another_architecture_are_refused),
-      TEST(random_scores_depend_on_the_seed_and_the_layer),
+      TEST(row_29_random_scores_depend_on_the_seed_and_the_layer),
       TEST(criteria_are_found_by_name),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
