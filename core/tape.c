@@ -23,6 +23,7 @@ struct esp_tape {
   const char *scope;
   esp_status status;
   bool record;
+  const esp_tape_timer *timer; /* or NULL */
 };
 
 esp_tape *esp_tape_create(void) {
@@ -61,6 +62,16 @@ esp_arena *esp_tape_arena(esp_tape *tape) { return tape->arena; }
 bool esp_tape_records(const esp_tape *tape) { return tape->record; }
 
 void esp_tape_scope(esp_tape *tape, const char *scope) { tape->scope = scope; }
+
+void esp_tape_set_timer(esp_tape *tape, const esp_tape_timer *timer) { tape->timer = timer; }
+
+/* Runs one of an op's functions. */
+static void run_phase(const esp_tape *tape, esp_node *node, esp_op_phase phase) {
+  const esp_tape_timer *timer = tape->timer;
+  const double begin = timer ? timer->clock() : 0;
+  (phase == ESP_OP_BACKWARD ? node->op->backward : node->op->forward)(node);
+  if (timer) timer->op(timer->context, node, phase, begin, timer->clock());
+}
 
 void *esp_tape_take(esp_tape *tape, size_t bytes) {
   void *block = esp_arena_take(tape->arena, bytes);
@@ -192,7 +203,7 @@ esp_node *esp_tape_run(esp_tape *tape, const esp_op *op, esp_tensor *const *inpu
   if (!node) return NULL;
   op->plan(node);
   if (!take_buffers(tape, node)) return NULL;
-  op->forward(node);
+  run_phase(tape, node, ESP_OP_FORWARD);
   if (needs_grad(tape, node)) {
     for (int i = 0; i < node->output_count; i++) node->outputs[i]->requires_grad = true;
     if (!push(tape, node)) return NULL;
@@ -224,7 +235,7 @@ static esp_status recall(esp_tape *tape, esp_tensor *tensor) {
   for (int i = 0; i < node->input_count; i++) ESP_TRY(recall(tape, node->inputs[i]));
   for (int i = 0; i < node->output_count; i++)
     if (!node->outputs[i]->data && !take_data(tape, node->outputs[i])) return ESP_ERR_MEMORY;
-  node->op->forward(node);
+  run_phase(tape, node, ESP_OP_AGAIN);
   return ESP_OK;
 }
 
@@ -267,7 +278,7 @@ static esp_status run_backward(esp_tape *tape, esp_node *node) {
     node->scratch = take_block(tape, node->scratch_bytes);
     if (!node->scratch) return ESP_ERR_MEMORY;
   }
-  node->op->backward(node);
+  run_phase(tape, node, ESP_OP_BACKWARD);
   release_outputs(tape, node);
   return ESP_OK;
 }

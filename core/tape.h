@@ -75,6 +75,23 @@ ESP_API esp_status esp_tape_status(const esp_tape *tape);
 ESP_API esp_arena *esp_tape_arena(esp_tape *tape);
 ESP_API bool esp_tape_records(const esp_tape *tape);
 
+typedef enum esp_op_phase {
+  ESP_OP_FORWARD,
+  ESP_OP_AGAIN,   /* forward once more, in the backward pass, of a result that was forgotten */
+  ESP_OP_BACKWARD /* without what had to be computed again for it */
+} esp_op_phase;
+
+/* Someone who wants to know where a step's time goes. */
+typedef struct esp_tape_timer {
+  double (*clock)(void); /* in seconds */
+  /* Called after each op's function has run, on the thread that runs the step; the spans of two calls do not overlap. */
+  void (*op)(void *context, const esp_node *node, esp_op_phase phase, double begin, double end);
+  void *context;
+} esp_tape_timer;
+
+/* From now on, until another is set; NULL: none, as at first. *timer must outlive its use. Without one no clock is read. */
+ESP_API void esp_tape_set_timer(esp_tape *tape, const esp_tape_timer *timer);
+
 /* Names the part of the model the next ops run in. `scope` must outlive the step. */
 ESP_API void esp_tape_scope(esp_tape *tape, const char *scope);
 

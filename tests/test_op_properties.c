@@ -107,6 +107,67 @@ static void forgotten_results_are_computed_again(void **state) {
   }
 }
 
+typedef struct spans {
+  int count[3]; /* by phase */
+  double last_end;
+} spans;
+
+static double ticks;
+
+static double next_tick(void) { return ticks++; }
+
+static void add_span(void *context, const esp_node *node, esp_op_phase phase, double begin, double end) {
+  spans *s = context;
+  assert_non_null(node->op);
+  assert_true(begin >= s->last_end && end == begin + 1);
+  s->count[phase]++;
+  s->last_end = end;
+}
+
+static void a_timer_sees_each_op_run(void **state) {
+  (void)state;
+  for (const op_example *row = op_examples; row->op; row++) {
+    example e;
+    example_create(&e, row);
+    spans seen = {.last_end = -1};
+    const esp_tape_timer timer = {next_tick, add_span, &seen};
+    ticks = 0;
+    esp_tape_set_timer(e.tape, &timer);
+    esp_tensor *loss = example_build(&e, 2);
+    assert_true(seen.count[ESP_OP_FORWARD] >= esp_tape_node_count(e.tape));
+    assert_int_equal(seen.count[ESP_OP_AGAIN] + seen.count[ESP_OP_BACKWARD], 0);
+    const int forward = seen.count[ESP_OP_FORWARD];
+    esp_tape_forget(e.tape, esp_tape_node(e.tape, esp_tape_node_count(e.tape) - 1)->inputs[0]);
+    assert_int_equal(esp_tape_backward(e.tape, loss), ESP_OK);
+    assert_int_equal(seen.count[ESP_OP_FORWARD], forward);
+    assert_in_range(seen.count[ESP_OP_BACKWARD], 1, esp_tape_node_count(e.tape)); /* not where no gradient arrives */
+    assert_true(ticks == 2 * (seen.count[0] + seen.count[1] + seen.count[2]));
+    esp_tape_set_timer(e.tape, NULL);
+    const double before = ticks;
+    assert_int_equal(example_run(&e, 2), ESP_OK);
+    assert_true(ticks == before);
+    example_free(&e);
+  }
+}
+
+static void what_is_computed_again_is_timed_as_such(void **state) {
+  (void)state;
+  example e;
+  example_create(&e, op_examples);
+  spans seen = {.last_end = -1};
+  const esp_tape_timer timer = {next_tick, add_span, &seen};
+  ticks = 0;
+  esp_tape_set_timer(e.tape, &timer);
+  esp_tape_reset(e.tape, true);
+  esp_tensor *x = esp_scale(e.tape, &e.leaves[0], 2), *y = esp_gelu(e.tape, x), *loss = esp_mean(e.tape, y);
+  e.leaves[0].requires_grad = true;
+  esp_tape_forget(e.tape, x);
+  assert_int_equal(esp_tape_backward(e.tape, loss), ESP_OK);
+  assert_int_equal(seen.count[ESP_OP_AGAIN], 1);
+  assert_int_equal(seen.count[ESP_OP_BACKWARD], 3);
+  example_free(&e);
+}
+
 static void without_recording_no_nodes_are_kept(void **state) {
   (void)state;
   example e;
@@ -274,6 +335,8 @@ int main(void) {
       cmocka_unit_test(threads_do_not_change_a_bit),
       cmocka_unit_test(a_second_step_allocates_nothing),
       cmocka_unit_test(forgotten_results_are_computed_again),
+      cmocka_unit_test(a_timer_sees_each_op_run),
+      cmocka_unit_test(what_is_computed_again_is_timed_as_such),
       cmocka_unit_test(without_recording_no_nodes_are_kept),
       cmocka_unit_test(a_full_arena_is_a_status),
       cmocka_unit_test(each_allocation_may_fail),
