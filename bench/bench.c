@@ -44,8 +44,7 @@ static int by_value(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* Sorts the values. */
-static double median_of(double *values, int count) {
+double esp_bench_median(double *values, int count) {
   qsort(values, (size_t)count, sizeof *values, by_value);
   return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
@@ -54,15 +53,15 @@ static double median_of(double *values, int count) {
 static void summarise(double *samples, int count, int rounds, double *scratch, esp_bench_result *results) {
   for (int i = 0; i < count; i++) {
     for (int r = 0; r < rounds; r++) scratch[r] = samples[i * rounds + r] / samples[r];
-    results[i].ratio = median_of(scratch, rounds);
+    results[i].ratio = esp_bench_median(scratch, rounds);
   }
   for (int i = 0; i < count; i++) {
-    results[i].median = median_of(samples + i * rounds, rounds);
+    results[i].median = esp_bench_median(samples + i * rounds, rounds);
     results[i].best = samples[i * rounds];
   }
 }
 
-static esp_status measure(const esp_bench *bench, const esp_bench_case *cases, int count, double *samples) {
+static esp_status take_samples(const esp_bench *bench, const esp_bench_case *cases, int count, double *samples) {
   int64_t runs[ESP_BENCH_CASES];
   for (int i = 0; i < count; i++) ESP_TRY(choose_runs(bench, &cases[i], &runs[i]));
   for (int r = 0; r < bench->rounds; r++)
@@ -80,6 +79,7 @@ static void print_case(FILE *table, const esp_bench_case *c, const esp_bench_res
     fprintf(table, " %9.1f", 1e-9 * c->flops / r->median);
   else
     fprintf(table, " %9s", "");
+  if (c->limit > 0) fprintf(table, " %5.0f %% of the limit", 100 * c->limit / r->median);
   if (c->least > 0 && c->least < 1) fprintf(table, " %7.3f %7.0f %%", c->least, 100 * reached_share(c, r));
   fputc('\n', table);
 }
@@ -101,6 +101,7 @@ static json_t *case_json(const esp_bench_case *c, const esp_bench_result *r) {
     json_object_set_new(json, "flops", json_real(c->flops));
     json_object_set_new(json, "gflops", json_real(1e-9 * c->flops / r->median));
   }
+  if (json && c->limit > 0) json_object_set_new(json, "limit_share", json_real(c->limit / r->median));
   if (json && c->least > 0 && c->least < 1) {
     json_object_set_new(json, "least_ratio", json_real(c->least));
     json_object_set_new(json, "reached", json_real(reached_share(c, r)));
@@ -115,19 +116,55 @@ static void add_json(json_t *comparisons, const char *name, const esp_bench_case
   json_array_append_new(comparisons, json_pack("{s:s, s:o}", "name", name, "cases", list));
 }
 
-esp_status esp_bench_compare(esp_bench *bench, const char *name, const esp_bench_case *cases, int count,
+esp_status esp_bench_measure(const esp_bench *bench, const esp_bench_case *cases, int count,
                              esp_bench_result *results) {
-  if (count < 1 || count > ESP_BENCH_CASES) esp_panic("esp_bench_compare: %d cases", count);
+  if (count < 1 || count > ESP_BENCH_CASES) esp_panic("esp_bench_measure: %d cases", count);
   double *samples = esp_alloc((size_t)(count + 1) * (size_t)bench->rounds, sizeof *samples);
   if (!samples) return ESP_ERR_MEMORY;
-  esp_bench_result found[ESP_BENCH_CASES];
-  const esp_status status = measure(bench, cases, count, samples);
-  if (status == ESP_OK) {
-    summarise(samples, count, bench->rounds, samples + count * bench->rounds, found);
-    if (bench->table) print_table(bench->table, name, cases, count, found);
-    add_json(bench->comparisons, name, cases, count, found);
-    for (int i = 0; results && i < count; i++) results[i] = found[i];
-  }
+  const esp_status status = take_samples(bench, cases, count, samples);
+  if (status == ESP_OK) summarise(samples, count, bench->rounds, samples + count * bench->rounds, results);
   esp_free(samples);
   return status;
+}
+
+void esp_bench_report(const esp_bench *bench, const char *name, const esp_bench_case *cases, int count,
+                      const esp_bench_result *results) {
+  if (bench->table) print_table(bench->table, name, cases, count, results);
+  add_json(bench->comparisons, name, cases, count, results);
+}
+
+esp_status esp_bench_compare(esp_bench *bench, const char *name, const esp_bench_case *cases, int count,
+                             esp_bench_result *results) {
+  esp_bench_result found[ESP_BENCH_CASES];
+  ESP_TRY(esp_bench_measure(bench, cases, count, found));
+  esp_bench_report(bench, name, cases, count, found);
+  for (int i = 0; results && i < count; i++) results[i] = found[i];
+  return ESP_OK;
+}
+
+void esp_bench_figure(const esp_bench *bench, const char *name, double value, const char *unit) {
+  if (bench->table) fprintf(bench->table, "  %-34s %14.6g %s\n", name, value, unit);
+  if (bench->figures) json_object_set_new(bench->figures, name, json_real(value));
+}
+
+void esp_bench_count(const esp_bench *bench, const char *name, int64_t value, const char *unit) {
+  if (bench->table) fprintf(bench->table, "  %-34s %14lld %s\n", name, (long long)value, unit);
+  if (bench->figures) json_object_set_new(bench->figures, name, json_integer(value));
+}
+
+static void print_split(FILE *table, const char *name, const esp_bench_part *parts, int count, double whole) {
+  fprintf(table, "%s\n  %-34s %11s %7s\n", name, "", "median us", "share");
+  for (int i = 0; i < count; i++)
+    fprintf(table, "  %-34s %11.1f %5.1f %%\n", parts[i].name, 1e6 * parts[i].seconds, 100 * parts[i].seconds / whole);
+  fputc('\n', table);
+}
+
+void esp_bench_split(const esp_bench *bench, const char *name, const esp_bench_part *parts, int count, double whole) {
+  if (bench->table) print_split(bench->table, name, parts, count, whole);
+  if (!bench->figures) return;
+  json_t *object = json_object();
+  for (int i = 0; i < count; i++)
+    json_object_set_new(object, parts[i].name,
+                        json_pack("{s:f, s:f}", "seconds", parts[i].seconds, "share", parts[i].seconds / whole));
+  json_object_set_new(bench->figures, name, object);
 }

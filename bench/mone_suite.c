@@ -114,8 +114,8 @@ static esp_bench_case make_case(const contest *t, contestant *c) {
   c->kept = esp_neurons_kept(&config, 0);
   const esp_layer_cost *layer = &cost.layers[0];
   if (t->whole_model)
-    return (esp_bench_case){c->name, run_model, c, cost.flops_selected, cost.flops_selected / cost.flops};
-  return (esp_bench_case){c->name, run_layer, c, layer->flops_selected / TOKENS, layer->flops_selected / layer->flops};
+    return (esp_bench_case){c->name, run_model, c, cost.flops_selected, cost.flops_selected / cost.flops, 0};
+  return (esp_bench_case){c->name, run_layer, c, layer->flops_selected / TOKENS, layer->flops_selected / layer->flops, 0};
 }
 
 static void name_contestant(contestant *c) {

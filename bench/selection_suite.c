@@ -70,9 +70,9 @@ static esp_status compare(esp_bench *bench, stage *s, const char *kind, esp_acti
                           int hidden) {
   ESP_TRY(stage_set(s, width, hidden, activation));
   contestant contestants[] = {{s, hidden}, {s, hidden / 2}, {s, hidden / 8}};
-  const esp_bench_case cases[] = {{"all neurons", run_step, &contestants[0], 0, 0},
-                                  {"half selected", run_step, &contestants[1], 0, 0},
-                                  {"an eighth selected", run_step, &contestants[2], 0, 0}};
+  const esp_bench_case cases[] = {{"all neurons", run_step, &contestants[0], 0, 0, 0},
+                                  {"half selected", run_step, &contestants[1], 0, 0, 0},
+                                  {"an eighth selected", run_step, &contestants[2], 0, 0, 0}};
   char name[96];
   snprintf(name, sizeof name, "training step of a bank: %s, %d rows, width %d, %d neurons", kind, ROWS, width, hidden);
   return esp_bench_compare(bench, name, cases, 3, NULL);

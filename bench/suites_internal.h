@@ -4,6 +4,12 @@
 
 #include <espalier/bench.h>
 
+esp_status esp_bench_gemm(esp_bench *bench);
+esp_status esp_bench_train(esp_bench *bench);
+esp_status esp_bench_moe(esp_bench *bench);
+esp_status esp_bench_infer(esp_bench *bench);
+esp_status esp_bench_checkpoint(esp_bench *bench);
+esp_status esp_bench_data(esp_bench *bench);
 esp_status esp_bench_mone(esp_bench *bench);
 esp_status esp_bench_gather(esp_bench *bench);
 esp_status esp_bench_selection(esp_bench *bench);

@@ -35,17 +35,20 @@ static int list_suites(bool as_json) {
 static const char *clock_name(const esp_bench *bench) { return bench->processor_time ? "processor" : "wall"; }
 
 static json_t *bench_json(const esp_bench_suite *suite, const esp_bench *bench) {
-  return json_pack("{s:s, s:s, s:i, s:s, s:i, s:s, s:I, s:O}", "suite", suite->name, "version", esp_version(),
+  json_t *json = json_pack("{s:s, s:s, s:i, s:s, s:i, s:s, s:I, s:O}", "suite", suite->name, "version", esp_version(),
                    "threads", esp_threads(), "blas_kernel", esp_blas_kernel(), "rounds", bench->rounds, "clock",
                    clock_name(bench), "peak_memory_bytes", (json_int_t)esp_bench_peak_memory(), "comparisons",
                    bench->comparisons);
+  json_object_update(json, bench->figures);
+  return json;
 }
 
 static int run_suite(const esp_bench_suite *suite, const arguments *a, int rounds) {
   esp_bench bench = {.rounds = rounds,
                      .processor_time = esp_threads() == 1,
                      .table = a->json ? NULL : stdout,
-                     .comparisons = json_array()};
+                     .comparisons = json_array(),
+                     .figures = json_object()};
   if (!a->json)
     printf("suite %s, espalier %s: %d threads, BLAS kernel %s, %d rounds\n\n", suite->name, esp_version(),
            esp_threads(), esp_blas_kernel(), rounds);
@@ -56,6 +59,7 @@ static int run_suite(const esp_bench_suite *suite, const arguments *a, int round
   else if (status == ESP_OK)
     printf("peak memory %.1f MB\n", 1e-6 * (double)esp_bench_peak_memory());
   json_decref(bench.comparisons);
+  json_decref(bench.figures);
   return code;
 }
 
