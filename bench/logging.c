@@ -8,23 +8,19 @@
 
 enum { TRAIN_IMAGES = 50000, TEST_IMAGES = 10000 };
 
-/* An observer with a clock around it. */
-typedef struct watched {
-  esp_observer observer;
-  double seconds;
-} watched;
-
 static void observe(void *context, const esp_moe_record *record) {
-  watched *w = context;
+  bench_watched *w = context;
   const double begin = esp_seconds();
   w->observer.moe(w->observer.context, record);
   w->seconds += esp_seconds() - begin;
 }
 
+esp_observer bench_watched_observer(bench_watched *watched) { return (esp_observer){observe, watched}; }
+
 /* Seconds of the observer in a step. */
 static esp_status time_observer(const esp_bench *bench, model_stage *stage, esp_observer observer, double *seconds) {
-  watched w = {.observer = observer};
-  const esp_observer outer = {observe, &w};
+  bench_watched w = {.observer = observer};
+  const esp_observer outer = bench_watched_observer(&w);
   esp_status status = ESP_OK;
   stage->observer = &outer;
   for (int i = 0; i < bench->rounds && status == ESP_OK; i++) status = model_stage_train(stage);

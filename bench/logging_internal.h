@@ -6,6 +6,14 @@
 
 #include <espalier/bench.h>
 
+/* An observer with a clock around it: context of what bench_watched_observer() returns. */
+typedef struct bench_watched {
+  esp_observer observer;
+  double seconds; /* it has taken so far */
+} bench_watched;
+
+esp_observer bench_watched_observer(bench_watched *watched);
+
 /* Reports the share of the time of steps of `step` seconds that metrics and the routing log take: the observer of each
  * step, the rows of metrics.csv, and for an evaluation after each epoch (50 000 images to train on, 10 000 to evaluate, as
  * CIFAR-10 has) the routing log's observer and rows. */

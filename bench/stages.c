@@ -40,10 +40,10 @@ static esp_status make_batch(model_stage *s, int64_t images) {
   return ESP_OK;
 }
 
-esp_status model_stage_set(model_stage *stage, const bench_model *model, int64_t images) {
+esp_status model_stage_set(model_stage *stage, const bench_model *model, int64_t images, bool training) {
   *stage = (model_stage){.config = bench_model_config(model)};
   ESP_TRY(esp_model_create(&stage->model, &stage->config, NULL, SEED));
-  ESP_TRY(esp_optimizer_create(&stage->optimizer, &esp_optimizer_defaults, stage->model->parameters));
+  if (training) ESP_TRY(esp_optimizer_create(&stage->optimizer, &esp_optimizer_defaults, stage->model->parameters));
   stage->tape = esp_tape_create();
   return stage->tape ? make_batch(stage, images) : ESP_ERR_MEMORY;
 }

@@ -20,7 +20,7 @@ extern const bench_model bench_quick_model;
 
 esp_model_config bench_model_config(const bench_model *model);
 
-/* A model with its optimiser, and one batch of random images made once. */
+/* A model, perhaps with its optimiser, and one batch of random images made once. */
 typedef struct model_stage {
   esp_model_config config;
   esp_model *model;
@@ -31,7 +31,8 @@ typedef struct model_stage {
   uint64_t step;
 } model_stage;
 
-esp_status model_stage_set(model_stage *stage, const bench_model *model, int64_t images) ESP_MUST_CHECK;
+/* With `training` an optimiser, too. */
+esp_status model_stage_set(model_stage *stage, const bench_model *model, int64_t images, bool training) ESP_MUST_CHECK;
 void model_stage_clear(model_stage *stage); /* of a stage that is all zero, too */
 
 /* For esp_bench_case; context: a model_stage. A training step with AdamW; a forward pass that records nothing. */

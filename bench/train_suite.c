@@ -148,7 +148,7 @@ static esp_status run_model(esp_bench *bench, const bench_model *model, const ch
   double seconds[PARTS];
   char title[96];
   esp_bench_result result;
-  ESP_TRY(model_stage_set(stage, model, model->batch));
+  ESP_TRY(model_stage_set(stage, model, model->batch, true));
   ESP_TRY(first_steps(bench, stage, is_reference));
   const int count = esp_step_products(&stage->config, model->batch, true, products);
   ESP_TRY(esp_measure_limit(bench, products, count, NULL, &limit));

@@ -112,6 +112,15 @@ static hid_t storage(esp_h5_handles *handles, const esp_h5_array *array, int lev
   return done ? list : H5I_INVALID_HID;
 }
 
+/* HDF5's filters do it where elements have another form in memory than in the file. */
+static esp_status fill_dataset(hid_t data, const char *name, const esp_h5_array *array, const void *values, int level) {
+  hsize_t chunk[ESP_MAX_RANK];
+  set_chunk(array, chunk);
+  if (level > 0 && H5Tequal(array->stored, array->type) > 0)
+    return esp_h5_write_chunks(data, array, chunk, values, level);
+  return H5Dwrite(data, array->type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0 ? ESP_OK : fail_write(name);
+}
+
 esp_status esp_h5_write(hid_t place, const char *name, const esp_h5_array *array, const void *values, int level) {
   esp_h5_handles handles = {0};
   const hid_t list = storage(&handles, array, level);
@@ -119,8 +128,7 @@ esp_status esp_h5_write(hid_t place, const char *name, const esp_h5_array *array
   hid_t data = H5I_INVALID_HID;
   if (list >= 0 && space >= 0)
     data = esp_h5_keep(&handles, H5Dcreate2(place, name, array->stored, space, H5P_DEFAULT, list, H5P_DEFAULT));
-  const bool done = data >= 0 && H5Dwrite(data, array->type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0;
-  const esp_status status = done ? ESP_OK : fail_write(name);
+  const esp_status status = data >= 0 ? fill_dataset(data, name, array, values, level) : fail_write(name);
   esp_h5_close(&handles);
   return status;
 }
