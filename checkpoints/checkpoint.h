@@ -52,7 +52,7 @@ typedef struct esp_checkpoint_info {
   char *run_config;             /* the resolved config as YAML (esp_alloc), or NULL */
 } esp_checkpoint_info;
 
-/* Writes model, info and, if not NULL, the optimiser's state. compression: deflate level 0..9. Sets info->digest. Takes
+/* Writes model, info and, if not NULL, the optimiser's state. compression: 0 none, 1 to 9 as FORMAT.md says. Sets info->digest. Takes
  * as much memory as the uncompressed file. On failure a file that was there is as it was: ESP_ERR_IO (folder missing,
  * disk full ...), ESP_ERR_FORMAT (a layout that cannot be), ESP_ERR_MEMORY. Checkpoints must not be written or read by
  * two threads at once: HDF5 is not made for it. */

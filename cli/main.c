@@ -182,8 +182,10 @@ static const command commands[] = {
     {"bench", "bench [SUITE]", "Compares speeds on this machine",
      "Without SUITE it lists them. Cases that are compared run in turns in one process; figures are medians, ratios are\n"
      "those of each round. With --threads 1 times are the processor's, so that other programs' turns do not count. \"least\" is the share of the first case's work that a case cannot do without, \"reached\" how\n"
-     "much of the possible saving its time shows. Other work on the machine disturbs: ratios stand it better than times.\n\n"
-     "Example:\n  espalier bench mone --threads 1\n",
+     "much of the possible saving its time shows. \"of the limit\" is the share of the time that the products of a case take\n"
+     "at the speed that this machine's BLAS gives for their shapes, measured in the same run (suite gemm).\n"
+     "`train` shows a training step by phase and kind of op. Other work on the machine disturbs: ratios stand it better than times.\n\n"
+     "Example:\n  espalier bench train\n  espalier bench mone --threads 1\n",
      "--rounds", 0, 1, run_bench},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
