@@ -83,7 +83,7 @@ static void test_usage(void **state) {
       {"merge finetuned --data fashion-mnist --groups 2 --out new", 1, "calibration data", "28 x 28"},
       {"prune finetuned --criterion router-norm-change --drop 1 --out new", 2, "router-norm-change",
        "--reference"},
-      {"bench mnoe", 2, "no suite mnoe", "did you mean mone"},
+      {"bench mnone", 2, "no suite mnone", "did you mean mone"},
       {"bench mone --rounds 0", 2, "--rounds is \"0\"", "whole number from 1"},
       {"data", 2, "usage: espalier data", "info"},
       {"data show", 2, "usage: espalier data", "preview"},
