@@ -1,9 +1,8 @@
 /* label: medium */
 /* Leaving out neurons of a trained model: filters in the forward pass, and the study made of them. */
-#include "test_measure_models.h"
+#include "test_trained_model.h"
 
 #include <espalier/parallel.h>
-#include <espalier/train.h>
 
 typedef struct sight {
   int calls;
@@ -68,36 +67,6 @@ static const char settings[] = "model:\n"
                                "optimizer: {learning_rate: 0.01}\n"
                                "training: {epochs: 2, batch: 64}\n";
 
-typedef struct trained {
-  esp_dataset *dataset;
-  esp_model *model;
-  esp_normalisation normalisation;
-} trained;
-
-static trained train_quickly(void) {
-  trained t = {.model = NULL};
-  esp_run_config config;
-  esp_checkpoint_info info = {.history_count = 1};
-  esp_training_result result;
-  char folder[TESTING_PATH_SIZE];
-  make_folder(folder);
-  assert_int_equal(esp_run_config_parse(&config, "test", settings, NULL, 0), ESP_OK);
-  assert_int_equal(esp_dataset_open(&t.dataset, "synthetic:narrow"), ESP_OK);
-  const esp_dataset_info *data = esp_dataset_info_of(t.dataset);
-  config.model.image_height = data->height;
-  config.model.image_width = data->width;
-  config.model.image_channels = data->channels;
-  config.model.classes = data->classes;
-  esp_dataset_normalisation(t.dataset, &t.normalisation);
-  info.normalisation = t.normalisation;
-  t.model = make(&config.model, NULL, 1);
-  const esp_training_job job = {
-      .model = t.model, .dataset = t.dataset, .config = &config, .folder = folder, .info = &info, .quiet = true};
-  if (esp_train(&job, &result) != ESP_OK) fail_msg("%s", esp_error_message());
-  remove_folder(folder);
-  return t;
-}
-
 static double mean_loss(const esp_sparsify_point *points, int order) {
   double sum = 0;
   for (int i = 0; i < ESP_SPARSIFY_SHARES; i++) sum += points[order * ESP_SPARSIFY_SHARES + i].loss;
@@ -132,7 +101,7 @@ static void check_curves(const esp_sparsify_point *points) {
 
 static void row_49_sparsification_of_a_trained_model(void **state) {
   (void)state;
-  trained t = train_quickly();
+  trained t = train_quickly(settings, "synthetic:narrow");
   const esp_sparsify_options options = {
       .evaluation = {.split = ESP_TEST, .batch = 100, .limit = 500}, .seed = 3, .first_layer = 1, .end_layer = 2};
   const int64_t count = esp_sparsify_count(&options);
