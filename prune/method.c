@@ -80,6 +80,13 @@ static const esp_method first_rows[] = {
      .needs_data = true,
      .has_ratio = true,
      .make = esp_make_factored},
+    {.name = "mc-smoe",
+     .summary = "m-smoe keeps sqrt(1 - ratio) of the experts, which are then factored to 1 - ratio of the weights (the share "
+                "between both is ours)",
+     .kind = ESP_METHOD_FACTOR,
+     .needs_data = true,
+     .has_ratio = true,
+     .make = esp_make_merged_and_factored},
 };
 
 enum { FIRST_ROWS = sizeof first_rows / sizeof first_rows[0], MOST_METHODS = 128 };

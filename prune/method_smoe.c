@@ -28,3 +28,41 @@ esp_status esp_make_factored(const esp_method *method, const esp_method_inputs *
   (void)method;
   return factor(inputs->model, inputs, 1 - inputs->ratio, &made->model);
 }
+
+/* --- merging before --------------------------------------------------------------------------------------- */
+
+static double stored_experts(const esp_model *model) {
+  double count = 0;
+  for (int i = 0; i < esp_model_moe_count(model); i++) count += esp_model_moe(model, i)->layout.stored;
+  return count;
+}
+
+/* Keeps sqrt(1 - ratio) of the experts: half of the ratio's logarithm, so that merging and factoring each leave the same
+ * share of what they find. */
+static esp_status merge_half(const esp_method_inputs *inputs, esp_compressed *merged) {
+  esp_merge_options options = {.budget = {.ratio = 1 - sqrt(1 - inputs->ratio), .global = true}, .seed = inputs->seed};
+  esp_plan *plan;
+  ESP_TRY(esp_merge_method_find(&options.method, "m-smoe"));
+  ESP_TRY(esp_merge_plan(&plan, inputs->model, inputs->calibration, &options));
+  const esp_status status = esp_apply_method_plan(inputs, plan, merged);
+  esp_plan_free(plan);
+  return status;
+}
+
+/* Merging leaves a whole number of experts, so factoring makes up for what it left too many. */
+esp_status esp_make_merged_and_factored(const esp_method *method, const esp_method_inputs *inputs,
+                                        esp_compressed *made) {
+  (void)method;
+  esp_compressed merged = {.model = NULL};
+  esp_status status = merge_half(inputs, &merged);
+  if (status == ESP_OK) {
+    const double share = stored_experts(merged.model) / stored_experts(inputs->model);
+    status = factor(merged.model, inputs, fmin(1, (1 - inputs->ratio) / share), &made->model);
+  }
+  if (status == ESP_OK) {
+    made->plan = merged.plan;
+    merged.plan = NULL;
+  }
+  esp_compressed_clear(&merged);
+  return status;
+}
