@@ -63,7 +63,9 @@ typedef struct esp_sweep_cell {
   double measured_flops;                    /* ... with the expert calls that the test images took */
   double rows_per_token;                    /* expert calls of a token, measured over all mixture layers */
   int64_t bytes;                            /* the checkpoint's on disk, without optimiser */
-  int64_t memory;                           /* parameters and the peak of the step arena in an evaluation, in bytes */
+  int64_t memory; /* bytes of an evaluation: the parameters, and what the forward pass of a batch of 128 images takes from the
+                     step arena. Results that nobody needs any more give their room to the next ones, so the latter is
+                     about the largest that one block has at a time, which pruning leaves as it is where top_k stays */
   double milliseconds;                      /* an image, median of batches */
   double speed;                             /* unpruned model's time over this one's, batches in turns, median */
   double seconds;                           /* that the cell took */

@@ -1,4 +1,5 @@
-/* Accuracy over what is left, before and after finetuning: sweep.gp beside summary.csv, and its pictures. */
+/* Accuracy over what is left, before and after finetuning: sweep.gp beside summary.csv, and its pictures. Random is a band,
+ * mean and deviation over seeds: what stays within it is no better than chance. The unpruned model is a line. */
 #include "sweep_internal.h"
 
 #include <espalier/figure.h>
@@ -62,7 +63,8 @@ static esp_status draw(const esp_sweep *sweep, const esp_figure_series *curves, 
                              .curve_count = count,
                              .panels = panels,
                              .panel_count = tuned ? 2 : 1,
-                             .spread = ESP_SPREAD_DEVIATION};
+                             .spread = ESP_SPREAD_DEVIATION,
+                             .band_of = "random"};
   ESP_TRY(esp_figure_write(&figure, sweep->settings.folder, "sweep"));
   (void)esp_figure_draw(sweep->settings.folder, "sweep"); /* without gnuplot the script stays */
   return ESP_OK;

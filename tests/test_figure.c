@@ -105,6 +105,7 @@ static void test_every_spread(void **state) {
     figure.spread = (esp_figure_spread)(i % 3);
     figure.band = i / 3 % 2 && i % 3;
     figure.points = i / 6 != 0;
+    figure.band_of = i % 2 ? "largest" : NULL;
     if (!draw(&figure, "spread")) skip();
   }
 }

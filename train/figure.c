@@ -116,8 +116,13 @@ static void put_ends(const esp_figure *figure, const esp_figure_panel *panel, FI
   }
 }
 
+static bool has_band(const esp_figure *figure, int curve) {
+  const bool named = figure->band_of && strcmp(figure->curves[curve].value, figure->band_of) == 0;
+  return figure->spread != ESP_SPREAD_NONE && (figure->band || named);
+}
+
 static void put_curve(const esp_figure *figure, const esp_figure_panel *panel, int curve, FILE *file) {
-  const bool bars = figure->spread != ESP_SPREAD_NONE && !figure->band;
+  const bool bars = figure->spread != ESP_SPREAD_NONE && !has_band(figure, curve);
   put_rows(figure, panel, curve, file);
   put_column(file, panel->y);
   if (bars) {
@@ -166,7 +171,8 @@ static void put_panel(const esp_figure *figure, const esp_figure_panel *panel, F
               "noborder\n",
               panel->levels[i].low, panel->levels[i].high);
   fputs("plot ", file);
-  for (int i = 0; figure->band && i < figure->curve_count; i++) put_band(figure, panel, i, file);
+  for (int i = 0; i < figure->curve_count; i++)
+    if (has_band(figure, i)) put_band(figure, panel, i, file);
   for (int i = 0; i < figure->curve_count; i++) {
     if (i) fputs(", \\\n  ", file);
     put_curve(figure, panel, i, file);

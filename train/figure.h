@@ -50,6 +50,7 @@ typedef struct esp_figure {
   int panel_count;
   esp_figure_spread spread;
   bool band;   /* the spread is a shaded band, not bars */
+  const char *band_of; /* ... of the curve of this value; NULL: of none, unless `band` */
   bool points; /* points without lines between them */
 } esp_figure;
 
