@@ -88,6 +88,13 @@ esp_status write_plan(const esp_plan *plan, const char *target, const arguments 
 /* Has the checkpoint tell what the model costs. */
 void note_cost(esp_checkpoint_info *info, const esp_model *model);
 
+/* Writes folder/name and drops the reference; NULL: memory was short. */
+esp_status write_json(const char *folder, const char *name, json_t *json);
+
+/* inspect_layers.c: what became of the experts, added to the blocks' objects and printed. */
+void put_experts_json(json_t *layers, const esp_model *model);
+void print_experts(const esp_model *model);
+
 /* Has gnuplot draw folder/name.svg and .png by the script that is there; says on standard error if it cannot. */
 void draw_figure(const arguments *a, const char *folder, const char *name);
 

@@ -136,6 +136,16 @@ void note_cost(esp_checkpoint_info *info, const esp_model *model) {
   info->flops_per_image = (int64_t)cost.flops;
 }
 
+esp_status write_json(const char *folder, const char *name, json_t *json) {
+  char path[ESP_PATH_SIZE];
+  char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
+  json_decref(json);
+  esp_status status = text ? esp_folder_path(path, folder, name) : esp_fail(ESP_ERR_MEMORY, "out of memory");
+  if (status == ESP_OK) status = esp_file_write(path, text);
+  free(text);
+  return status;
+}
+
 void draw_figure(const arguments *a, const char *folder, const char *name) {
   const esp_drawing drawn = esp_figure_draw(folder, name);
   if (a->quiet || drawn == ESP_DRAWN) return;

@@ -150,8 +150,11 @@ static void tell(const outcome *o, training *t, const esp_training_result *resul
   printf("parameters: %.3f M of %.3f M left; %.1f MFLOP an image where there were %.1f\n",
          1e-6 * (double)o->cost_after.parameters, 1e-6 * (double)o->cost_before.parameters, 1e-6 * o->cost_after.flops,
          1e-6 * o->cost_before.flops);
-  printf("on disk: %.2f MB; the original %.2f MB, of which %.2f are its parameters\n", 1e-6 * bytes,
-         1e-6 * bytes_before, 1e-6 * ESP_PARAMETER_BYTES * (double)o->cost_before.parameters);
+  printf("on disk, compressed: %.2f MB; the original %.2f MB, with its optimiser if that was kept\n", 1e-6 * bytes,
+         1e-6 * bytes_before);
+  printf("in memory: %.2f MB of parameters; the original %.2f MB\n",
+         1e-6 * ESP_PARAMETER_BYTES * (double)o->cost_after.parameters,
+         1e-6 * ESP_PARAMETER_BYTES * (double)o->cost_before.parameters);
   printf("stable rank of the experts' matrices: %.2f on average before, %.2f after; each in %s/compression.csv\n",
          mean_rank(o->before), mean_rank(o->after), t->arguments->out);
 }
@@ -175,6 +178,13 @@ static esp_status complete(training *t, esp_training_result *result) {
   esp_model_free(o.compact);
   unload(&o.source);
   return status;
+}
+
+/* What is left holds no rows that could still be pruned. */
+static bool is_finished(const training *t) {
+  for (int i = 0; i < esp_model_moe_count(t->model); i++)
+    if (esp_model_moe(t->model, i)->layout.pruning) return false;
+  return true;
 }
 
 /* --- the command ------------------------------------------------------------------------------------------------- */
@@ -215,6 +225,7 @@ int run_compress(const arguments *given) {
   const recipe r = {.action = "compress",
                     .start = start_compressing,
                     .work = a.zero_shot ? prune_untrained : NULL,
+                    .finished = is_finished,
                     .complete = complete};
   esp_status status = check_arguments(&a);
   if (status == ESP_OK) status = add_settings(&a);

@@ -35,7 +35,7 @@ static const command commands[] = {
      "--sparsify: the study of arXiv 2510.05781 on any model, without training: of the neurons a token activates in an expert\n"
      "(in a MoNE: the selected ones) a share q = 0, 0.1 ... 0.9, 0.95, 0.99 is left out, those of smallest |gate activation|\n"
      "first; also the largest, at random (--seed), and those of smallest contribution, |h_j| times the norm of row j of W_down;\n"
-     "in all mixture layers together and in each alone. sparsify.csv, .svg and .png. On 1000 images, or --limit N: the time of\n"
+     "in all mixture layers together and in each alone. sparsify.csv, .json, .svg and .png. On 1000 images, or --limit N: the time of\n"
      "45 evaluations of them for every mixture layer, and 45 more; a small model takes a minute or two.\n\n"
      "Example:\n  espalier measure runs/finetuned --data synthetic:narrow --reference runs/pretrained --out runs/measured\n"
      "  espalier measure runs/finetuned --data synthetic:narrow --sparsify --layers together\n",
@@ -123,8 +123,8 @@ static const command commands[] = {
      "Sets methods side by side on the same models",
      "Every method at every ratio and seed: accuracy before and after a short finetuning, parameters, FLOPs, bytes on disk,\n"
      "memory, time. Methods are the criteria of `espalier prune`, S(b,alpha,beta) too, the methods of `espalier merge`, skip,\n"
-     "NAME+skip, factored and unpruned, the model as it is; it\n"
-     "and random are always in. Those that look at images take a sample of --data's training split (matched) and of each\n"
+     "NAME+skip, factored (U V + S without training), mc-smoe (m-smoe to sqrt(1 - R) of the experts, then factored, so that\n"
+     "1 - R of their weights are left; this share-out is ours) and unpruned, the model as it is; it and random are always in. Those that look at images take a sample of --data's training split (matched) and of each\n"
      "--calibrate-on. --set changes settings of the finetuning, --limit looks at the first N test images. FOLDER gets\n"
      "cells.csv, summary.csv, sweep.json and curves (sweep.svg). Ctrl-C ends after a cell; the same command goes on, and more methods, ratios,\n"
      "seeds or calibration data may be asked for: a cell that is done is not done again.\n\n"
@@ -173,7 +173,8 @@ static const command commands[] = {
     {"inspect", "inspect RUN|CKPT | CONFIG.yaml [--set KEY=VALUE]...",
      "What a model is, what it costs, and how it came to be",
      "Of CONFIG.yaml it counts what the model would cost, without making it: any size can be asked for. Image sizes and\n"
-     "classes that the settings leave to the data are taken as 32 x 32 x 3 and 10.\n\n"
+     "classes that the settings leave to the data are taken as 32 x 32 x 3 and 10.\n"
+     "Of a model also what became of its experts: removed, merged, their widths, rank and sparse rows, what it skips.\n\n"
      "Example:\n  espalier inspect runs/pruned\n"
      "  espalier inspect examples/configs/mixtral.yaml --set model.moe.experts=6\n",
      "--parameters --set", 1, 1, run_inspect},

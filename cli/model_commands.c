@@ -167,6 +167,7 @@ static json_t *parameters_json(const esp_parameters *parameters) {
 static json_t *inspection_json(const loaded *l, const esp_model_cost *cost, bool parameters) {
   json_t *json = esp_model_cost_json(cost);
   if (!json) return NULL;
+  put_experts_json(json_object_get(json, "layers"), l->model);
   json_object_set_new(json, "checkpoint", json_string(l->path));
   json_object_set_new(json, "digest", json_string(l->info.digest));
   json_object_set_new(json, "bytes", json_integer(file_size(l->path)));
@@ -192,6 +193,7 @@ static void print_inspection(const loaded *l, const esp_model_cost *cost, bool p
          1e-6 * (double)file_size(l->path), l->info.digest, c->classes, l->info.data_name, c->image_height,
          c->image_width, c->image_channels);
   esp_model_cost_print(cost, stdout);
+  print_experts(l->model);
   puts("history:");
   print_history(&l->info);
   if (parameters) print_parameters(l->model->parameters);

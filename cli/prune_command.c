@@ -84,15 +84,18 @@ static esp_status read_arguments(pruning *p, const arguments *a) {
 /* --- the plan ------------------------------------------------------------------------------------------------ */
 
 /* A warning where scores say nothing. */
-static void warn_of_unrouted(const esp_plan *plan) {
+static void warn_of_unrouted(const esp_plan *plan, bool neurons) {
   int unrouted = 0;
   for (int i = 0; i < plan->layer_count; i++) unrouted += plan->layers[i].unrouted;
-  if (unrouted)
-    fprintf(
-        stderr,
-        "espalier: warning: %d expert%s saw no calibration token and score%s 0, so that %s go first; more --calibration "
-        "images may help\n",
-        unrouted, unrouted == 1 ? "" : "s", unrouted == 1 ? "s" : "", unrouted == 1 ? "it will" : "they");
+  const bool one = unrouted == 1;
+  if (!unrouted) return;
+  fprintf(stderr, "espalier: warning: %d expert%s saw no calibration token, so that %s", unrouted, one ? "" : "s",
+          one ? "it" : "they");
+  if (neurons)
+    fprintf(stderr, "%s neurons all score 0 and go first", one ? "s" : "r");
+  else
+    fprintf(stderr, " score%s 0 and go%s first", one ? "s" : "", one ? "es" : "");
+  fputs("; more --calibration images may help\n", stderr);
 }
 
 static esp_status make_plan(pruning *p, const arguments *a) {
@@ -105,9 +108,9 @@ static esp_status make_plan(pruning *p, const arguments *a) {
                                        .calibration = p->dataset ? &p->calibration : NULL,
                                        .gates = p->gates,
                                        .loss = p->loss};
-  if (p->neurons) return esp_neuron_plan_make(&p->plan, p->neurons, &inputs, &p->neuron_budget);
-  ESP_TRY(esp_plan_make(&p->plan, p->criterion, &inputs, p->mode, &p->budget));
-  warn_of_unrouted(p->plan);
+  ESP_TRY(p->neurons ? esp_neuron_plan_make(&p->plan, p->neurons, &inputs, &p->neuron_budget)
+                     : esp_plan_make(&p->plan, p->criterion, &inputs, p->mode, &p->budget));
+  warn_of_unrouted(p->plan, p->neurons);
   return ESP_OK;
 }
 

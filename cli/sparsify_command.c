@@ -61,6 +61,22 @@ static esp_status open_inputs(sparsifying *s, const arguments *a) {
   return choose_measure_folder(s->folder, a);
 }
 
+static json_t *points_json(const sparsifying *s) {
+  json_t *points = json_array();
+  for (int64_t i = 0; i < s->count; i++) {
+    const esp_sparsify_point *p = &s->points[i];
+    const char *layer = p->layer < 0 ? "all" : esp_model_moe(s->l.model, p->layer)->scope;
+    json_array_append_new(points, json_pack("{s:s, s:s, s:f, s:f, s:f, s:f}", "layer", layer, "order",
+                                            esp_drop_order_name(p->order), "q", p->share, "accuracy", p->accuracy,
+                                            "loss", p->loss, "active", p->active));
+  }
+  const esp_dataset_info *data = esp_dataset_info_of(s->dataset);
+  const int64_t limit = s->options.evaluation.limit;
+  return json_pack("{s:s, s:s, s:I, s:I, s:o}", "checkpoint", s->l.path, "data", data->name, "examples",
+                   (json_int_t)(limit ? limit : data->count[s->options.evaluation.split]), "seed",
+                   (json_int_t)s->options.seed, "points", points);
+}
+
 static esp_status sparsify(sparsifying *s, const arguments *a) {
   ESP_TRY(open_inputs(s, a));
   esp_progress_bar bar = esp_progress_start(a->quiet, 0, 1);
@@ -78,25 +94,10 @@ static esp_status sparsify(sparsifying *s, const arguments *a) {
   snprintf(title, sizeof title, "%s on %s without a share of the neurons", a->operands[0],
            esp_dataset_info_of(s->dataset)->name);
   ESP_TRY(esp_sparsify_write(s->l.model, s->points, s->count, title, s->folder));
+  ESP_TRY(write_json(s->folder, "sparsify.json", points_json(s)));
   draw_figure(a, s->folder, "sparsify");
   if (s->options.end_layer > s->options.first_layer) draw_figure(a, s->folder, "sparsify_layers");
   return ESP_OK;
-}
-
-static json_t *points_json(const sparsifying *s) {
-  json_t *points = json_array();
-  for (int64_t i = 0; i < s->count; i++) {
-    const esp_sparsify_point *p = &s->points[i];
-    const char *layer = p->layer < 0 ? "all" : esp_model_moe(s->l.model, p->layer)->scope;
-    json_array_append_new(points, json_pack("{s:s, s:s, s:f, s:f, s:f, s:f}", "layer", layer, "order",
-                                            esp_drop_order_name(p->order), "q", p->share, "accuracy", p->accuracy,
-                                            "loss", p->loss, "active", p->active));
-  }
-  const esp_dataset_info *data = esp_dataset_info_of(s->dataset);
-  const int64_t limit = s->options.evaluation.limit;
-  return json_pack("{s:s, s:s, s:I, s:I, s:o}", "checkpoint", s->l.path, "data", data->name, "examples",
-                   (json_int_t)(limit ? limit : data->count[s->options.evaluation.split]), "seed",
-                   (json_int_t)s->options.seed, "points", points);
 }
 
 int run_sparsify(const arguments *a) {
@@ -109,7 +110,7 @@ int run_sparsify(const arguments *a) {
     code = print_json(points_json(&s));
   } else {
     esp_sparsify_print(s.l.model, s.points, s.count, stdout);
-    if (*s.folder) printf("%s: sparsify.csv, sparsify.svg\n", s.folder);
+    if (*s.folder) printf("%s: sparsify.csv, sparsify.json, sparsify.svg\n", s.folder);
   }
   esp_free(s.points);
   esp_dataset_close(s.dataset);

@@ -30,6 +30,27 @@ static esp_status resume(training *t, const arguments *a) {
   return training_check_settings_kept(t);
 }
 
+/* A run that was completed before: its results are taken from its folder. */
+static esp_status recall(training *t, esp_training_result *result) {
+  char path[ESP_PATH_SIZE];
+  ESP_TRY(esp_folder_path(path, t->folder, "results.json"));
+  t->more = json_load_file(path, 0, NULL); /* all of it takes the place of what training_results_json() says */
+  const char *digest = json_string_value(json_object_get(t->more, "digest"));
+  if (!digest || strcmp(digest, t->info.digest) != 0)
+    return esp_fail(ESP_ERR_MISMATCH,
+                    "%s is finished, but %s does not hold its results; `espalier evaluate %s` measures it again", t->folder,
+                    path, t->folder);
+  *result = (esp_training_result){
+      .final = {.accuracy = json_number_value(json_object_get(t->more, "accuracy")),
+                .loss = json_number_value(json_object_get(t->more, "loss"))},
+      .best_accuracy = json_number_value(json_object_get(t->more, "best_accuracy")),
+      .best_step = json_integer_value(json_object_get(t->more, "best_step")),
+      .seconds = json_number_value(json_object_get(t->more, "seconds")),
+      .images_per_second = json_number_value(json_object_get(t->more, "images_per_second"))};
+  if (!t->quiet) fprintf(stderr, "%s is finished: there is nothing to resume\n", t->folder);
+  return ESP_OK;
+}
+
 static int finish(training *t, const arguments *a, esp_status status, const esp_training_result *result) {
   int code = EXIT_DONE;
   if (status != ESP_OK)
@@ -131,7 +152,8 @@ int run_training(const arguments *a, const recipe *r) {
   if (status == ESP_OK) status = training_place(&t, a->out, a->resume, a->overwrite);
   if (status == ESP_OK) status = load_teacher(&t, a);
   if (status == ESP_OK) status = t.resumes ? resume(&t, a) : r->start(&t, a);
-  if (status == ESP_OK) status = training_run(&t, &result);
+  const bool done = status == ESP_OK && t.resumes && r->finished && r->finished(&t);
+  if (status == ESP_OK) status = done ? recall(&t, &result) : training_run(&t, &result);
   return finish(&t, a, status, &result);
 }
 

@@ -14,6 +14,8 @@ typedef struct recipe {
   esp_status (*start)(training *t, const arguments *a); /* makes the model of a run that is not resumed */
   /* In the place of esp_train(); NULL: that. */
   esp_status (*work)(training *t, esp_training_result *result);
+  /* Whether a run that is to be resumed is done, complete() included; NULL: esp_train() finds out. */
+  bool (*finished)(const training *t);
   /* What is done with the model at the end, before the results are written; NULL: nothing. */
   esp_status (*complete)(training *t, esp_training_result *result);
 } recipe;

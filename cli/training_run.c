@@ -162,17 +162,6 @@ json_t *training_results_json(const training *t, const esp_training_result *r) {
   return json;
 }
 
-static esp_status write_results(const training *t, const esp_training_result *result) {
-  char path[ESP_PATH_SIZE];
-  ESP_TRY(esp_folder_path(path, t->folder, "results.json"));
-  json_t *json = training_results_json(t, result);
-  char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
-  const esp_status status = text ? esp_file_write(path, text) : ESP_ERR_MEMORY;
-  free(text);
-  json_decref(json);
-  return status;
-}
-
 /* What can be known to be wrong before a folder is made. */
 static esp_status check_run(const training *t) {
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
@@ -204,7 +193,7 @@ esp_status training_run(training *t, esp_training_result *result) {
   const recipe *r = t->recipe;
   ESP_TRY(r && r->work ? r->work(t, result) : esp_train(&job, result));
   if (r && r->complete) ESP_TRY(r->complete(t, result));
-  return write_results(t, result);
+  return write_json(t->folder, "results.json", training_results_json(t, result));
 }
 
 void training_release(training *t) {

@@ -10,6 +10,7 @@
 #include <jansson.h>
 #include <spawn.h>
 #include <stdint.h>
+#include <time.h>
 #include <zlib.h>
 
 #ifndef ESPALIER_PROGRAM
@@ -161,6 +162,18 @@ static inline void refuse_all(const refusal *list, size_t count) {
 }
 
 #define REFUSE_ALL(list) refuse_all(list, sizeof(list) / sizeof(list)[0])
+
+static inline void pause_briefly(void) { nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL); }
+
+/* Waits until the file is there and has so many bytes. */
+static inline void wait_for(const char *path, long long bytes) {
+  struct stat status;
+  for (int i = 0; i < 60000; i++) {
+    if (stat(path, &status) == 0 && (long long)status.st_size >= bytes) return;
+    pause_briefly();
+  }
+  fail_msg("%s has not %lld bytes after two minutes", path, bytes);
+}
 
 /* ---- JSON ---- */
 

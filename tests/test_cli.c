@@ -5,7 +5,6 @@
 
 #include <hdf5.h>
 #include <png.h>
-#include <time.h>
 
 static void test_runs(void **state) {
   (void)state;
@@ -427,18 +426,6 @@ static void test_preview(void **state) {
 }
 
 /* ---- interrupted runs ---- */
-
-static void pause_briefly(void) { nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL); }
-
-/* Waits until the file is there and has so many bytes. */
-static void wait_for(const char *path, long long bytes) {
-  struct stat status;
-  for (int i = 0; i < 60000; i++) {
-    if (stat(path, &status) == 0 && (long long)status.st_size >= bytes) return;
-    pause_briefly();
-  }
-  fail_msg("%s has not %lld bytes after two minutes", path, bytes);
-}
 
 #define LONGER "--set training.epochs=0.4 --set training.evaluate_every=0.15 --set training.log_every=1 "
 

@@ -55,6 +55,74 @@ static void test_settings(void **state) {
   json_decref(result);
 }
 
+/* Interrupted while rows go, resumed: the same model as without. */
+static void test_interrupted(void **state) {
+  (void)state;
+#define LONG COMPRESS "--set training.epochs=1 --set training.evaluate_every=0.1 --set training.log_every=1 --quiet --out "
+  char digest[32], whole[32];
+  succeed(LONG "whole");
+  const pid_t child = spawn(LONG "stopped", in_base("out"));
+  wait_for("stopped/metrics.csv", 1000);
+  kill(child, SIGINT);
+  const int code = finish(child);
+  if (code != 1 || !strstr(err, "--resume")) fail_msg("exit code %d: %s", code, err);
+  assert_true(is_there("stopped/last.h5") && !is_there("stopped/results.json"));
+  succeed(LONG "stopped --resume");
+  digest_of("whole", whole);
+  digest_of("stopped", digest);
+  assert_string_equal(digest, whole);
+}
+
+/* A run that is done says so, with the results it had, and changes nothing. */
+static void test_finished(void **state) {
+  (void)state;
+#define DONE COMPRESS "--teacher finetuned --set training.epochs=0.1 --out finished"
+  static char line[TEXT_SIZE];
+  json_t *first = succeed_json(DONE);
+  const uint64_t before = all_that_is_in(".");
+  json_t *again = succeed_json(DONE " --resume");
+  assert_true(json_equal(first, again));
+  json_decref(first);
+  json_decref(again);
+  succeed(DONE " --resume --quiet");
+  snprintf(line, sizeof line, "%s", out);
+  assert_non_null(strstr(line, "compress: test accuracy"));
+  succeed(DONE " --resume");
+  assert_string_equal(out, line);
+  assert_non_null(strstr(err, "finished is finished: there is nothing to resume"));
+  assert_true(all_that_is_in(".") == before);
+  refuse(DONE " --resume --set training.batch=32", 2, "keeps its settings", "`batch: 32`");
+  unlink("finished/results.json");
+  refuse(DONE " --resume", 1, "is finished, but finished/results.json", "espalier evaluate finished");
+}
+
+/* The order of arXiv 2310.01334: merge, finetune what was merged, factor and prune; the unmerged model teaches. */
+static void test_merge_then_compress(void **state) {
+  (void)state;
+#define TAUGHT "--data synthetic:narrow --teacher finetuned --quiet --set training.epochs=0.1 "
+  succeed("merge finetuned --data synthetic:narrow --groups 2 --budget layer --calibration 64 --out merged");
+  succeed("finetune merged " TAUGHT "--set training.freeze=blocks.*.router --out merged-tuned");
+  succeed("compress merged-tuned " TAUGHT "--rank 2 --out both");
+  assert_true(parameters_of("both") < parameters_of("merged-tuned"));
+  assert_true(parameters_of("merged-tuned") == parameters_of("merged"));
+  assert_true(parameters_of("merged") < parameters_of("finetuned"));
+  json_t *m = succeed_json("inspect both");
+  static const char *const actions[] = {"pretrain", "finetune", "merge", "finetune", "compress"};
+  for (size_t i = 0; i < 5; i++) assert_string_equal(text(item(m, "history", i), "action"), actions[i]);
+  for (size_t i = 0; i < 2; i++) {
+    const json_t *layer = item(m, "layers", i);
+    assert_true(number(layer, "experts") == 4 && number(layer, "stored_experts") == 2);
+    assert_true(number(layer, "rank") == 2 && number(layer, "skip") == 0);
+    assert_int_equal(json_array_size(get(layer, "stored")), 4);
+    assert_int_equal(json_array_size(get(get(layer, "sparse_rows"), "gate_up")), 2);
+    assert_int_equal(json_array_size(get(get(layer, "sparse_rows"), "down")), 2);
+  }
+  json_decref(m);
+  succeed("inspect both");
+  if (!strstr(out, "merged, logical experts by stored one: 0:") || !strstr(out, "factored, rank 2, rows of S: gate and up"))
+    fail_msg("%s", out);
+}
+
 static void test_refusals(void **state) {
   (void)state;
   static const refusal refusals[] = {
@@ -76,6 +144,9 @@ int main(void) {
       cmocka_unit_test(test_without_training),
       cmocka_unit_test(test_with_training_and_a_teacher),
       cmocka_unit_test(test_settings),
+      cmocka_unit_test(test_interrupted),
+      cmocka_unit_test(test_finished),
+      cmocka_unit_test(test_merge_then_compress),
       cmocka_unit_test(test_refusals),
   };
   return cmocka_run_group_tests_name("cli compress", tests, begin, end);
