@@ -46,13 +46,11 @@ static void report(const esp_bench *bench, const contestant *c, double save_seco
 }
 
 /* Wall time: of what the disk does, too. */
-static esp_status compare(const esp_bench *bench, model_stage *stage, const char *folder) {
-  esp_bench wall = *bench;
+static esp_status compare(esp_bench *bench, model_stage *stage, const char *folder) {
   contestant contestants[LEVELS];
   esp_bench_case cases[2 * LEVELS];
   esp_bench_result results[2 * LEVELS];
   esp_checkpoint_info info = {.data_name = "none", .progress = {.best_accuracy = -1}};
-  wall.processor_time = false;
   for (int i = 0; i < LEVELS; i++) {
     contestant *c = &contestants[i];
     *c = (contestant){.stage = stage, .info = &info, .level = levels[i]};
@@ -65,19 +63,20 @@ static esp_status compare(const esp_bench *bench, model_stage *stage, const char
   char title[96];
   snprintf(title, sizeof title, "checkpoint of %.2f M parameters with AdamW's state",
            1e-6 * (double)esp_parameters_size(stage->model->parameters));
-  ESP_TRY(esp_bench_compare(&wall, title, cases, 2 * LEVELS, results));
+  ESP_TRY(esp_bench_compare(bench, title, cases, 2 * LEVELS, results));
   for (int i = 0; i < LEVELS; i++) report(bench, &contestants[i], results[i].median, results[LEVELS + i].median);
   return ESP_OK;
 }
 
 /* After a step or two: moments that are zero would vanish in compression. */
-static esp_status run(const esp_bench *bench, const bench_model *model, model_stage *stage, const char *folder) {
+static esp_status run(esp_bench *bench, const bench_model *model, model_stage *stage, const char *folder) {
   ESP_TRY(model_stage_set(stage, model, 2, true));
   for (int i = 0; i < 3; i++) ESP_TRY(model_stage_train(stage));
   return compare(bench, stage, folder);
 }
 
 esp_status esp_bench_checkpoint(esp_bench *bench) {
+  bench->processor_time = false;
   char folder[ESP_PATH_SIZE];
   model_stage stage = {.tape = NULL};
   ESP_TRY(bench_folder_make(folder));
