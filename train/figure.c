@@ -18,7 +18,8 @@ enum {
   PANEL_WIDTH = 500, /* pixels */
   HEIGHT = 460,
   LETTER_WIDTH = 8,
-  KEY_SAMPLE = 85 /* what is left of a label in the legend */
+  KEY_SAMPLE = 85, /* what is left of a label in the legend */
+  KEY_LINE = 22    /* of the legend */
 };
 
 /* As a gnuplot string, in which nothing has a meaning but the quote, which is doubled. */
@@ -49,8 +50,21 @@ static int legend_width(const esp_figure *figure) {
   return (int)longest * LETTER_WIDTH + KEY_SAMPLE;
 }
 
+/* A line for each curve and level. */
+static int legend_lines(const esp_figure *figure) {
+  int lines = figure->curve_count;
+  for (int p = 0; p < figure->panel_count; p++) lines += figure->panels[p].level_count;
+  return lines;
+}
+
+static int figure_height(const esp_figure *figure) {
+  const int legend = (legend_lines(figure) + 1) * KEY_LINE * 100 / 72; /* panels have 0.72 of the height */
+  return legend > HEIGHT ? legend : HEIGHT;
+}
+
 static void put_start(const esp_figure *figure, const char *name, FILE *file) {
   const int legend = legend_width(figure), width = PANEL_WIDTH * figure->panel_count + legend;
+  const int height = figure_height(figure);
   const double left = 95.0 / width, right = 1 - (legend + 20.0) / width;
   fprintf(file,
           "# `gnuplot %s.gp` in this folder draws %s.svg and %s.png from %s.\n"
@@ -75,12 +89,13 @@ static void put_start(const esp_figure *figure, const char *name, FILE *file) {
           "if (format eq 'svg') { set terminal svg size %d,%d background 'white' font 'sans-serif,13' }\n"
           "if (format eq 'png') { set terminal pngcairo size %d,%d font 'sans,11' }\n"
           "set output ",
-          width, HEIGHT, width, HEIGHT);
+          width, height, width, height);
   put_text(file, name);
   fprintf(file, ".'.'.format\nset multiplot layout 1,%d title ", figure->panel_count);
   put_text(file, figure->title);
   fprintf(file, " noenhanced margins %.4f,%.4f,0.14,0.86 spacing %.4f\n", left, right, 105.0 / width);
-  fprintf(file, "set key at screen %.4f,0.86 left top Left reverse noenhanced spacing 1.25\n", right + 15.0 / width);
+  fprintf(file, "set key at screen %.4f,0.86 left top Left reverse noenhanced spacing 1.25\n",
+          right + 15.0 / width);
 }
 
 /* "data using (x of the chosen rows):" */
