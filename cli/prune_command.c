@@ -89,12 +89,11 @@ static void warn_of_unrouted(const esp_plan *plan, bool neurons) {
   for (int i = 0; i < plan->layer_count; i++) unrouted += plan->layers[i].unrouted;
   const bool one = unrouted == 1;
   if (!unrouted) return;
-  fprintf(stderr, "espalier: warning: %d expert%s saw no calibration token, so that %s", unrouted, one ? "" : "s",
-          one ? "it" : "they");
+  fprintf(stderr, "espalier: warning: %d expert%s saw no calibration token, so that ", unrouted, one ? "" : "s");
   if (neurons)
-    fprintf(stderr, "%s neurons all score 0 and go first", one ? "s" : "r");
+    fprintf(stderr, "%s neurons all score 0 and go first", one ? "its" : "their");
   else
-    fprintf(stderr, " score%s 0 and go%s first", one ? "s" : "", one ? "es" : "");
+    fprintf(stderr, "%s 0 and go%s first", one ? "it scores" : "they score", one ? "es" : "");
   fputs("; more --calibration images may help\n", stderr);
 }
 

@@ -65,7 +65,8 @@ typedef struct esp_sweep_cell {
   int64_t bytes;                            /* the checkpoint's on disk, without optimiser */
   int64_t memory; /* bytes of an evaluation: the parameters, and what the forward pass of a batch of 128 images takes from the
                      step arena. Results that nobody needs any more give their room to the next ones, so the latter is
-                     about the largest that one block has at a time, which pruning leaves as it is where top_k stays */
+                     about the most that the stem or one block needs at a time. In models as small as these it is nearly all,
+                     and pruning, which leaves top_k, hardly changes it; factored experts need room for V x besides */
   double milliseconds;                      /* an image, median of batches */
   double speed;                             /* unpruned model's time over this one's, batches in turns, median */
   double seconds;                           /* that the cell took */

@@ -64,7 +64,7 @@ static esp_status draw(const esp_sweep *sweep, const esp_figure_series *curves, 
                              .panels = panels,
                              .panel_count = tuned ? 2 : 1,
                              .spread = ESP_SPREAD_DEVIATION,
-                             .band_of = "random"};
+                             .band_of = sweep->settings.ratio_count > 1 ? "random" : NULL}; /* a point has no band */
   ESP_TRY(esp_figure_write(&figure, sweep->settings.folder, "sweep"));
   (void)esp_figure_draw(sweep->settings.folder, "sweep"); /* without gnuplot the script stays */
   return ESP_OK;
