@@ -41,6 +41,7 @@ static void test_compare(void **state) {
   assert_null(json_object_get(a, "limit_share"));
   assert_true(json_real_value(json_object_get(b, "limit_share")) == 1e-9 / results[1].median);
   json_decref(bench.comparisons);
+  json_decref(bench.figures);
 }
 
 static void test_figures(void **state) {
@@ -71,6 +72,7 @@ static void test_failures(void **state) {
                    ESP_ERR_MEMORY);
   assert_int_equal(json_array_size(bench.comparisons), 0);
   json_decref(bench.comparisons);
+  json_decref(bench.figures);
 }
 
 static double flops_of(const esp_model_config *config, int64_t images, bool training) {
