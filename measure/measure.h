@@ -1,4 +1,4 @@
-/* Everything of measure/: costs, calibration passes, router changes, statistics of a pass, reports. */
+/* Everything of measure/: costs, calibration passes, router changes, reports. */
 #ifndef ESPALIER_MEASURE_H
 #define ESPALIER_MEASURE_H
 
@@ -10,6 +10,5 @@
 #include <espalier/router_change.h>
 #include <espalier/stable_rank.h>
 #include <espalier/sparsify.h>
-#include <espalier/statistics.h>
 
 #endif

@@ -1,4 +1,4 @@
-/* Everything of train/: settings, the loop, evaluation, metrics, run folders. */
+/* Everything of train/: settings, the loop, evaluation, metrics, statistics of a pass, run folders. */
 #ifndef ESPALIER_TRAIN_H
 #define ESPALIER_TRAIN_H
 
@@ -12,6 +12,7 @@
 #include <espalier/row_pruning.h>
 #include <espalier/run_config.h>
 #include <espalier/run_folder.h>
+#include <espalier/statistics.h>
 #include <espalier/trainer.h>
 
 #endif
