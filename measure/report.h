@@ -37,15 +37,15 @@ typedef struct esp_measurement {
  *       dead_neurons, selected[]};
  *     experts[]: index, original_id, stored (place in the bank; -1: zero expert, -2: masked), neurons, router_norm;
  *       with changes router_norm_change (signed), absolute_change, difference_norm, reference_norm;
- *       with statistics count, served, share, first_choices, gate_mass, mean_gate, mean_score,
- *       together[] (tokens that chose each other expert, too), classes[] (slots of each class)
+ *       with statistics count, served, share, first_choices, gate_mass, mean_gate, gate_served,
+ *       mean_score, together[] (tokens that chose each other expert, too), classes[] (slots of each class; none with
+ *       Soft MoE)
  * Numbers that are not finite are null. */
 ESP_API struct json_t *esp_measurement_json(const esp_measurement *measurement);
 
-/* Writes measure.json, experts.csv (a row per layer and expert) and, with statistics, routing.csv and
- * sparsity.csv (a row per layer), coactivation.csv (per layer and pair of experts), specialisation.csv (per layer, expert
- * and class) activations.csv (per layer and bin) and
- * neurons.csv (per stored expert and neuron of the layers that select neurons) into a folder that exists. */
+/* Writes measure.json, experts.csv (a row per layer and expert) and, with statistics, routing.csv and sparsity.csv (a row
+ * per layer), coactivation.csv and specialisation.csv (statistics_rows.h says of what), activations.csv (per layer and
+ * bin) and neurons.csv (per stored expert and neuron of the layers that select neurons) into a folder that exists. */
 ESP_API esp_status esp_measurement_write(const esp_measurement *measurement, const char *folder) ESP_MUST_CHECK;
 
 /* A table per mixture layer. */

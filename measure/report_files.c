@@ -1,5 +1,6 @@
 #include <espalier/report.h>
 #include <espalier/run_folder.h>
+#include <espalier/statistics_rows.h>
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -21,16 +22,16 @@ static void write_expert(const esp_measurement *m, int layer, int expert, FILE *
   if (m->statistics) {
     esp_expert_statistics s;
     esp_statistics_expert(m->statistics, layer, expert, &s);
-    fprintf(file, ",%lld,%lld,%.9g,%lld,%.9g,%.9g,%.9g\n", (long long)s.count, (long long)s.served, s.share,
-            (long long)s.first_choices, s.gate_mass, s.mean_gate, s.mean_score);
+    fprintf(file, ",%lld,%lld,%.9g,%lld,%.9g,%.9g,%.9g,%.9g\n", (long long)s.count, (long long)s.served, s.share,
+            (long long)s.first_choices, s.gate_mass, s.mean_gate, s.mean_score, s.gate_served);
   } else {
-    fputs(",,,,,,,\n", file);
+    fputs(",,,,,,,,\n", file);
   }
 }
 
 static void write_experts(const esp_measurement *m, FILE *file) {
   fputs("layer,kind,expert,original_id,stored,router_norm,reference_norm,router_norm_change,absolute_change,"
-        "difference_norm,count,served,share,first_choices,gate_mass,mean_gate,mean_score\n",
+        "difference_norm,count,served,share,first_choices,gate_mass,mean_gate,mean_score,gate_served\n",
         file);
   for (int i = 0; i < esp_model_moe_count(m->model); i++)
     for (int e = 0; e < esp_model_moe(m->model, i)->layout.experts; e++) write_expert(m, i, e, file);
@@ -49,44 +50,14 @@ static void write_routing(const esp_measurement *m, FILE *file) {
   }
 }
 
-/* Once each pair. together_share: of the tokens of the rarer of the two experts. */
 static void write_coactivation(const esp_measurement *m, FILE *file) {
-  fputs("layer,expert,other,tokens,together_share\n", file);
-  for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) {
-    esp_layer_statistics layer;
-    esp_statistics_layer(m->statistics, i, &layer);
-    for (int a = 0; a < layer.experts; a++)
-      for (int b = a + 1; b < layer.experts; b++) {
-        esp_expert_statistics first, second;
-        esp_statistics_expert(m->statistics, i, a, &first);
-        esp_statistics_expert(m->statistics, i, b, &second);
-        const int64_t both = esp_statistics_pair(m->statistics, i, a, b);
-        const int64_t rarer = first.count < second.count ? first.count : second.count;
-        fprintf(file, "%s,%d,%d,%lld,%.9g\n", layer.scope, a, b, (long long)both,
-                rarer ? (double)both / (double)rarer : 0);
-      }
-  }
+  fputs(ESP_COACTIVATION_COLUMNS "\n", file);
+  for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) esp_coactivation_rows(file, "", m->statistics, i);
 }
 
-/* share: of the expert's slots; class_share: of the class's slots in this layer. */
 static void write_specialisation(const esp_measurement *m, FILE *file) {
-  fputs("layer,expert,class,slots,share,class_share\n", file);
-  for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) {
-    esp_layer_statistics layer;
-    esp_statistics_layer(m->statistics, i, &layer);
-    for (int e = 0; e < layer.experts; e++)
-      for (int c = 0; c < esp_statistics_classes(m->statistics, i); c++) {
-        esp_expert_statistics expert;
-        int64_t of_class = 0;
-        esp_statistics_expert(m->statistics, i, e, &expert);
-        for (int other = 0; other < layer.experts; other++)
-          of_class += esp_statistics_class(m->statistics, i, other, c);
-        const int64_t slots = esp_statistics_class(m->statistics, i, e, c);
-        fprintf(file, "%s,%d,%d,%lld,%.9g,%.9g\n", layer.scope, e, c, (long long)slots,
-                expert.count ? (double)slots / (double)expert.count : 0,
-                of_class ? (double)slots / (double)of_class : 0);
-      }
-  }
+  fputs(ESP_SPECIALISATION_COLUMNS "\n", file);
+  for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) esp_specialisation_rows(file, "", m->statistics, i);
 }
 
 static void write_sparsity(const esp_measurement *m, FILE *file) {

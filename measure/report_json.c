@@ -49,6 +49,7 @@ static void put_expert_statistics(object *o, const esp_statistics *statistics, i
   put_integer(o, "first_choices", s.first_choices);
   put_real(o, "gate_mass", s.gate_mass);
   put_real(o, "mean_gate", s.mean_gate);
+  put_real(o, "gate_served", s.gate_served);
   put_real(o, "mean_score", s.mean_score);
 }
 

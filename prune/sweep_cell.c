@@ -160,7 +160,8 @@ static esp_status read_config(const esp_sweep *sweep, const esp_sweep_cell *cell
 }
 
 static void remove_work(const char *folder) {
-  static const char *const files[] = {"last.h5", "best.h5", "metrics.csv", "routing.csv", "alarms.csv"};
+  static const char *const files[] = {"last.h5",    "best.h5",          "metrics.csv",       "routing.csv",
+                                      "alarms.csv", "coactivation.csv", "specialisation.csv"};
   char path[ESP_PATH_SIZE];
   for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
     if (esp_folder_path(path, folder, files[i]) == ESP_OK) unlink(path);

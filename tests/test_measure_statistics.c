@@ -8,7 +8,7 @@
 typedef struct hand {
   esp_real logits[12], scores[12], gates[6], activation[4 * 20];
   int32_t choice[6];
-  int32_t token[6], labels[3];
+  int32_t token[6], row[6], labels[3];
   int64_t first_slot[4], first_row[4], wanted[4], served[4];
   esp_routing routing;
   esp_tensor logits_of, scores_of, gates_of, activation_of;
@@ -21,6 +21,7 @@ static void set_hand(hand *h, const esp_moe *moe) {
               .gates = {0.5f, 0.25f, 0.75f, 0.125f, 1, 0.5f},
               .choice = {0, 1, 1, 3, 1, 3},
               .token = {0, 0, 1, 1, 2, 2},
+              .row = {0, 1, 2, -1, 3, -1},
               .labels = {1, 0, 1},
               .first_slot = {0, 2, 4, 6},
               .wanted = {1, 3, 0, 2},
@@ -29,6 +30,7 @@ static void set_hand(hand *h, const esp_moe *moe) {
                              .slots = 6,
                              .first_slot = h->first_slot,
                              .token = h->token,
+                             .row = h->row,
                              .served = h->served,
                              .k = 2,
                              .experts = 4,
@@ -86,6 +88,9 @@ static void statistics_of_a_record_by_hand(void **state) {
   assert_near(e[1].mean_gate, 2.0 / 3);
   assert_near(e[2].mean_gate, 0);
   assert_near(e[3].mean_gate, 0.3125);
+  assert_near(e[1].gate_served, 2);
+  assert_near(e[3].gate_mass, 0.625);
+  assert_near(e[3].gate_served, 0); /* a zero expert's gates reach nothing */
   assert_near(e[1].mean_score, 1.75 / 3);
   assert_near(e[3].share, 1.0 / 3);
   assert_int_equal(e[1].served, 3);
@@ -98,6 +103,8 @@ static void statistics_of_a_record_by_hand(void **state) {
   assert_int_equal(esp_statistics_class(statistics, 0, 1, 0), 1);
   assert_int_equal(esp_statistics_class(statistics, 0, 1, 1), 2);
   assert_int_equal(esp_statistics_class(statistics, 0, 3, 1), 1);
+  assert_int_equal(esp_statistics_class_served(statistics, 0, 1, 1), 2);
+  assert_int_equal(esp_statistics_class_served(statistics, 0, 3, 1), 0);
   assert_int_equal(esp_statistics_class(statistics, 0, 0, 0), 0);
 
   esp_layer_statistics s;
@@ -105,6 +112,7 @@ static void statistics_of_a_record_by_hand(void **state) {
   assert_string_equal(s.scope, "blocks.1.moe");
   assert_int_equal(s.kind, ESP_LAYER_MOE);
   assert_int_equal(s.tokens, 3);
+  assert_int_equal(s.scored, 3);
   assert_int_equal(s.slots, 6);
   assert_int_equal(s.served, 4);
   assert_int_equal(s.routable, 4);
@@ -363,7 +371,7 @@ static void statistics_of_different_models_do_not_merge(void **state) {
   assert_int_equal(esp_statistics_merge(a, c), ESP_ERR_MISMATCH);
   assert_non_null(strstr(esp_error_message(), "statistics of 2 and of 1 mixture layers"));
   esp_statistics *none;
-  assert_int_equal(esp_statistics_create(&none, model, 0), ESP_ERR_USAGE);
+  assert_int_equal(esp_statistics_create(&none, model, -1), ESP_ERR_USAGE);
   assert_null(none);
   esp_statistics_free(a);
   esp_statistics_free(b);

@@ -161,6 +161,18 @@ static void assert_same_optimizers(training *a, training *b) {
   esp_optimizer_free(two);
 }
 
+/* What is known of the routers, wherever it was stopped in between. */
+static void assert_same_routing(const training *a, const training *b) {
+  static char one[TEXT_SIZE], two[TEXT_SIZE];
+  static const char *const names[] = {"routing.csv", "coactivation.csv", "specialisation.csv", "alarms.csv"};
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+    read_file(file_of(a, names[i]), one);
+    read_file(file_of(b, names[i]), two);
+    assert_string_equal(one, two);
+    assert_true(i == 3 || strstr(one, "\n10,")); /* the evaluation at the end */
+  }
+}
+
 static void assert_same_runs(training *a, training *b) {
   static char one[TEXT_SIZE], two[TEXT_SIZE];
   assert_same_bits("parameters", esp_parameters_values(a->model->parameters),
@@ -176,6 +188,7 @@ static void assert_same_runs(training *a, training *b) {
   read_metrics(a, one);
   read_metrics(b, two);
   assert_string_equal(one, two);
+  assert_same_routing(a, b);
 }
 
 static const volatile sig_atomic_t at_once = 1;
@@ -195,6 +208,8 @@ static void test_resumed_after_each_step(void **state) {
   }
   expect_ok(go_on(&pieces, &at_once));
   assert_same_runs(&whole, &pieces);
+  expect_ok(go_on(&pieces, NULL)); /* as if it had died when all was done but said */
+  assert_same_routing(&whole, &pieces);
   tear_down(&whole);
   tear_down(&pieces);
 }

@@ -42,8 +42,13 @@ esp_status esp_csv_open(esp_csv *csv, const char *folder, const char *name, cons
   return status;
 }
 
+esp_status esp_csv_flush(esp_csv *csv) {
+  return fflush(csv->file) != 0 || ferror(csv->file) ? failed(csv) : ESP_OK;
+}
+
 esp_status esp_csv_end_row(esp_csv *csv) {
-  return fputc('\n', csv->file) < 0 || fflush(csv->file) != 0 ? failed(csv) : ESP_OK;
+  fputc('\n', csv->file);
+  return esp_csv_flush(csv);
 }
 
 esp_status esp_csv_close(esp_csv *csv) {

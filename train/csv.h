@@ -24,6 +24,9 @@ ESP_API esp_status esp_csv_open(esp_csv *csv, const char *folder, const char *na
 /* Ends a row and hands it to the system; ESP_ERR_IO if any of it could not be written. */
 ESP_API esp_status esp_csv_end_row(esp_csv *csv) ESP_MUST_CHECK;
 
+/* After whole rows were written: hands them to the system; ESP_ERR_IO if any of it could not be written. */
+ESP_API esp_status esp_csv_flush(esp_csv *csv) ESP_MUST_CHECK;
+
 ESP_API esp_status esp_csv_close(esp_csv *csv) ESP_MUST_CHECK;
 
 #ifdef __cplusplus

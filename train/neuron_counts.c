@@ -46,6 +46,12 @@ void esp_neuron_counts_add(esp_neuron_counts *counts, const esp_moe_record *reco
   esp_parallel_for_uneven(counts->experts, 1, count_experts, &(counting){counts, record});
 }
 
+void esp_neuron_counts_reset(esp_neuron_counts *counts) {
+  if (counts->experts == 0) return;
+  memset(counts->rows, 0, (size_t)counts->experts * sizeof *counts->rows);
+  memset(counts->selected, 0, (size_t)counts->experts * (size_t)counts->hidden * sizeof *counts->selected);
+}
+
 void esp_neuron_counts_merge(esp_neuron_counts *counts, const esp_neuron_counts *other) {
   const int64_t size = (int64_t)counts->experts * counts->hidden;
   for (int e = 0; e < counts->experts; e++) counts->rows[e] += other->rows[e];

@@ -14,6 +14,7 @@ typedef struct esp_neuron_counts {
 esp_status esp_neuron_counts_create(esp_neuron_counts *counts, const esp_moe *moe) ESP_MUST_CHECK;
 void esp_neuron_counts_free(esp_neuron_counts *counts);
 void esp_neuron_counts_add(esp_neuron_counts *counts, const esp_moe_record *record);
+void esp_neuron_counts_reset(esp_neuron_counts *counts);
 void esp_neuron_counts_merge(esp_neuron_counts *counts, const esp_neuron_counts *other);
 
 /* Of one stored expert with `neurons` neurons. */

@@ -1,120 +1,54 @@
 #include <espalier/csv.h>
 #include <espalier/memory.h>
 #include <espalier/routing_log.h>
+#include <espalier/statistics_rows.h>
 
-#include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { LINE_SIZE = 1024, LIST_SIZE = 256 };
 
-typedef struct expert_sums {
-  int64_t wanted, served;
-  double gates;
-  int low; /* evaluations in a row with a share below the limit */
-} expert_sums;
-
-typedef struct layer_sums {
+typedef struct logged_layer {
   const esp_moe *moe;
-  int64_t wanted, logits;
-  double squared_logits;
-  expert_sums *experts; /* [layout.experts] */
-} layer_sums;
+  int *low; /* [layout.experts] evaluations in a row with a share below the limit */
+} logged_layer;
 
 struct esp_routing_log {
-  esp_csv routing, alarms;
+  esp_csv routing, coactivation, specialisation, alarms;
+  esp_statistics *statistics; /* of the evaluation that goes on */
   esp_routing_alarm alarm;
   int layer_count;
-  layer_sums layers[ESP_MAX_BLOCKS];
+  logged_layer layers[ESP_MAX_BLOCKS];
 };
 
-/* --- watching -------------------------------------------------------------------------------------------- */
-
-static layer_sums *layer_of(esp_routing_log *log, int block) {
-  for (int i = 0; i < log->layer_count; i++)
-    if (log->layers[i].moe->block == block) return &log->layers[i];
-  esp_panic("the log was not made for a model with a mixture in block %d", block);
-}
-
-static void add_logits(layer_sums *layer, const esp_moe_record *record) {
-  if (!record->logits) return;
-  const int64_t count = esp_tensor_count(record->logits);
-  for (int64_t i = 0; i < count; i++)
-    layer->squared_logits += (double)record->logits->data[i] * (double)record->logits->data[i];
-  layer->logits += count;
-}
-
-static void observe(void *context, const esp_moe_record *record) {
-  layer_sums *layer = layer_of(context, record->layer->block);
-  const esp_routing *r = record->routing;
-  for (int e = 0; e < r->experts; e++) {
-    layer->experts[e].wanted += r->wanted[e];
-    layer->experts[e].served += r->served[e];
-  }
-  for (int64_t i = 0; i < r->slots; i++) layer->experts[r->choice[i]].gates += (double)record->gates->data[i];
-  layer->wanted += r->slots;
-  add_logits(layer, record);
-}
-
-esp_observer esp_routing_log_observer(esp_routing_log *log) { return (esp_observer){observe, log}; }
+esp_observer esp_routing_log_observer(esp_routing_log *log) { return esp_statistics_observer(log->statistics); }
 
 /* --- rows ------------------------------------------------------------------------------------------------ */
 
-static double share_of(const layer_sums *layer, int expert) {
-  return layer->wanted ? (double)layer->experts[expert].wanted / (double)layer->wanted : 0;
-}
-
-typedef struct load {
-  double entropy, imbalance;
-} load;
-
-static load load_of(const layer_sums *layer) {
-  const int routable = esp_routable_experts(&layer->moe->layout);
-  load l = {.imbalance = 0};
-  for (int e = 0; e < layer->moe->layout.experts; e++) {
-    const double share = share_of(layer, e);
-    if (share > 0) l.entropy -= share * log(share);
-    l.imbalance = fmax(l.imbalance, share * routable);
-  }
-  l.entropy = routable > 1 ? l.entropy / log(routable) : 0;
-  return l;
-}
-
-static esp_status write_expert(esp_csv *csv, const layer_sums *layer, int e, const load *l, int64_t step,
-                               double epoch) {
-  const expert_sums *sums = &layer->experts[e];
-  const esp_moe *moe = layer->moe;
-  fprintf(csv->file, "%lld,%.4f,%s,%d,%d,%lld,%lld,%.6g,%.6g,%.6g,", (long long)step, epoch, moe->scope, e,
-          moe->layout.original_ids[e], (long long)sums->wanted, (long long)sums->served, share_of(layer, e),
-          sums->gates, sums->wanted ? sums->gates / (double)sums->wanted : 0);
-  if (moe->router) fprintf(csv->file, "%.6g", esp_router_norm(moe, e));
-  fprintf(csv->file, ",%.4f,%.4f,", l->entropy, l->imbalance);
-  if (layer->logits) fprintf(csv->file, "%.6g", sqrt(layer->squared_logits / (double)layer->logits));
-  return esp_csv_end_row(csv);
-}
-
-static void forget(layer_sums *layer) {
-  layer->wanted = layer->logits = 0;
-  layer->squared_logits = 0;
-  for (int e = 0; e < layer->moe->layout.experts; e++)
-    layer->experts[e] = (expert_sums){.low = layer->experts[e].low};
+static void write_expert(FILE *file, const char *start, const esp_moe *moe, int e, const esp_expert_statistics *expert,
+                         const esp_layer_statistics *layer) {
+  fprintf(file, "%s%s,%d,%d,%lld,%lld,%.6g,%.6g,%.6g,", start, moe->scope, e, moe->layout.original_ids[e],
+          (long long)expert->count, (long long)expert->served, expert->share, expert->gate_mass, expert->mean_gate);
+  if (moe->router) fprintf(file, "%.6g", esp_router_norm(moe, e));
+  fprintf(file, ",%.4f,%.4f,", layer->normalised_entropy, layer->imbalance);
+  if (layer->scored) fprintf(file, "%.6g,%.4f", layer->logit_rms, layer->token_entropy);
+  fprintf(file, "%s,%d,%.6g\n", layer->scored ? "" : ",", layer->dead_experts, expert->gate_served);
 }
 
 /* --- the alarm ------------------------------------------------------------------------------------------- */
 
-static void count_low(const esp_routing_log *log, layer_sums *layer, int expert, double share) {
+static void count_low(const esp_routing_log *log, logged_layer *layer, int expert, double share) {
   const double limit = log->alarm.share / esp_routable_experts(&layer->moe->layout);
   const bool low = layer->moe->layout.index[expert] != ESP_EXPERT_MASKED && share < limit;
-  layer->experts[expert].low = low ? layer->experts[expert].low + 1 : 0;
+  layer->low[expert] = low ? layer->low[expert] + 1 : 0;
 }
 
 /* The experts for which the alarm is due now, by blanks; their number. */
-static int list_unused(const esp_routing_log *log, const layer_sums *layer, char list[LIST_SIZE]) {
+static int list_unused(const esp_routing_log *log, const logged_layer *layer, char list[LIST_SIZE]) {
   int count = 0;
   size_t length = 0;
   list[0] = '\0';
   for (int e = 0; e < layer->moe->layout.experts; e++) {
-    if (layer->experts[e].low != log->alarm.evaluations) continue;
+    if (layer->low[e] != log->alarm.evaluations) continue;
     if (length + 8 < LIST_SIZE)
       length += (size_t)snprintf(list + length, LIST_SIZE - length, "%s%d", count ? " " : "", e);
     count++;
@@ -122,7 +56,7 @@ static int list_unused(const esp_routing_log *log, const layer_sums *layer, char
   return count;
 }
 
-static esp_status sound(esp_routing_log *log, const layer_sums *layer, int64_t step, esp_progress_bar *bar) {
+static esp_status sound(esp_routing_log *log, const logged_layer *layer, int64_t step, esp_progress_bar *bar) {
   char list[LIST_SIZE];
   const int count = list_unused(log, layer, list);
   if (count == 0) return ESP_OK;
@@ -137,18 +71,39 @@ static esp_status sound(esp_routing_log *log, const layer_sums *layer, int64_t s
   return esp_csv_end_row(&log->alarms);
 }
 
+/* --- an evaluation's rows --------------------------------------------------------------------------------- */
+
+static void write_experts(esp_routing_log *log, int index, int64_t step, double epoch) {
+  logged_layer *layer = &log->layers[index];
+  esp_layer_statistics of_layer;
+  esp_expert_statistics of_expert;
+  char start[64];
+  snprintf(start, sizeof start, "%lld,%.4f,", (long long)step, epoch);
+  esp_statistics_layer(log->statistics, index, &of_layer);
+  for (int e = 0; e < of_layer.experts; e++) {
+    esp_statistics_expert(log->statistics, index, e, &of_expert);
+    write_expert(log->routing.file, start, layer->moe, e, &of_expert, &of_layer);
+    count_low(log, layer, e, of_expert.share);
+  }
+}
+
+static void write_layer(esp_routing_log *log, int index, int64_t step, double epoch) {
+  char start[32];
+  snprintf(start, sizeof start, "%lld,", (long long)step);
+  write_experts(log, index, step, epoch);
+  esp_coactivation_rows(log->coactivation.file, start, log->statistics, index);
+  esp_specialisation_rows(log->specialisation.file, start, log->statistics, index);
+}
+
 esp_status esp_routing_log_write(esp_routing_log *log, int64_t step, double epoch, esp_progress_bar *bar) {
   for (int i = 0; i < log->layer_count; i++) {
-    layer_sums *layer = &log->layers[i];
-    const load l = load_of(layer);
-    for (int e = 0; e < layer->moe->layout.experts; e++) {
-      ESP_TRY(write_expert(&log->routing, layer, e, &l, step, epoch));
-      count_low(log, layer, e, share_of(layer, e));
-    }
-    ESP_TRY(sound(log, layer, step, bar));
-    forget(layer);
+    write_layer(log, i, step, epoch);
+    ESP_TRY(sound(log, &log->layers[i], step, bar));
   }
-  return ESP_OK;
+  esp_statistics_reset(log->statistics);
+  ESP_TRY(esp_csv_flush(&log->routing));
+  ESP_TRY(esp_csv_flush(&log->coactivation));
+  return esp_csv_flush(&log->specialisation);
 }
 
 /* --- opening and closing --------------------------------------------------------------------------------- */
@@ -164,7 +119,7 @@ static void recall_row(esp_routing_log *log, const char *line) {
              &share) != 8)
     return;
   for (int i = 0; i < log->layer_count; i++) {
-    layer_sums *layer = &log->layers[i];
+    logged_layer *layer = &log->layers[i];
     if (strcmp(layer->moe->scope, name) == 0 && expert >= 0 && expert < layer->moe->layout.experts)
       count_low(log, layer, expert, share);
   }
@@ -183,14 +138,17 @@ static esp_status prepare(esp_routing_log *log, const char *folder, const esp_mo
   log->layer_count = esp_model_moe_count(model);
   for (int i = 0; i < log->layer_count; i++) {
     log->layers[i].moe = esp_model_moe(model, i);
-    log->layers[i].experts = esp_alloc((size_t)log->layers[i].moe->layout.experts, sizeof(expert_sums));
-    if (!log->layers[i].experts) return ESP_ERR_MEMORY;
+    log->layers[i].low = esp_alloc((size_t)log->layers[i].moe->layout.experts, sizeof *log->layers[i].low);
+    if (!log->layers[i].low) return ESP_ERR_MEMORY;
   }
+  ESP_TRY(esp_statistics_create(&log->statistics, model, 0));
   ESP_TRY(esp_csv_open(&log->routing, folder, "routing.csv",
                        "step,epoch,layer,expert,original_id,wanted,served,share,gate_mass,mean_gate,router_norm,"
-                       "entropy,imbalance,logit_rms",
+                       "entropy,imbalance,logit_rms,token_entropy,dead_experts,gate_served",
                        step));
   ESP_TRY(recall(log));
+  ESP_TRY(esp_csv_open(&log->coactivation, folder, "coactivation.csv", "step," ESP_COACTIVATION_COLUMNS, step));
+  ESP_TRY(esp_csv_open(&log->specialisation, folder, "specialisation.csv", "step," ESP_SPECIALISATION_COLUMNS, step));
   return esp_csv_open(&log->alarms, folder, "alarms.csv", "step,layer,experts,evaluations", step);
 }
 
@@ -210,8 +168,14 @@ esp_status esp_routing_log_open(esp_routing_log **log, const char *folder, const
 
 esp_status esp_routing_log_close(esp_routing_log *log) {
   if (!log) return ESP_OK;
-  const esp_status routing = esp_csv_close(&log->routing), alarms = esp_csv_close(&log->alarms);
-  for (int i = 0; i < log->layer_count; i++) esp_free(log->layers[i].experts);
+  esp_csv *const files[] = {&log->routing, &log->coactivation, &log->specialisation, &log->alarms};
+  esp_status status = ESP_OK;
+  for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+    const esp_status closed = esp_csv_close(files[i]);
+    if (status == ESP_OK) status = closed;
+  }
+  for (int i = 0; i < log->layer_count; i++) esp_free(log->layers[i].low);
+  esp_statistics_free(log->statistics);
   esp_free(log);
-  return routing != ESP_OK ? routing : alarms;
+  return status;
 }

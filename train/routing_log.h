@@ -1,5 +1,5 @@
-/* What the routers do while a model is trained: routing.csv, with a row per mixture layer and expert for every
- * evaluation, and an alarm when experts go unused. */
+/* What the routers do while a model is trained: statistics of each evaluation, in CSV files with a row per mixture layer
+ * and expert, pair of experts, or expert and class; and an alarm when experts go unused. */
 #ifndef ESPALIER_ROUTING_LOG_H
 #define ESPALIER_ROUTING_LOG_H
 
@@ -19,11 +19,14 @@ typedef struct esp_routing_alarm {
   int evaluations;
 } esp_routing_alarm;
 
-/* Opens folder/routing.csv and folder/alarms.csv. Columns of the first: step, epoch, layer, expert, original_id, wanted
- * (slots that chose it), served (within its capacity), share (of the layer's wanted slots), gate_mass, mean_gate,
- * router_norm (of its routing vector; empty without); and of the layer entropy (of the shares, over its largest value),
- * imbalance (most wanted over mean) and logit_rms (empty without logits). Of the second: step, layer, experts (by
- * blanks), evaluations. Rows after `step` are cut off; how long experts have been unused is read from those before. */
+/* Opens four files in `folder`. Rows after `step` are cut off; how long experts have been unused is read from those
+ * before. The words are those of statistics.h; what a policy does not have stays empty.
+ *   routing.csv: step, epoch, layer, expert, original_id, wanted (slots that chose it), served (within its capacity),
+ *     share (of the layer's wanted slots), gate_mass, mean_gate, router_norm (of its routing vector); and of the layer
+ *     entropy (of the shares, over its largest value), imbalance (most wanted over mean), logit_rms, token_entropy,
+ *     dead_experts; and of the expert gate_served (the gate mass that reached a stored expert)
+ *   coactivation.csv, specialisation.csv: step, and the columns of statistics_rows.h
+ *   alarms.csv: step, layer, experts (by blanks), evaluations */
 ESP_API esp_status esp_routing_log_open(esp_routing_log **log, const char *folder, const esp_model *model,
                                         const esp_routing_alarm *alarm, int64_t step) ESP_MUST_CHECK;
 

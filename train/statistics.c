@@ -18,8 +18,13 @@ double esp_histogram_edge(int index) { return (index - 0.5 * ESP_HISTOGRAM_BINS)
 
 typedef struct expert_sums {
   int64_t count, served, first_choices;
-  double gate_mass, score;
+  double gate_mass, gate_served, score;
 } expert_sums;
+
+/* Slots of tokens of images of one class. */
+typedef struct class_sums {
+  int64_t count, served;
+} class_sums;
 
 typedef struct neuron_sums {
   int64_t rows, values, not_finite, below, above, silent_rows;
@@ -34,12 +39,14 @@ typedef struct layer_sums {
   esp_expert_layout layout;
   esp_activation_kind activation;
   int block, hidden;
-  int64_t tokens, slots, served, skipped;
+  int members;
+  bool pairable; /* a token may have several experts of a member */
+  int64_t tokens, slots, served, skipped, scored;
   double token_entropy, squared_logits;
   expert_sums *experts; /* [layout.experts] */
   int64_t *pairs;       /* [experts, experts] tokens that chose both */
-  int64_t *by_class;    /* [experts, classes] slots of tokens of images of each class */
-  int classes;
+  class_sums *by_class; /* [experts, classes] */
+  int classes;          /* 0: slots do not belong to images */
   esp_neuron_counts selected;
   neuron_sums neurons;
   neuron_sums *parts; /* [ESP_PARTS] of one batch */
@@ -51,22 +58,35 @@ struct esp_statistics {
   layer_sums *layers;
 };
 
-static esp_status prepare_layer(layer_sums *layer, const esp_model *model, const esp_moe *moe) {
+static esp_status prepare_neurons(layer_sums *layer, const esp_moe *moe) {
+  layer->parts = esp_alloc(ESP_PARTS, sizeof *layer->parts);
+  layer->scratch = esp_alloc(ESP_PARTS * (size_t)layer->hidden, sizeof *layer->scratch);
+  if (!layer->parts || !layer->scratch) return ESP_ERR_MEMORY;
+  return esp_neuron_counts_create(&layer->selected, moe);
+}
+
+static void describe_layer(layer_sums *layer, const esp_model *model, const esp_moe *moe) {
+  const bool soft = moe->config.router.policy == ESP_ROUTER_SOFT;
+  const bool expert_choice = moe->config.router.policy == ESP_ROUTER_EXPERT_CHOICE;
   memcpy(layer->scope, model->blocks[moe->block].layer_scope, sizeof layer->scope);
   layer->kind = moe->kind;
   layer->layout = moe->layout;
   layer->activation = moe->bank.activation;
   layer->block = moe->block;
   layer->hidden = moe->bank.hidden;
-  layer->classes = model->config.classes;
+  layer->members = moe->config.members;
+  layer->pairable = expert_choice || (!soft && moe->config.top_k > 1);
+  layer->classes = soft ? 0 : model->config.classes;
+}
+
+static esp_status prepare_layer(layer_sums *layer, const esp_model *model, const esp_moe *moe, bool neurons) {
   const size_t experts = (size_t)moe->layout.experts;
+  describe_layer(layer, model, moe);
   layer->experts = esp_alloc(experts, sizeof *layer->experts);
   layer->pairs = esp_alloc(experts * experts, sizeof *layer->pairs);
   layer->by_class = esp_alloc(experts * (size_t)layer->classes, sizeof *layer->by_class);
-  layer->parts = esp_alloc(ESP_PARTS, sizeof *layer->parts);
-  layer->scratch = esp_alloc(ESP_PARTS * (size_t)layer->hidden, sizeof *layer->scratch);
-  ESP_TRY(esp_neuron_counts_create(&layer->selected, moe));
-  return layer->experts && layer->pairs && layer->by_class && layer->parts && layer->scratch ? ESP_OK : ESP_ERR_MEMORY;
+  if (!layer->experts || !layer->pairs || !layer->by_class) return ESP_ERR_MEMORY;
+  return neurons ? prepare_neurons(layer, moe) : ESP_OK;
 }
 
 static esp_status prepare(esp_statistics *statistics, const esp_model *model, int stride) {
@@ -76,13 +96,15 @@ static esp_status prepare(esp_statistics *statistics, const esp_model *model, in
   statistics->layers = esp_alloc((size_t)count, sizeof *statistics->layers);
   if (!statistics->layers) return ESP_ERR_MEMORY;
   statistics->layer_count = count;
-  for (int i = 0; i < count; i++) ESP_TRY(prepare_layer(&statistics->layers[i], model, esp_model_moe(model, i)));
+  for (int i = 0; i < count; i++)
+    ESP_TRY(prepare_layer(&statistics->layers[i], model, esp_model_moe(model, i), stride > 0));
   return ESP_OK;
 }
 
 esp_status esp_statistics_create(esp_statistics **statistics, const esp_model *model, int stride) {
   *statistics = NULL;
-  if (stride < 1) return esp_fail(ESP_ERR_USAGE, "a statistic of every %d-th row: the number must be positive", stride);
+  if (stride < 0)
+    return esp_fail(ESP_ERR_USAGE, "a statistic of every %d-th row: the number must be positive, or 0 for none", stride);
   esp_statistics *made = esp_alloc(1, sizeof *made);
   if (!made) return ESP_ERR_MEMORY;
   const esp_status status = prepare(made, model, stride);
@@ -118,6 +140,7 @@ static void add_choices(layer_sums *layer, const esp_moe_record *record) {
     expert->count++;
     expert->first_choices += first;
     expert->gate_mass += (double)record->gates->data[slot];
+    if (r->row[slot] >= 0) expert->gate_served += (double)record->gates->data[slot];
   }
   for (int e = 0; e < r->experts; e++) layer->experts[e].served += r->served[e];
 }
@@ -138,7 +161,9 @@ static void add_classes(layer_sums *layer, const esp_moe_record *record) {
   if (!record->labels || !r->token) return;
   for (int64_t slot = 0; slot < r->slots; slot++) {
     const int32_t label = record->labels[r->token[slot] / record->tokens_per_image % record->images];
-    layer->by_class[r->choice[slot] * layer->classes + label]++;
+    class_sums *sums = &layer->by_class[r->choice[slot] * layer->classes + label];
+    sums->count++;
+    sums->served += r->row[slot] >= 0;
   }
 }
 
@@ -156,6 +181,7 @@ static double entropy_of_scores(const esp_real *scores, int count) {
 static void add_scores(layer_sums *layer, const esp_moe_record *record) {
   if (!record->scores) return;
   const int experts = layer->layout.experts;
+  layer->scored += record->routing->tokens;
   for (int64_t t = 0; t < record->routing->tokens; t++) {
     const esp_real *scores = record->scores->data + t * experts, *logits = record->logits->data + t * experts;
     layer->token_entropy += entropy_of_scores(scores, experts);
@@ -289,13 +315,29 @@ static void observe(void *context, const esp_moe_record *record) {
   add_pairs(layer, record->routing);
   add_classes(layer, record);
   add_scores(layer, record);
+  if (statistics->stride == 0) return;
   esp_neuron_counts_add(&layer->selected, record);
   add_neurons(layer, record, statistics->stride);
 }
 
 esp_observer esp_statistics_observer(esp_statistics *statistics) { return (esp_observer){observe, statistics}; }
 
-/* --- merging -------------------------------------------------------------------------------------------- */
+/* --- forgetting and merging -------------------------------------------------------------------------------------------- */
+
+static void reset_layer(layer_sums *layer) {
+  const size_t experts = (size_t)layer->layout.experts;
+  layer->tokens = layer->slots = layer->served = layer->skipped = layer->scored = 0;
+  layer->token_entropy = layer->squared_logits = 0;
+  memset(layer->experts, 0, experts * sizeof *layer->experts);
+  memset(layer->pairs, 0, experts * experts * sizeof *layer->pairs);
+  memset(layer->by_class, 0, experts * (size_t)layer->classes * sizeof *layer->by_class);
+  memset(&layer->neurons, 0, sizeof layer->neurons);
+  esp_neuron_counts_reset(&layer->selected);
+}
+
+void esp_statistics_reset(esp_statistics *statistics) {
+  for (int i = 0; i < statistics->layer_count; i++) reset_layer(&statistics->layers[i]);
+}
 
 static bool same_layout(const layer_sums *a, const layer_sums *b) {
   const size_t size = (size_t)a->layout.experts * sizeof a->layout.index[0];
@@ -324,6 +366,7 @@ static void merge_layer(layer_sums *layer, const layer_sums *other) {
   layer->slots += other->slots;
   layer->served += other->served;
   layer->skipped += other->skipped;
+  layer->scored += other->scored;
   layer->token_entropy += other->token_entropy;
   layer->squared_logits += other->squared_logits;
   for (int e = 0; e < layer->layout.experts; e++) {
@@ -331,11 +374,15 @@ static void merge_layer(layer_sums *layer, const layer_sums *other) {
     layer->experts[e].served += other->experts[e].served;
     layer->experts[e].first_choices += other->experts[e].first_choices;
     layer->experts[e].gate_mass += other->experts[e].gate_mass;
+    layer->experts[e].gate_served += other->experts[e].gate_served;
     layer->experts[e].score += other->experts[e].score;
   }
   const int64_t experts = layer->layout.experts;
   for (int64_t i = 0; i < experts * experts; i++) layer->pairs[i] += other->pairs[i];
-  for (int64_t i = 0; i < experts * layer->classes; i++) layer->by_class[i] += other->by_class[i];
+  for (int64_t i = 0; i < experts * layer->classes; i++) {
+    layer->by_class[i].count += other->by_class[i].count;
+    layer->by_class[i].served += other->by_class[i].served;
+  }
   esp_neuron_counts_merge(&layer->selected, &other->selected);
   add_neuron_sums(&layer->neurons, &other->neurons);
 }
@@ -406,7 +453,7 @@ static void set_usage(const layer_sums *layer, esp_layer_statistics *result) {
 
 void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer_statistics *result) {
   const layer_sums *sums = layer_at(statistics, layer);
-  const double tokens = (double)sums->tokens;
+  const double scored = (double)sums->scored;
   *result = (esp_layer_statistics){.scope = sums->scope,
                                    .kind = sums->kind,
                                    .block = sums->block,
@@ -414,10 +461,11 @@ void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer
                                    .tokens = sums->tokens,
                                    .slots = sums->slots,
                                    .served = sums->served,
-                                   .skipped = sums->skipped};
+                                   .skipped = sums->skipped,
+                                   .scored = sums->scored};
   result->routable = esp_routable_experts(&sums->layout);
-  result->token_entropy = ratio(sums->token_entropy, tokens);
-  result->logit_rms = sqrt(ratio(sums->squared_logits, tokens * result->routable));
+  result->token_entropy = ratio(sums->token_entropy, scored);
+  result->logit_rms = sqrt(ratio(sums->squared_logits, scored * result->routable));
   set_load(sums, result);
   set_usage(sums, result);
   set_neurons(&sums->neurons, result);
@@ -444,15 +492,31 @@ int64_t esp_statistics_pair(const esp_statistics *statistics, int layer, int exp
   return sums->pairs[expert * sums->layout.experts + other];
 }
 
+bool esp_statistics_can_pair(const esp_statistics *statistics, int layer, int expert, int other) {
+  const layer_sums *sums = layer_at(statistics, layer);
+  check_expert(sums, expert);
+  check_expert(sums, other);
+  const int of_member = sums->layout.experts / sums->members;
+  return sums->pairable && expert != other && expert / of_member == other / of_member;
+}
+
 int esp_statistics_classes(const esp_statistics *statistics, int layer) {
   return layer_at(statistics, layer)->classes;
 }
 
-int64_t esp_statistics_class(const esp_statistics *statistics, int layer, int expert, int class_) {
+static const class_sums *class_at(const esp_statistics *statistics, int layer, int expert, int class_) {
   const layer_sums *sums = layer_at(statistics, layer);
   check_expert(sums, expert);
   if (class_ < 0 || class_ >= sums->classes) esp_panic("class %d of %d was asked for", class_, sums->classes);
-  return sums->by_class[expert * sums->classes + class_];
+  return &sums->by_class[expert * sums->classes + class_];
+}
+
+int64_t esp_statistics_class(const esp_statistics *statistics, int layer, int expert, int class_) {
+  return class_at(statistics, layer, expert, class_)->count;
+}
+
+int64_t esp_statistics_class_served(const esp_statistics *statistics, int layer, int expert, int class_) {
+  return class_at(statistics, layer, expert, class_)->served;
 }
 
 void esp_statistics_expert(const esp_statistics *statistics, int layer, int expert, esp_expert_statistics *result) {
@@ -463,6 +527,7 @@ void esp_statistics_expert(const esp_statistics *statistics, int layer, int expe
                                     .served = e->served,
                                     .first_choices = e->first_choices,
                                     .gate_mass = e->gate_mass,
+                                    .gate_served = e->gate_served,
                                     .share = ratio((double)e->count, (double)sums->slots),
                                     .mean_gate = ratio(e->gate_mass, (double)e->count),
                                     .mean_score = ratio(e->score, (double)sums->tokens)};

@@ -32,6 +32,7 @@ typedef struct esp_expert_statistics {
   int64_t first_choices; /* ... before all others */
   double share;          /* of all slots */
   double gate_mass;      /* sum of its gates over the tokens that chose it */
+  double gate_served;    /* ... over those of them that reached a stored expert */
   double mean_gate;      /* gate_mass / count; 0 if no token chose it */
   double mean_score;     /* over all tokens */
 } esp_expert_statistics;
@@ -53,6 +54,7 @@ typedef struct esp_layer_statistics {
   int64_t tokens, slots;     /* seen; tokens x k */
   int64_t served;            /* slots that reached a stored expert: executed expert calls */
   int64_t skipped;           /* slots that dynamic skipping left out */
+  int64_t scored;            /* tokens whose router scores were seen; 0 if the policy has none: hash, Soft MoE */
   double entropy;            /* of the experts' shares, in nats */
   double normalised_entropy; /* ... over log(routable), its largest value: at most 1 */
   double token_entropy;      /* of a token's scores (divided by their sum), in nats; mean over tokens */
@@ -81,7 +83,7 @@ typedef struct esp_statistics esp_statistics;
 /* Empty statistics for a model (which need not outlive them). Routing is counted for every token; neurons
  * are looked at in every `stride`-th row of a batch (rows are sorted by expert), since sorting all rows
  * costs more than the forward pass: 1 for all rows, ESP_STATISTICS_STRIDE for a pass over a test set (a few
- * percent of the pass). The sums do not depend on the order of the batches; with a stride above 1 the sample
+ * percent of the pass), 0 for routing alone: nothing of neurons is counted then. The sums do not depend on the order of the batches; with a stride above 1 the sample
  * depends on how the data are cut into batches. Freed by esp_statistics_free(). */
 ESP_API esp_status esp_statistics_create(esp_statistics **statistics, const esp_model *model,
                                          int stride) ESP_MUST_CHECK;
@@ -89,6 +91,9 @@ ESP_API void esp_statistics_free(esp_statistics *statistics);
 
 /* Adds what it sees. To be used with the model the statistics were created for, or one of the same layout. */
 ESP_API esp_observer esp_statistics_observer(esp_statistics *statistics);
+
+/* Forgets what was seen. */
+ESP_API void esp_statistics_reset(esp_statistics *statistics);
 
 /* Adds what `other` has seen. ESP_ERR_MISMATCH if they were created for different layouts. */
 ESP_API esp_status esp_statistics_merge(esp_statistics *statistics, const esp_statistics *other) ESP_MUST_CHECK;
@@ -102,13 +107,18 @@ ESP_API void esp_statistics_expert(const esp_statistics *statistics, int layer, 
 /* How often each neuron of stored expert `stored` was selected. False, and nothing set, if the layer selects none. */
 ESP_API bool esp_statistics_neurons(const esp_statistics *statistics, int layer, int stored, esp_neuron_usage *usage);
 
-/* Tokens that chose both experts, in whatever order; 0 for an expert and itself, and with Soft MoE. */
+/* Tokens that chose both experts, in whatever order; 0 for an expert and itself. */
 ESP_API int64_t esp_statistics_pair(const esp_statistics *statistics, int layer, int expert, int other);
 
-/* The model's classes, and the slots that tokens of a class's images took in an expert; 0 if the passes had no labels,
- * and with Soft MoE, whose slots mix an image's tokens. */
+/* Whether a token could choose both: not if k is 1 (expert choice excepted, where a token may have any number), not in
+ * Soft MoE, where tokens choose nothing, not across the members of an E3, each of which has its own copy of a token. */
+ESP_API bool esp_statistics_can_pair(const esp_statistics *statistics, int layer, int expert, int other);
+
+/* The model's classes, and the slots that tokens of a class's images took in an expert, or those of them that reached a
+ * stored expert; 0 if the passes had no labels. With Soft MoE there are no classes, since its slots mix an image's tokens. */
 ESP_API int esp_statistics_classes(const esp_statistics *statistics, int layer);
 ESP_API int64_t esp_statistics_class(const esp_statistics *statistics, int layer, int expert, int class_);
+ESP_API int64_t esp_statistics_class_served(const esp_statistics *statistics, int layer, int expert, int class_);
 
 #ifdef __cplusplus
 }

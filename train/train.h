@@ -13,6 +13,7 @@
 #include <espalier/run_config.h>
 #include <espalier/run_folder.h>
 #include <espalier/statistics.h>
+#include <espalier/statistics_rows.h>
 #include <espalier/trainer.h>
 
 #endif

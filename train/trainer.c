@@ -269,7 +269,8 @@ static esp_status prepare(run *r) {
   if (!r->tape) return ESP_ERR_MEMORY;
   ESP_TRY(esp_metrics_open(&r->metrics, job->folder, job->model, r->step));
   const esp_routing_alarm alarm = {config->training.alarm_share, config->training.alarm_evaluations};
-  return esp_routing_log_open(&r->routing, job->folder, job->model, &alarm, r->step);
+  const int64_t seen = r->step < r->steps ? r->step : r->steps - 1; /* the evaluation at the end is done again */
+  return esp_routing_log_open(&r->routing, job->folder, job->model, &alarm, seen);
 }
 
 esp_status esp_train(const esp_training_job *job, esp_training_result *result) {
