@@ -136,9 +136,13 @@ static double stem_elements(const esp_model_config *config) {
   case ESP_STEM_CONVOLUTION:
     break;
   }
+  if (stem->whitening > 0) {
+    elements += 2.0 * stem->whitening * (9 * in + 1);
+    in = 2.0 * stem->whitening;
+  }
   for (unsigned i = 0; i < stem->pools_count; i++) {
     const double out = i + 1 < stem->pools_count ? stem->channels[i] : width;
-    elements += out * (9 * in + 3);
+    elements += out * (9 * in + 3) + stem->extra_convolutions * out * (9 * out + 3);
     in = out;
   }
   return elements;

@@ -10,6 +10,7 @@ const esp_op *const esp_core_ops[] = {
     &esp_op_dropout,     &esp_op_softmax,
     &esp_op_log_softmax, &esp_op_cross_entropy,
     &esp_op_layer_norm,  &esp_op_rms_norm,
+    &esp_op_batch_norm,
     &esp_op_convolution, &esp_op_depthwise_convolution,
     &esp_op_max_pool,    &esp_op_mean_pool,
     &esp_op_attention,   &esp_op_mean_tokens,

@@ -368,15 +368,25 @@ ESP_HOT static void max_window(const esp_node *node, int64_t start, int64_t out,
   }
 }
 
-/* Of equal pixels the first takes the gradient. */
-static void max_window_gradient(const esp_node *node, int64_t start, int64_t out, esp_real *dx) {
+/* Of equal pixels the first takes the gradient: `left` is what no pixel has taken yet, a few channels at a time. */
+ESP_HOT static void max_window_gradient(const esp_node *node, int64_t start, int64_t out, esp_real *dx) {
+  enum { CHANNELS = 64 };
   const int64_t channels = node->inputs[0]->shape[3];
-  const esp_real *y = node->outputs[0]->data + out, *dy = node->outputs[0]->grad + out;
-  for (int64_t j = 0; j < channels; j++) FOR_WINDOW(node, offset) {
-      if (node->inputs[0]->data[start + offset + j] != y[j]) continue;
-      dx[start + offset + j] += dy[j];
-      break;
+  for (int64_t first = 0; first < channels; first += CHANNELS) {
+    const int64_t count = channels - first < CHANNELS ? channels - first : CHANNELS;
+    const esp_real *restrict y = node->outputs[0]->data + out + first;
+    esp_real left[CHANNELS];
+    memcpy(left, node->outputs[0]->grad + out + first, (size_t)count * sizeof *left);
+    FOR_WINDOW(node, offset) {
+      const esp_real *restrict x = node->inputs[0]->data + start + offset + first;
+      esp_real *restrict d = dx + start + offset + first;
+      for (int64_t j = 0; j < count; j++) {
+        const esp_real taken = x[j] == y[j] ? left[j] : 0;
+        d[j] += taken;
+        left[j] = x[j] == y[j] ? 0 : left[j];
+      }
     }
+  }
 }
 
 ESP_HOT static void mean_window(const esp_node *node, int64_t start, int64_t out, esp_real *unused) {

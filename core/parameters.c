@@ -53,7 +53,7 @@ esp_parameter *esp_parameters_add(esp_parameters *parameters, const char *scope,
   if (esp_parameters_find(parameters, e->name)) esp_panic("the parameter %s is declared twice", e->name);
   esp_parameter *p = &e->parameter;
   *p = (esp_parameter){.kind = kind, .offset = parameters->size, .deviation = deviation, .constant = constant};
-  p->tensor = (esp_tensor){.rank = rank, .requires_grad = true, .name = e->name};
+  p->tensor = (esp_tensor){.rank = rank, .requires_grad = kind != ESP_KIND_STATE, .name = e->name};
   memcpy(p->tensor.shape, shape, (size_t)rank * sizeof *shape);
   p->count = esp_tensor_count(&p->tensor);
   parameters->size += (p->count + OFFSET_MULTIPLE - 1) / OFFSET_MULTIPLE * OFFSET_MULTIPLE;
@@ -133,8 +133,9 @@ static int64_t freeze_matches(esp_parameters *parameters, const char *pattern) {
 
 esp_status esp_parameters_freeze(esp_parameters *parameters, const char *patterns) {
   for (int64_t i = 0; i < parameters->count; i++) {
-    parameters->entries[i]->parameter.frozen = false;
-    parameters->entries[i]->parameter.tensor.requires_grad = true;
+    esp_parameter *p = &parameters->entries[i]->parameter;
+    p->frozen = false;
+    p->tensor.requires_grad = p->kind != ESP_KIND_STATE;
   }
   char pattern[NAME_SIZE];
   while (*patterns) {

@@ -16,7 +16,7 @@ typedef enum esp_parameter_kind {
   ESP_KIND_NORM,     /* gains of norms; no weight decay */
   ESP_KIND_POSITION, /* position embeddings; no weight decay */
   ESP_KIND_ROUTER,   /* router matrices; weight decay applies, own learning rate */
-  ESP_KIND_STATE     /* kept and loaded like the others, but moved by rules of its own: no optimiser touches it */
+  ESP_KIND_STATE     /* kept and loaded like the others, but moved by rules of its own: no gradient, no optimiser */
 } esp_parameter_kind;
 
 typedef struct esp_parameter {

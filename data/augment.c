@@ -51,13 +51,20 @@ static int random_offset(esp_random *stream, int padding) {
 
 static int clamp(int value, int most) { return value < 0 ? 0 : value > most ? most : value; }
 
-static choice choose(const esp_augmentation *augmentation, const esp_dataset_info *info, esp_random *stream) {
+/* Which way round an image is in an epoch if its flips alternate. */
+static bool alternating_flip(uint64_t seed, int64_t index, uint64_t epoch) {
+  esp_random stream = esp_random_stream(seed, ESP_PURPOSE_FLIP, (uint64_t)index);
+  return (esp_random_bits(&stream) >> 31) ^ (epoch & 1);
+}
+
+static choice choose(const esp_augmentation *augmentation, const esp_dataset_info *info, bool alternating,
+                     esp_random *stream) {
   choice c = {0};
   if (augmentation->crop_padding > 0) {
     c.down = random_offset(stream, augmentation->crop_padding);
     c.across = random_offset(stream, augmentation->crop_padding);
   }
-  if (augmentation->flip) c.mirrored = esp_random_bits(stream) >> 31;
+  if (augmentation->flip) c.mirrored = augmentation->alternate ? alternating : esp_random_bits(stream) >> 31;
   if (augmentation->cutout > 0) {
     const int side = augmentation->cutout;
     const int top = (int)esp_random_below(stream, (uint32_t)info->height) - side / 2;
@@ -81,11 +88,24 @@ static void mirror_row(float *row, int width, int channels) {
 
 static void clear(float *out, int values) { memset(out, 0, (size_t)values * sizeof *out); }
 
+/* What lies outside [0, size) mirrored into it; the outermost pixel is not repeated. */
+static int reflected(int place, int size) {
+  return place < 0 ? -place : place >= size ? 2 * (size - 1) - place : place;
+}
+
+/* Fills what lies left and right of the pixels [first, end) that are there. */
+static void reflect_columns(float *row, int width, int channels, int first, int end) {
+  for (int x = 0; x < width; x++)
+    if (x < first || x >= end)
+      memcpy(row + x * channels, row + (first + reflected(x - first, end - first)) * channels,
+             (size_t)channels * sizeof *row);
+}
+
 /* Row `y` of the crop. */
-static void crop_row(const esp_dataset_info *info, const esp_pixels pixels, const affine *map, const choice *c, int y,
-                     float *row) {
+static void crop_row(const esp_dataset_info *info, const esp_pixels pixels, const affine *map, const choice *c,
+                     bool reflect, int y, float *row) {
   const int channels = info->channels, width = info->width;
-  const int source_y = y + c->down;
+  const int source_y = reflect ? reflected(y + c->down, info->height) : y + c->down;
   if (source_y < 0 || source_y >= info->height) {
     clear(row, width * channels);
     return;
@@ -98,6 +118,7 @@ static void crop_row(const esp_dataset_info *info, const esp_pixels pixels, cons
   else
     map_floats(map, pixels.floats + start, (end - first) * channels, row + first * channels);
   clear(row + end * channels, (width - end) * channels);
+  if (reflect) reflect_columns(row, width, channels, first, end);
 }
 
 esp_status esp_augmentation_check(const esp_augmentation *augmentation, int height, int width) {
@@ -105,6 +126,10 @@ esp_status esp_augmentation_check(const esp_augmentation *augmentation, int heig
   if (augmentation->crop_padding < 0 || augmentation->crop_padding >= side)
     return esp_fail(ESP_ERR_CONFIG, "crop_padding is %d; expected 0 to %d for images of %d x %d pixels",
                     augmentation->crop_padding, side - 1, height, width);
+  if (augmentation->reflect && 2 * augmentation->crop_padding >= side)
+    return esp_fail(ESP_ERR_CONFIG,
+                    "crop_padding is %d; with reflect at most %d of these images of %d x %d pixels can be mirrored",
+                    augmentation->crop_padding, (side - 1) / 2, height, width);
   if (augmentation->cutout < 0 || augmentation->cutout > side)
     return esp_fail(ESP_ERR_CONFIG, "cutout is %d; expected 0 (off) to %d for images of %d x %d pixels",
                     augmentation->cutout, side, height, width);
@@ -115,18 +140,19 @@ esp_status esp_augmentation_check(const esp_augmentation *augmentation, int heig
 
 void esp_augment_image(const esp_dataset *dataset, esp_split_name split, int64_t index,
                        const esp_normalisation *normalisation, const esp_augmentation *augmentation, uint64_t seed,
-                       uint64_t position, float *out) {
+                       uint64_t epoch, uint64_t position, float *out) {
   static const esp_augmentation none = {0};
   const esp_dataset_info *const info = esp_dataset_info_of(dataset);
   uint8_t scratch[ESP_DRAWN_BYTES];
   const esp_pixels pixels = esp_dataset_pixels(dataset, split, index, scratch);
   const affine map = make_affine(normalisation, info->channels, pixels.bytes ? 255.0f : 1.0f);
   esp_random stream = esp_random_stream(seed, ESP_PURPOSE_AUGMENT, position);
-  const choice c = choose(augmentation ? augmentation : &none, info, &stream);
+  if (!augmentation) augmentation = &none;
+  const choice c = choose(augmentation, info, alternating_flip(seed, index, epoch), &stream);
   const int row_values = info->width * info->channels;
   for (int y = 0; y < info->height; y++) {
     float *const row = out + (int64_t)y * row_values;
-    crop_row(info, pixels, &map, &c, y, row);
+    crop_row(info, pixels, &map, &c, augmentation->reflect, y, row);
     if (c.mirrored) mirror_row(row, info->width, info->channels);
     if (y >= c.cut_top && y < c.cut_bottom)
       clear(row + c.cut_left * info->channels, (c.cut_right - c.cut_left) * info->channels);

@@ -89,13 +89,13 @@ static esp_tensor *run_block(const esp_model *model, int index, esp_tape *tape, 
   const esp_block *block = &model->blocks[index];
   if (model->config.mixing != ESP_MIXING_NONE) {
     esp_tape_scope(tape, block->mixing_scope);
-    esp_tensor *normal = esp_norm_forward(&block->mixing_norm, tape, x);
+    esp_tensor *normal = esp_norm_forward(&block->mixing_norm, tape, x, pass->training);
     esp_tensor *mixed = esp_mixing_forward(&block->mixing, tape, normal);
     esp_tape_forget(tape, normal);
     x = add_branch(tape, x, mixed, drop(model, tape, mixed, pass, 2 * index));
   }
   esp_tape_scope(tape, block->layer_scope);
-  esp_tensor *normal = esp_norm_forward(&block->layer_norm, tape, x);
+  esp_tensor *normal = esp_norm_forward(&block->layer_norm, tape, x, pass->training);
   esp_tensor *y = block->kind == ESP_LAYER_DENSE ? esp_expert_bank_forward_all(&block->dense, tape, normal)
                                                  : esp_moe_forward(&block->moe, tape, normal, pass, losses);
   esp_tape_forget(tape, normal);
@@ -113,7 +113,7 @@ static int first_mixture(const esp_model *model) {
 
 esp_model_output esp_model_forward(const esp_model *model, esp_tape *tape, esp_tensor *images, const esp_pass *pass) {
   esp_model_output output = {.members = 1};
-  esp_tensor *x = esp_stem_forward(&model->stem, tape, images);
+  esp_tensor *x = esp_stem_forward(&model->stem, tape, images, pass->training);
   const int tiled = first_mixture(model);
   for (int i = 0; i < model->config.blocks; i++) {
     if (i == tiled) {
@@ -123,7 +123,7 @@ esp_model_output esp_model_forward(const esp_model *model, esp_tape *tape, esp_t
     x = run_block(model, i, tape, x, pass, &output.auxiliary);
   }
   esp_tape_scope(tape, "head");
-  x = esp_norm_forward(&model->norm, tape, esp_mean_tokens(tape, x));
+  x = esp_norm_forward(&model->norm, tape, esp_mean_tokens(tape, x), pass->training);
   output.logits = esp_linear_forward(&model->head, tape, x);
   return output;
 }

@@ -9,7 +9,7 @@ static const cyaml_strval_t stem_names[] = {
     {"patch", ESP_STEM_PATCH}, {"convolution", ESP_STEM_CONVOLUTION}, {"flatten", ESP_STEM_FLATTEN}};
 static const cyaml_strval_t mixing_names[] = {
     {"attention", ESP_MIXING_ATTENTION}, {"convolution", ESP_MIXING_CONVOLUTION}, {"none", ESP_MIXING_NONE}};
-static const cyaml_strval_t norm_names[] = {{"layer", ESP_NORM_LAYER}, {"rms", ESP_NORM_RMS}};
+static const cyaml_strval_t norm_names[] = {{"layer", ESP_NORM_LAYER}, {"rms", ESP_NORM_RMS}, {"batch", ESP_NORM_BATCH}};
 static const cyaml_strval_t activation_names[] = {
     {"relu", ESP_ACTIVATION_RELU}, {"gelu", ESP_ACTIVATION_GELU}, {"swiglu", ESP_ACTIVATION_SWIGLU},
     {"squared_relu", ESP_ACTIVATION_SQUARED_RELU}, {"glu", ESP_ACTIVATION_GLU}, {"geglu", ESP_ACTIVATION_GEGLU},
@@ -68,6 +68,8 @@ static const cyaml_schema_field_t stem_fields[] = {
     CYAML_FIELD_INT("patch", CYAML_FLAG_DEFAULT, esp_stem_config, patch),
     CYAML_FIELD_SEQUENCE("channels", CYAML_FLAG_DEFAULT, esp_stem_config, channels, &int_entry, 0, ESP_MAX_STAGES),
     CYAML_FIELD_SEQUENCE("pools", CYAML_FLAG_DEFAULT, esp_stem_config, pools, &int_entry, 0, ESP_MAX_STAGES),
+    CYAML_FIELD_INT("extra_convolutions", CYAML_FLAG_DEFAULT, esp_stem_config, extra_convolutions),
+    CYAML_FIELD_INT("whitening", CYAML_FLAG_DEFAULT, esp_stem_config, whitening),
     CYAML_FIELD_END};
 
 static const cyaml_schema_field_t feed_forward_fields[] = {
@@ -186,6 +188,18 @@ static esp_status check_pools(const esp_model_config *c) {
   return ESP_OK;
 }
 
+static esp_status check_stages(const esp_model_config *c) {
+  const int components = ESP_STAGE_KERNEL * ESP_STAGE_KERNEL * c->image_channels;
+  if (c->stem.extra_convolutions < 0 || c->stem.extra_convolutions > ESP_MAX_EXTRA)
+    return esp_fail(ESP_ERR_CONFIG, "model.stem.extra_convolutions is %d; a stage may have 0 to %d", c->stem.extra_convolutions,
+                    ESP_MAX_EXTRA);
+  if (c->stem.whitening < 0 || c->stem.whitening > components)
+    return esp_fail(ESP_ERR_CONFIG,
+                    "model.stem.whitening is %d; patches of 3 x 3 pixels with %d channels have %d components (0: no whitening)",
+                    c->stem.whitening, c->image_channels, components);
+  return ESP_OK;
+}
+
 static esp_status check_stem(const esp_model_config *c) {
   const esp_stem_config *stem = &c->stem;
   if (stem->kind == ESP_STEM_FLATTEN) return ESP_OK;
@@ -193,6 +207,7 @@ static esp_status check_stem(const esp_model_config *c) {
   if (stem->kind == ESP_STEM_CONVOLUTION) {
     for (unsigned i = 0; i < stem->channels_count; i++) ESP_TRY(check_positive("stem.channels", stem->channels[i]));
     ESP_TRY(check_pools(c));
+    ESP_TRY(check_stages(c));
     if (stem->pools_count != stem->channels_count + 1)
       return esp_fail(ESP_ERR_CONFIG,
                       "model.stem.pools has %u entries and model.stem.channels %u; each stage needs a pool, the last one "

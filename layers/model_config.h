@@ -9,13 +9,13 @@
 extern "C" {
 #endif
 
-enum { ESP_MAX_BLOCKS = 64, ESP_MAX_STAGES = 4, ESP_MAX_EXPERTS = 1024 };
+enum { ESP_MAX_BLOCKS = 64, ESP_MAX_STAGES = 4, ESP_MAX_EXTRA = 3, ESP_MAX_EXPERTS = 1024 };
 enum { ESP_DROPLESS = -1 }; /* a capacity that drops nothing */
 
 /* How an image [H, W, C] becomes tokens [T, width]. */
 typedef enum esp_stem_kind {
   ESP_STEM_PATCH,       /* squares of patch x patch pixels, mapped linearly */
-  ESP_STEM_CONVOLUTION, /* stages of 3 x 3 convolution, norm, GELU and pooling */
+  ESP_STEM_CONVOLUTION, /* stages of 3 x 3 convolution, pooling, norm and GELU */
   ESP_STEM_FLATTEN      /* the whole image as one token: for the small MLP */
 } esp_stem_kind;
 
@@ -26,7 +26,11 @@ typedef enum esp_mixing_kind {
   ESP_MIXING_NONE         /* each token by itself: an MLP */
 } esp_mixing_kind;
 
-typedef enum esp_norm_kind { ESP_NORM_LAYER, ESP_NORM_RMS } esp_norm_kind;
+typedef enum esp_norm_kind {
+  ESP_NORM_LAYER,
+  ESP_NORM_RMS,
+  ESP_NORM_BATCH /* over the batch; with running averages for evaluation (arXiv 1502.03167) */
+} esp_norm_kind;
 
 typedef enum esp_activation_kind {
   ESP_ACTIVATION_RELU,   /* two matrices */
@@ -134,7 +138,12 @@ typedef struct esp_stem_config {
   unsigned channels_count;
   int pools[ESP_MAX_STAGES]; /* convolution: size of the max pooling after each stage, the last included */
   unsigned pools_count;
+  int extra_convolutions; /* convolution: of each stage after its pooling, each with norm and GELU */
+  int whitening;          /* convolution: before the stages one whose weights stay fixed, the first so many principal components of
+                         the training images' 3 x 3 patches, scaled to variance 1, and their negatives; then GELU. 0: none */
 } esp_stem_config;
+
+enum { ESP_STAGE_KERNEL = 3 }; /* rows and columns of the kernels of a convolution stem */
 
 typedef struct esp_feed_forward_config {
   esp_activation_kind activation; /* of dense layers and of experts */

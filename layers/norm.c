@@ -15,12 +15,26 @@ esp_status esp_norm_declare(esp_norm *norm, esp_parameters *parameters, const ch
   ESP_TRY(
       esp_take_parameter(&norm->gain, esp_parameters_add(parameters, scope, "gain", ESP_KIND_NORM, 1, shape, 0, 1)));
   if (kind == ESP_NORM_RMS) return ESP_OK;
-  return esp_take_parameter(&norm->bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, shape, 0, 0));
+  ESP_TRY(
+      esp_take_parameter(&norm->bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, shape, 0, 0)));
+  if (kind != ESP_NORM_BATCH) return ESP_OK;
+  ESP_TRY(
+      esp_take_parameter(&norm->mean, esp_parameters_add(parameters, scope, "mean", ESP_KIND_STATE, 1, shape, 0, 0)));
+  return esp_take_parameter(&norm->variance,
+                            esp_parameters_add(parameters, scope, "variance", ESP_KIND_STATE, 1, shape, 0, 1));
 }
 
-esp_tensor *esp_norm_forward(const esp_norm *norm, esp_tape *tape, esp_tensor *x) {
-  return norm->kind == ESP_NORM_RMS ? esp_rms_norm(tape, x, norm->gain, epsilon)
-                                    : esp_layer_norm(tape, x, norm->gain, norm->bias, epsilon);
+esp_tensor *esp_norm_forward(const esp_norm *norm, esp_tape *tape, esp_tensor *x, bool training) {
+  switch (norm->kind) {
+  case ESP_NORM_RMS:
+    return esp_rms_norm(tape, x, norm->gain, epsilon);
+  case ESP_NORM_BATCH:
+    return esp_batch_norm(tape, x, norm->gain, norm->bias, norm->mean, norm->variance, epsilon,
+                          training && norm->gain->requires_grad);
+  case ESP_NORM_LAYER:
+    break;
+  }
+  return esp_layer_norm(tape, x, norm->gain, norm->bias, epsilon);
 }
 
 esp_status esp_linear_declare(esp_linear *linear, esp_parameters *parameters, const char *scope, int in, int out,

@@ -12,15 +12,17 @@ extern "C" {
 
 typedef struct esp_norm {
   esp_norm_kind kind;
-  esp_tensor *gain, *bias; /* [width]; no bias in an RMS norm */
+  esp_tensor *gain, *bias;     /* [width]; no bias in an RMS norm */
+  esp_tensor *mean, *variance; /* [width] batch norm: averages over the batches of training; otherwise NULL */
 } esp_norm;
 
-/* Declares "scope.gain" (and "scope.bias"). */
+/* Declares "scope.gain" (and "scope.bias"; a batch norm "scope.mean" and "scope.variance", too). */
 ESP_API esp_status esp_norm_declare(esp_norm *norm, esp_parameters *parameters, const char *scope, esp_norm_kind kind,
                                     int width) ESP_MUST_CHECK;
 
-/* x [.., width] -> [.., width]. */
-ESP_API esp_tensor *esp_norm_forward(const esp_norm *norm, esp_tape *tape, esp_tensor *x);
+/* x [.., width] -> [.., width]. In `training` a batch norm takes the batch's statistics, unless its gain is frozen: then
+ * it is what it was trained to be, as in evaluation. */
+ESP_API esp_tensor *esp_norm_forward(const esp_norm *norm, esp_tape *tape, esp_tensor *x, bool training);
 
 /* A matrix with its bias: y = x weight^T + bias. */
 typedef struct esp_linear {

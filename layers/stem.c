@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdio.h>
 
-enum { STAGE_KERNEL = 3 };
 static const double position_deviation = 0.02;
 
 static esp_status declare_kernel(esp_tensor **weight, esp_tensor **bias, esp_parameters *parameters, const char *scope,
@@ -13,22 +12,46 @@ static esp_status declare_kernel(esp_tensor **weight, esp_tensor **bias, esp_par
   const double deviation = gain / sqrt((double)kernel * kernel * in);
   ESP_TRY(esp_take_parameter(weight,
                              esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 4, shape, deviation, 0)));
+  if (!bias) return ESP_OK;
   return esp_take_parameter(bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, shape, 0, 0));
 }
 
+/* The first convolution of a stage carries the stage's name, later ones a number more. */
+static esp_status declare_convolution(esp_stem_convolution *c, esp_parameters *parameters, const char *scope, int in,
+                                      int out, esp_norm_kind norm) {
+  char norm_scope[48];
+  snprintf(norm_scope, sizeof norm_scope, "%s.norm", scope);
+  ESP_TRY(declare_kernel(&c->weight, norm == ESP_NORM_BATCH ? NULL : &c->bias, parameters, scope, out, ESP_STAGE_KERNEL,
+                         in, 1));
+  return esp_norm_declare(&c->norm, parameters, norm_scope, norm, out);
+}
+
+/* Frozen: no gradient flows to the weights, and no optimiser touches them. */
+static esp_status declare_whitening(esp_stem *stem, esp_parameters *parameters, const esp_model_config *config) {
+  const int64_t shape[] = {2 * config->stem.whitening, ESP_STAGE_KERNEL, ESP_STAGE_KERNEL, config->image_channels};
+  if (!config->stem.whitening) return ESP_OK;
+  ESP_TRY(esp_take_parameter(
+      &stem->whitening, esp_parameters_add(parameters, "stem.whitening", "weight", ESP_KIND_STATE, 4, shape, 0, 0)));
+  return esp_take_parameter(&stem->whitening_bias,
+                            esp_parameters_add(parameters, "stem.whitening", "bias", ESP_KIND_BIAS, 1, shape, 0, 0));
+}
+
 static esp_status declare_stages(esp_stem *stem, esp_parameters *parameters, const esp_model_config *config) {
-  int in = config->image_channels;
+  const esp_norm_kind norm = config->norm;
+  int in = config->stem.whitening ? 2 * config->stem.whitening : config->image_channels;
+  ESP_TRY(declare_whitening(stem, parameters, config));
   stem->stage_count = config->stem.pools_count;
   for (unsigned i = 0; i < stem->stage_count; i++) {
     esp_stage *stage = &stem->stages[i];
     const int out = i + 1 < stem->stage_count ? config->stem.channels[i] : config->width;
-    char scope[32], norm_scope[40];
-    snprintf(scope, sizeof scope, "stem.%u", i);
-    snprintf(norm_scope, sizeof norm_scope, "%s.norm", scope);
     stage->pool = config->stem.pools[i];
-    ESP_TRY(declare_kernel(&stage->weight, &stage->bias, parameters, scope, out, STAGE_KERNEL, in, 1));
-    ESP_TRY(esp_norm_declare(&stage->norm, parameters, norm_scope, config->norm, out));
-    in = out;
+    stage->count = 1 + config->stem.extra_convolutions;
+    for (int d = 0; d < stage->count; d++) {
+      char scope[32];
+      snprintf(scope, sizeof scope, d ? "stem.%u.%d" : "stem.%u", i, d);
+      ESP_TRY(declare_convolution(&stage->convolutions[d], parameters, scope, in, out, norm));
+      in = out;
+    }
   }
   return ESP_OK;
 }
@@ -63,18 +86,25 @@ esp_status esp_stem_declare(esp_stem *stem, esp_parameters *parameters, const es
                                                                  shape, position_deviation, 0));
 }
 
-static esp_tensor *run_stages(const esp_stem *stem, esp_tape *tape, esp_tensor *x) {
-  for (unsigned i = 0; i < stem->stage_count; i++) {
-    const esp_stage *stage = &stem->stages[i];
-    x = esp_convolution(tape, x, stage->weight, stage->bias, 1, STAGE_KERNEL / 2);
+static esp_tensor *run_stage(const esp_stage *stage, esp_tape *tape, esp_tensor *x, bool training) {
+  for (int d = 0; d < stage->count; d++) {
+    const esp_stem_convolution *c = &stage->convolutions[d];
+    x = esp_convolution(tape, x, c->weight, c->bias, 1, ESP_STAGE_KERNEL / 2);
     /* The norm works on single pixels, so pooling first keeps most of its effect at a fraction of its cost. */
-    if (stage->pool > 1) x = esp_max_pool(tape, x, stage->pool);
-    x = esp_gelu(tape, esp_norm_forward(&stage->norm, tape, x));
+    if (d == 0 && stage->pool > 1) x = esp_max_pool(tape, x, stage->pool);
+    x = esp_gelu(tape, esp_norm_forward(&c->norm, tape, x, training));
   }
   return x;
 }
 
-esp_tensor *esp_stem_forward(const esp_stem *stem, esp_tape *tape, esp_tensor *images) {
+static esp_tensor *run_stages(const esp_stem *stem, esp_tape *tape, esp_tensor *x, bool training) {
+  if (stem->whitening)
+    x = esp_gelu(tape, esp_convolution(tape, x, stem->whitening, stem->whitening_bias, 1, ESP_STAGE_KERNEL / 2));
+  for (unsigned i = 0; i < stem->stage_count; i++) x = run_stage(&stem->stages[i], tape, x, training);
+  return x;
+}
+
+esp_tensor *esp_stem_forward(const esp_stem *stem, esp_tape *tape, esp_tensor *images, bool training) {
   const int64_t count = images->shape[0], tokens = (int64_t)stem->grid[0] * stem->grid[1];
   esp_tape_scope(tape, "stem");
   esp_tensor *x = images;
@@ -83,7 +113,7 @@ esp_tensor *esp_stem_forward(const esp_stem *stem, esp_tape *tape, esp_tensor *i
     x = esp_convolution(tape, x, stem->weight, stem->bias, stem->patch, 0);
     break;
   case ESP_STEM_CONVOLUTION:
-    x = run_stages(stem, tape, x);
+    x = run_stages(stem, tape, x, training);
     break;
   case ESP_STEM_FLATTEN:
     x = esp_reshape(tape, x, 2, (const int64_t[]){count, esp_tensor_count(images) / count});

@@ -8,11 +8,16 @@
 extern "C" {
 #endif
 
-/* A stage of a convolution stem: 3 x 3 convolution, norm, GELU, pooling. */
-typedef struct esp_stage {
-  esp_tensor *weight, *bias; /* [out, 3, 3, in], [out] */
+/* A 3 x 3 convolution, norm, GELU. */
+typedef struct esp_stem_convolution {
+  esp_tensor *weight, *bias; /* [out, 3, 3, in], [out]; no bias before a batch norm, which would take it away */
   esp_norm norm;
-  int pool;
+} esp_stem_convolution;
+
+/* A stage of a convolution stem: the pooling comes after the first convolution. */
+typedef struct esp_stage {
+  esp_stem_convolution convolutions[1 + ESP_MAX_EXTRA];
+  int count, pool;
 } esp_stage;
 
 typedef struct esp_stem {
@@ -20,6 +25,8 @@ typedef struct esp_stem {
   int grid[2], width; /* of what comes out */
   int patch;
   esp_tensor *weight, *bias; /* patch: [width, patch, patch, C]; flatten: [width, H W C] */
+  esp_tensor *whitening,
+      *whitening_bias; /* [2 components, 3, 3, C], all zero until esp_whiten(), and [2 components]; or NULL */
   esp_stage stages[ESP_MAX_STAGES + 1];
   unsigned stage_count;
   esp_tensor *positions; /* [T, width] or NULL */
@@ -28,8 +35,8 @@ typedef struct esp_stem {
 ESP_API esp_status esp_stem_declare(esp_stem *stem, esp_parameters *parameters,
                                     const esp_model_config *config) ESP_MUST_CHECK;
 
-/* images [N, H, W, C] -> tokens [N, T, width]. */
-ESP_API esp_tensor *esp_stem_forward(const esp_stem *stem, esp_tape *tape, esp_tensor *images);
+/* images [N, H, W, C] -> tokens [N, T, width]; `training` is for batch norms. */
+ESP_API esp_tensor *esp_stem_forward(const esp_stem *stem, esp_tape *tape, esp_tensor *images, bool training);
 
 typedef struct esp_mixing {
   esp_mixing_kind kind;

@@ -4,6 +4,7 @@
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* Running averages of a batch norm are no parameters. */
 static int64_t norm_size(const esp_model_config *config, int64_t width) {
   return config->norm == ESP_NORM_RMS ? width : 2 * width;
 }
@@ -240,18 +241,32 @@ static void count_block(esp_layer_cost *layer, const place *at) {
 
 /* --- the ends of the model ------------------------------------------------------------------------------ */
 
+/* Adds the FLOPs of a 3 x 3 convolution and returns its weights. */
+static int64_t count_kernel(int64_t pixels, int64_t in, int64_t out, double *flops) {
+  const int64_t weights = out * ESP_STAGE_KERNEL * ESP_STAGE_KERNEL * in;
+  *flops += 2.0 * (double)(pixels * weights);
+  return weights;
+}
+
 /* The stages of 3 x 3 convolutions, each with a norm: their parameters and FLOPs. */
 static int64_t count_stages(const esp_model_config *config, double *flops) {
   const esp_stem_config *stem = &config->stem;
   int64_t height = config->image_height, width = config->image_width, in = config->image_channels, size = 0;
   *flops = 0;
+  if (stem->whitening) {
+    size += count_kernel(height * width, in, 2 * stem->whitening, flops) + 2 * stem->whitening;
+    in = 2 * stem->whitening;
+  }
   for (unsigned i = 0; i < stem->pools_count; i++) {
-    const int64_t out = i + 1 < stem->pools_count ? stem->channels[i] : config->width, weights = out * 9 * in;
-    *flops += 2.0 * (double)(height * width * weights);
-    size += weights + out + norm_size(config, out);
-    height /= stem->pools[i];
-    width /= stem->pools[i];
-    in = out;
+    const int64_t out = i + 1 < stem->pools_count ? stem->channels[i] : config->width;
+    for (int d = 0; d <= stem->extra_convolutions; d++) {
+      size += count_kernel(height * width, in, out, flops) + (config->norm == ESP_NORM_BATCH ? 0 : out) + norm_size(config, out);
+      if (d == 0) {
+        height /= stem->pools[i];
+        width /= stem->pools[i];
+      }
+      in = out;
+    }
   }
   return size;
 }

@@ -264,6 +264,21 @@ static esp_tensor *rms_norm(example *e) {
   return example_loss(e, esp_rms_norm(e->tape, x, gain, 1e-5));
 }
 
+/* The batch's own statistics: the averages that are kept do not count, nor do they change. */
+static esp_tensor *batch_norm(example *e) {
+  static esp_real kept[7] = {1, 2, 3, 4, 5, 6, 7};
+  static esp_tensor constant = {.data = kept, .rank = 1, .shape = {7}};
+  esp_tensor *x = example_normal(e, SHAPE(3, 11, 7)), *gain = example_normal(e, SHAPE(7)), *bias = example_normal(e, SHAPE(7));
+  return example_loss(e, esp_batch_norm(e->tape, x, gain, bias, &constant, &constant, 1e-5, true));
+}
+
+static esp_tensor *batch_norm_fixed(example *e) {
+  static esp_real mean[7] = {-1, 0, 1, 0.5, 0, 2, -3}, variance[7] = {1, 2, 0.5, 1, 4, 0.25, 1};
+  static esp_tensor means = {.data = mean, .rank = 1, .shape = {7}}, variances = {.data = variance, .rank = 1, .shape = {7}};
+  esp_tensor *x = example_normal(e, SHAPE(2, 5, 7)), *gain = example_normal(e, SHAPE(7)), *bias = example_normal(e, SHAPE(7));
+  return example_loss(e, esp_batch_norm(e->tape, x, gain, bias, &means, &variances, 1e-5, false));
+}
+
 /* --- images ---------------------------------------------------------------------------------------------- */
 
 static esp_tensor *convolution(example *e) {
@@ -803,6 +818,8 @@ const op_example op_examples[] = {
     {"distillation", "temperature 2.5", distillation_softened},
     {"layer norm", "more rows than parts", layer_norm},
     {"rms norm", "more rows than parts", rms_norm},
+    {"batch norm", "of the batch, more rows than parts", batch_norm},
+    {"batch norm", "with averages that were kept", batch_norm_fixed},
     {"unit rows", "normal numbers", unit_rows},
     {"tile", "three times", tile},
     {"log mean probability", "three members", log_mean_probability},

@@ -283,7 +283,7 @@ static void test_closing_early(void **state) {
  * 0. */
 static void augment(const esp_augmentation *augmentation, uint64_t position, float out[SIZE]) {
   const esp_normalisation shifted = {.mean = {-1}, .deviation = {1}};
-  esp_augment_image(numbered, ESP_TRAIN, 0, &shifted, augmentation, 11, position, out);
+  esp_augment_image(numbered, ESP_TRAIN, 0, &shifted, augmentation, 11, 0, position, out);
 }
 
 static void original(float out[SIZE]) {
@@ -306,6 +306,49 @@ static void test_flip(void **state) {
     mirrored += is_mirror;
   }
   assert_in_range(mirrored, 160, 240); /* 4 standard deviations */
+}
+
+/* In every second epoch the other way round, and over the images as often the one as the other. */
+static void test_alternating_flip(void **state) {
+  (void)state;
+  const esp_augmentation flip = {.flip = true, .alternate = true};
+  const esp_normalisation plain_pixels = {.deviation = {1}};
+  float got[3][SIZE], plain_image[SIZE];
+  int mirrored = 0;
+  for (int64_t i = 0; i < IMAGES; i++) {
+    for (uint64_t epoch = 0; epoch < 3; epoch++)
+      esp_augment_image(numbered, ESP_TRAIN, i, &plain_pixels, &flip, 11, epoch, 1000 * epoch + (uint64_t)i, got[epoch]);
+    esp_augment_image(numbered, ESP_TRAIN, i, &plain_pixels, NULL, 11, 0, 0, plain_image);
+    for (int p = 0; p < SIZE; p++) {
+      const int mirror = p / SIDE * SIDE + SIDE - 1 - p % SIDE;
+      assert_true(got[1][mirror] == got[0][p] && got[2][p] == got[0][p]);
+    }
+    mirrored += memcmp(got[0], plain_image, sizeof plain_image) != 0;
+  }
+  assert_in_range(mirrored, IMAGES / 5, IMAGES - IMAGES / 5);
+}
+
+/* Shifted images whose missing pixels are those mirrored at the edge, which is not repeated. */
+static void test_reflecting_crop(void **state) {
+  (void)state;
+  enum { PADDING = 2, DRAWS = 200 };
+  const esp_augmentation crop = {.crop_padding = PADDING, .reflect = true};
+  float image[SIZE], got[SIZE];
+  original(image);
+  for (uint64_t i = 0; i < DRAWS; i++) {
+    augment(&crop, i, got);
+    int found = 0;
+    for (int offset = 0; offset < 25; offset++) {
+      bool same = true;
+      for (int p = 0; p < SIZE; p++) {
+        const int y = abs(p / SIDE + offset / 5 - PADDING), x = abs(p % SIDE + offset % 5 - PADDING);
+        const int from_y = y < SIDE ? y : 2 * SIDE - 2 - y, from_x = x < SIDE ? x : 2 * SIDE - 2 - x;
+        same = same && got[p] == image[from_y * SIDE + from_x];
+      }
+      found += same;
+    }
+    assert_int_equal(found, 1);
+  }
 }
 
 static bool is_shifted(const float *got, const float *image, int down, int across) {
@@ -503,7 +546,7 @@ static void test_preview(void **state) {
   char path[2 * PATH_SIZE];
   snprintf(path, sizeof path, "%s/sheet.png", folder);
   const int before = count_files(false);
-  const esp_augmentation augmentation = {4, true, 8, 0};
+  const esp_augmentation augmentation = {.crop_padding = 4, .flip = true, .cutout = 8};
   assert_int_equal(esp_preview_write(synthetic, ESP_TRAIN, 3, 22, NULL, 0, path), ESP_OK);
   check_sheet(path, 2 + 3 * 66, 2 + 22 * 66, false);
   assert_int_equal(esp_preview_write(synthetic, ESP_TEST, 3, 2, &augmentation, 1, path), ESP_OK);
@@ -558,7 +601,9 @@ int main(void) {
       cmocka_unit_test(test_no_allocation_after_creation),
       cmocka_unit_test(test_closing_early),
       cmocka_unit_test(test_flip),
+      cmocka_unit_test(test_alternating_flip),
       cmocka_unit_test(test_crop),
+      cmocka_unit_test(test_reflecting_crop),
       cmocka_unit_test(test_cutout),
       cmocka_unit_test(test_mixup),
       cmocka_unit_test(test_beta),

@@ -129,12 +129,15 @@ static void check_model(const esp_model_config *config) {
   fill_parameters(c.model->parameters);
   assert_int_equal(esp_tape_backward(c.tape, run(&c, true)), ESP_OK);
   *usual = *c.selection;
-  for (int64_t i = 0; i < esp_parameters_count(c.model->parameters); i++)
-    assert_true(esp_parameters_at(c.model->parameters, i)->tensor.grad_written);
+  for (int64_t i = 0; i < esp_parameters_count(c.model->parameters); i++) {
+    const esp_parameter *p = esp_parameters_at(c.model->parameters, i);
+    assert_true(p->tensor.grad_written == (p->kind != ESP_KIND_STATE));
+  }
   esp_random random = esp_random_stream(TESTING_SEED, ESP_PURPOSE_TEST, 2);
   for (int64_t i = 0; i < esp_parameters_count(c.model->parameters); i++) {
     const esp_parameter *p = esp_parameters_at(c.model->parameters, i);
     const int before = c.checked;
+    if (p->kind == ESP_KIND_STATE) continue;
     for (int n = 0; n < ELEMENTS; n++)
       check_element(&c, p, esp_random_below(&random, (uint32_t)p->count), usual);
     if (c.checked - before < ELEMENTS / 2) fail_msg("%s: too few elements could be checked", p->tensor.name);
@@ -187,6 +190,16 @@ static void one_expert_a_token(void **state) {
   check_model(&c);
 }
 
+static void batch_norms(void **state) {
+  (void)state;
+  esp_model_config c = make_config(ESP_LAYER_MOE, ESP_LAYER_MONE, ESP_ACTIVATION_GELU);
+  c.stem.kind = ESP_STEM_CONVOLUTION;
+  c.stem.extra_convolutions = 1;
+  c.mixing = ESP_MIXING_CONVOLUTION;
+  c.norm = ESP_NORM_BATCH;
+  check_model(&c);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(moe),
@@ -194,6 +207,7 @@ int main(void) {
       cmocka_unit_test(sigmoid_scores_with_noise_and_dropout),
       cmocka_unit_test(scores_of_the_selected_only),
       cmocka_unit_test(one_expert_a_token),
+      cmocka_unit_test(batch_norms),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

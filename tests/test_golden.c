@@ -183,8 +183,8 @@ static esp_status declare(subject *s) {
 
 static esp_tensor *forward(subject *s, esp_tape *tape, esp_tensor *x) {
   static int64_t first_row[2];
-  if (is(s, "norm")) return esp_norm_forward(&s->norm, tape, x);
-  if (is(s, "stem")) return esp_stem_forward(&s->stem, tape, x);
+  if (is(s, "norm")) return esp_norm_forward(&s->norm, tape, x, true);
+  if (is(s, "stem")) return esp_stem_forward(&s->stem, tape, x, true);
   if (is(s, "mixing")) return esp_mixing_forward(&s->mixing, tape, x);
   if (!is(s, "ffn")) return esp_moe_forward(&s->moe, tape, x, &(esp_pass){.training = false}, &s->losses);
   first_row[1] = esp_tensor_rows(x);

@@ -149,6 +149,10 @@ static void flops_are_those_of_the_recorded_products(void **state) {
   config.feed_forward.bias = true;
   config.moe.top_k = 1;
   check_against_tape(&config);
+  config.norm = ESP_NORM_BATCH;
+  config.stem.extra_convolutions = 2;
+  config.stem.whitening = 5;
+  check_against_tape(&config);
   config.stem.kind = ESP_STEM_FLATTEN;
   config.mixing = ESP_MIXING_NONE;
   config.moe.shared_hidden = 0;

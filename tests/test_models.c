@@ -145,10 +145,12 @@ static void threads_do_not_matter(void **state) {
   (void)state;
   const int threads = esp_threads();
   for (int i = 0; i < ARCHITECTURES; i++)
-    for (int norm = 0; norm < 2; norm++)
+    for (int norm = 0; norm < 3; norm++)
       for (int j = 0; j < ACTIVATIONS; j++) {
         esp_model_config c = model_config(architectures[i].stem, architectures[i].mixing);
-        c.norm = norm ? ESP_NORM_RMS : ESP_NORM_LAYER;
+        c.norm = (esp_norm_kind)norm;
+        c.stem.extra_convolutions = norm;
+        c.stem.whitening = 3 * norm;
         c.feed_forward.activation = activations[j];
         c.dropout = 0.1;
         check_threads(&c, architectures[i].name);
@@ -413,6 +415,9 @@ static void impossible_models_are_refused(void **state) {
   REFUSES("stem", c.stem.patch = 5);
   REFUSES("kernel", (c.mixing = ESP_MIXING_CONVOLUTION, c.kernel = 4));
   REFUSES("pools", (c.stem.kind = ESP_STEM_CONVOLUTION, c.stem.pools_count = 1));
+  REFUSES("extra_convolutions", (c.stem.kind = ESP_STEM_CONVOLUTION, c.stem.extra_convolutions = 4));
+  REFUSES("whitening", (c.stem.kind = ESP_STEM_CONVOLUTION, c.stem.whitening = 28));
+  REFUSES("whitening", (c.stem.kind = ESP_STEM_CONVOLUTION, c.stem.whitening = -1));
   REFUSES("pools", (c.stem.kind = ESP_STEM_CONVOLUTION, c.stem.pools[0] = c.stem.pools[1] = 1 << 20));
 }
 

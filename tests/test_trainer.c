@@ -236,6 +236,24 @@ static void test_resumed_once(void **state) {
   tear_down(&resumed);
 }
 
+/* With running averages, weights from the data and flips by epoch. */
+static void test_resumed_with_state(void **state) {
+  (void)state;
+  training whole, resumed;
+  const char *const *const settings =
+      SETTINGS("model.norm=batch", "model.stem.whitening=5", "model.stem.extra_convolutions=1", "augmentation.reflect=true",
+               "augmentation.flip=true", "augmentation.alternate=true");
+  set_up(&whole, settings);
+  expect_ok(go(&whole, NULL, NULL));
+  assert_true(whole.model->stem.stages[1].convolutions[1].norm.mean->data[0] != 0);
+  set_up(&resumed, settings);
+  expect_failure(go(&resumed, NULL, &at_once), ESP_ERR_INTERRUPTED, "", "");
+  expect_ok(go_on(&resumed, NULL));
+  assert_same_runs(&whole, &resumed);
+  tear_down(&whole);
+  tear_down(&resumed);
+}
+
 static void test_resumed_with_other_settings(void **state) {
   (void)state;
   training t;
@@ -587,6 +605,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_resumed_after_each_step),
       cmocka_unit_test(test_resumed_once),
+      cmocka_unit_test(test_resumed_with_state),
       cmocka_unit_test(test_resumed_with_other_settings),
       cmocka_unit_test(test_threads),
       cmocka_unit_test(test_diverged),

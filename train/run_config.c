@@ -5,7 +5,9 @@
 
 static const cyaml_schema_field_t augmentation_fields[] = {
     CYAML_FIELD_INT("crop_padding", CYAML_FLAG_DEFAULT, esp_augmentation, crop_padding),
+    CYAML_FIELD_BOOL("reflect", CYAML_FLAG_DEFAULT, esp_augmentation, reflect),
     CYAML_FIELD_BOOL("flip", CYAML_FLAG_DEFAULT, esp_augmentation, flip),
+    CYAML_FIELD_BOOL("alternate", CYAML_FLAG_DEFAULT, esp_augmentation, alternate),
     CYAML_FIELD_INT("cutout", CYAML_FLAG_DEFAULT, esp_augmentation, cutout),
     CYAML_FIELD_FLOAT("mixup", CYAML_FLAG_DEFAULT, esp_augmentation, mixup), CYAML_FIELD_END};
 

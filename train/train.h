@@ -15,5 +15,6 @@
 #include <espalier/statistics.h>
 #include <espalier/statistics_rows.h>
 #include <espalier/trainer.h>
+#include <espalier/whitening.h>
 
 #endif

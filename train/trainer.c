@@ -4,9 +4,13 @@
 #include <espalier/routing_log.h>
 #include <espalier/run_folder.h>
 #include <espalier/trainer.h>
+#include <espalier/whitening.h>
 
 #include <math.h>
 #include <string.h>
+
+/* Of each batch in a batch norm's running averages: as in PyTorch. */
+static const double batch_norm_share = 0.1;
 
 int64_t esp_training_steps(const esp_training_config *config, int64_t batches_per_epoch) {
   return (int64_t)ceil(config->epochs * (double)batches_per_epoch - 1e-9);
@@ -59,6 +63,7 @@ esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, e
   if (!isfinite(norm)) return not_finite(tape, true, (int64_t)pass->step);
   esp_optimizer_step(optimizer, rate_share, norm);
   esp_model_update_router_biases(model, &output.auxiliary);
+  esp_batch_norm_update(tape, batch_norm_share);
   *result = (esp_step_result){.loss = (double)loss->data[0],
                               .task_loss = (double)task->data[0],
                               .gradient_norm = norm,
@@ -254,6 +259,7 @@ static esp_status prepare(run *r) {
     r->step = r->saved_step = job->info->progress.step;
   } else {
     job->info->progress = (esp_progress){.best_accuracy = -1};
+    ESP_TRY(esp_whiten(job->model, job->dataset, &job->info->normalisation, config->training.seed));
   }
   const esp_loader_options options = {.batch = config->training.batch,
                                       .shuffle = true,
