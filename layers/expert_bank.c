@@ -25,6 +25,10 @@ static esp_status declare(const declaration *d, esp_tensor **place, const char *
   esp_parameter *p = esp_parameters_add(d->parameters, d->scope, name, columns ? ESP_KIND_WEIGHT : ESP_KIND_BIAS, rank,
                                         shape, deviation, 0);
   if (p && d->experts && !d->ragged && d->identical) p->shared_init = 1;
+  if (p && columns && !d->ragged) {
+    p->matrices = d->experts ? d->experts : 1;
+    p->matrix_rows = rows;
+  }
   return esp_take_parameter(place, p);
 }
 

@@ -44,6 +44,7 @@ static esp_status declare_all(esp_model *model, const esp_expert_layout *layouts
   ESP_TRY(esp_norm_declare(&model->norm, model->parameters, "norm", config->norm, config->width));
   /* A head of zeros: the first loss is log(classes), and a new head in finetuning disturbs nothing. */
   ESP_TRY(esp_linear_declare(&model->head, model->parameters, "head", config->width, config->classes, 0));
+  esp_parameters_find(model->parameters, "head.weight")->matrices = 0; /* Muon is for hidden layers */
   return esp_parameters_allocate(model->parameters, seed);
 }
 

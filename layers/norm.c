@@ -8,6 +8,13 @@ esp_status esp_take_parameter(esp_tensor **place, esp_parameter *parameter) {
   return parameter ? ESP_OK : ESP_ERR_MEMORY;
 }
 
+esp_parameter *esp_as_matrix(esp_parameter *parameter) {
+  if (!parameter) return NULL;
+  parameter->matrices = 1;
+  parameter->matrix_rows = parameter->tensor.shape[0];
+  return parameter;
+}
+
 esp_status esp_norm_declare(esp_norm *norm, esp_parameters *parameters, const char *scope, esp_norm_kind kind,
                             int width) {
   const int64_t shape[] = {width};
@@ -39,8 +46,9 @@ esp_tensor *esp_norm_forward(const esp_norm *norm, esp_tape *tape, esp_tensor *x
 
 esp_status esp_linear_declare(esp_linear *linear, esp_parameters *parameters, const char *scope, int in, int out,
                               double deviation) {
-  ESP_TRY(esp_take_parameter(&linear->weight, esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 2,
-                                                                 (const int64_t[]){out, in}, deviation, 0)));
+  ESP_TRY(esp_take_parameter(&linear->weight,
+                             esp_as_matrix(esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 2,
+                                                              (const int64_t[]){out, in}, deviation, 0))));
   return esp_take_parameter(
       &linear->bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, (const int64_t[]){out}, 0, 0));
 }

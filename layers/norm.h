@@ -35,6 +35,9 @@ ESP_API esp_status esp_linear_declare(esp_linear *linear, esp_parameters *parame
 
 ESP_API esp_tensor *esp_linear_forward(const esp_linear *linear, esp_tape *tape, esp_tensor *x);
 
+/* Says that a declared parameter (NULL is passed on) is one matrix with its first dimension as rows. */
+ESP_API esp_parameter *esp_as_matrix(esp_parameter *parameter);
+
 /* The tensor of a declared parameter in `*place`, or ESP_ERR_MEMORY if it is NULL. */
 ESP_API esp_status esp_take_parameter(esp_tensor **place, esp_parameter *parameter) ESP_MUST_CHECK;
 

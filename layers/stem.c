@@ -10,8 +10,8 @@ static esp_status declare_kernel(esp_tensor **weight, esp_tensor **bias, esp_par
                                  int out, int kernel, int in, double gain) {
   const int64_t shape[] = {out, kernel, kernel, in};
   const double deviation = gain / sqrt((double)kernel * kernel * in);
-  ESP_TRY(esp_take_parameter(weight,
-                             esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 4, shape, deviation, 0)));
+  ESP_TRY(esp_take_parameter(
+      weight, esp_as_matrix(esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 4, shape, deviation, 0))));
   if (!bias) return ESP_OK;
   return esp_take_parameter(bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, shape, 0, 0));
 }

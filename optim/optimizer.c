@@ -3,6 +3,8 @@
 #include <espalier/parallel.h>
 #include <espalier/vector_math.h>
 
+#include "muon_internal.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -13,6 +15,7 @@ struct esp_optimizer {
   esp_parameters *parameters;
   int64_t steps;
   esp_real *first, *second; /* SGD has no second */
+  esp_muon muon;
 };
 
 esp_status esp_optimizer_create(esp_optimizer **optimizer, const esp_optimizer_config *config,
@@ -23,10 +26,13 @@ esp_status esp_optimizer_create(esp_optimizer **optimizer, const esp_optimizer_c
   if (!made) return ESP_ERR_MEMORY;
   const size_t size = (size_t)esp_parameters_size(parameters);
   *made = (esp_optimizer){.config = *config, .parameters = parameters, .first = esp_alloc(size, sizeof(esp_real))};
-  if (config->kind == ESP_OPTIMIZER_ADAMW) made->second = esp_alloc(size, sizeof(esp_real));
-  if (!made->first || (config->kind == ESP_OPTIMIZER_ADAMW && !made->second)) {
+  const bool adapts = config->kind != ESP_OPTIMIZER_SGD;
+  if (adapts) made->second = esp_alloc(size, sizeof(esp_real));
+  esp_status status = made->first && (made->second || !adapts) ? ESP_OK : ESP_ERR_MEMORY;
+  if (status == ESP_OK && config->kind == ESP_OPTIMIZER_MUON) status = esp_muon_create(&made->muon, parameters);
+  if (status != ESP_OK) {
     esp_optimizer_free(made);
-    return ESP_ERR_MEMORY;
+    return status;
   }
   *optimizer = made;
   return ESP_OK;
@@ -36,6 +42,7 @@ void esp_optimizer_free(esp_optimizer *optimizer) {
   if (!optimizer) return;
   esp_free(optimizer->first);
   esp_free(optimizer->second);
+  esp_muon_free(&optimizer->muon);
   esp_free(optimizer);
 }
 
@@ -116,6 +123,11 @@ void esp_optimizer_step(esp_optimizer *optimizer, double rate_share, double grad
     if (!p->tensor.grad_written) memset(p->tensor.grad, 0, (size_t)p->count * sizeof *p->tensor.grad);
     p->tensor.grad_written = false;
     update u = make_update(optimizer, p, rate_share, gradient_norm);
+    if (optimizer->config.kind == ESP_OPTIMIZER_MUON && esp_muon_takes(p)) {
+      const esp_muon_update muon = {(double)u.rate, (double)u.decay, (double)u.scale, (double)u.momentum};
+      esp_muon_step(&optimizer->muon, p, u.m, &muon);
+      continue;
+    }
     esp_parallel_for(p->count, ELEMENTS_PER_RANGE, range, &u);
   }
 }
@@ -127,7 +139,7 @@ void esp_optimizer_set_steps(esp_optimizer *optimizer, int64_t steps) { optimize
 const esp_parameters *esp_optimizer_parameters(const esp_optimizer *optimizer) { return optimizer->parameters; }
 
 esp_real *esp_optimizer_state(const esp_optimizer *optimizer, int index, const char **name) {
-  const bool adam = optimizer->config.kind == ESP_OPTIMIZER_ADAMW;
+  const bool adam = optimizer->config.kind != ESP_OPTIMIZER_SGD;
   static const char *const sgd_names[] = {"momentum"}, *const adam_names[] = {"first_moment", "second_moment"};
   if (index < 0 || index >= (adam ? 2 : 1)) return NULL;
   *name = adam ? adam_names[index] : sgd_names[index];

@@ -10,7 +10,10 @@ extern "C" {
 
 typedef enum esp_optimizer_kind {
   ESP_OPTIMIZER_SGD,  /* momentum: m = mu m + g;  w -= rate (m + decay w) */
-  ESP_OPTIMIZER_ADAMW /* Loshchilov and Hutter, arXiv 1711.05101: decay apart from the gradient */
+  ESP_OPTIMIZER_ADAMW, /* Loshchilov and Hutter, arXiv 1711.05101: decay apart from the gradient */
+  ESP_OPTIMIZER_MUON /* matrices of hidden layers and kernels: Nesterov momentum made orthogonal (Jordan et al., "Muon", 2024),
+                        times 0.2 sqrt(longer side), so that it is as large as AdamW's step (Liu et al., arXiv 2502.16982);
+                        the rest, routers, head and experts of different widths: AdamW */
 } esp_optimizer_kind;
 
 typedef enum esp_schedule_kind { ESP_SCHEDULE_CONSTANT, ESP_SCHEDULE_LINEAR, ESP_SCHEDULE_COSINE } esp_schedule_kind;
@@ -26,8 +29,8 @@ typedef struct esp_optimizer_config {
   double learning_rate;         /* the peak */
   double router_rate;           /* times learning_rate, for routers */
   double weight_decay;          /* not on biases, norms and positions */
-  double momentum;              /* SGD */
-  double beta1, beta2, epsilon; /* AdamW */
+  double momentum;              /* SGD, Muon */
+  double beta1, beta2, epsilon; /* AdamW, also within Muon */
   double clip_norm;             /* the gradient's global norm is scaled down to this; 0: no clipping */
   esp_schedule_config schedule;
 } esp_optimizer_config;
@@ -62,7 +65,7 @@ ESP_API void esp_optimizer_set_steps(esp_optimizer *optimizer, int64_t steps);
 /* The store it was made for. */
 ESP_API const esp_parameters *esp_optimizer_parameters(const esp_optimizer *optimizer);
 
-/* The state arrays, each as long as the flat parameter array: SGD has "momentum"; AdamW "first_moment" and
+/* The state arrays, each as long as the flat parameter array: SGD has "momentum"; AdamW and Muon "first_moment" and
  * "second_moment". NULL when index is past the last. */
 ESP_API esp_real *esp_optimizer_state(const esp_optimizer *optimizer, int index, const char **name);
 
