@@ -20,7 +20,7 @@ typedef struct arguments {
   const char *gates, *budget, *exclude, *loss, *plan;
   repeated data_sets, criteria; /* every --data and --criterion; the last ones are `data` and `criterion` too */
   const char *seeds, *variants, *layers;
-  bool sparsify;
+  bool sparsify, flip;
   repeated calibrate_on;        /* of a sweep */
   const char *beta; /* of skip: a number */
   const char *methods, *ratios, *finetune; /* lists and a number of a sweep */

@@ -23,10 +23,10 @@ static const command commands[] = {
      "also freezes the routers). metrics.csv shows it.\n\n"
      "Example:\n  espalier finetune runs/pretrained --data synthetic:narrow --out runs/finetuned --set training.epochs=3\n",
      "--data --out --set --resume --overwrite --new-head --teacher", 1, 1, run_finetune},
-    {"evaluate", "evaluate RUN|CKPT --data DATA [--replay TRACE.h5]", "Accuracy and loss on a split",
+    {"evaluate", "evaluate RUN|CKPT --data DATA [--flip] [--replay TRACE.h5]", "Accuracy and loss on a split",
      "--replay: tokens go where a trace of `measure --trace` says, in this model or in another one with as many experts;\n"
      "gates are still the routers' own.\n\n"
-     "Example:\n  espalier evaluate runs/finetuned --data synthetic:narrow --json\n", "--data --split --limit --replay", 1,
+     "Example:\n  espalier evaluate runs/finetuned --data synthetic:narrow --json\n", "--data --split --limit --replay --flip", 1,
      1, run_evaluate},
     {"measure", "measure RUN|CKPT [--data DATA [--trace FILE.h5]] [--reference RUN|CKPT] [--out FOLDER]", "What routers and neurons do",
      "With --data: routing counts, shares, gates, entropy, and how sparse the neurons' activations are. With\n"

@@ -32,10 +32,17 @@ static json_t *evaluation_json(const loaded *l, const esp_dataset *dataset, cons
 }
 
 static int show_evaluation(const arguments *a, const loaded *l, const esp_dataset *dataset, const esp_evaluation *e) {
-  if (a->json) return print_json(evaluation_json(l, dataset, e));
+  if (a->json) {
+    json_t *json = evaluation_json(l, dataset, e);
+    if (json && a->flip)
+      json_object_update_new(json, json_pack("{s:f, s:f}", "flip_accuracy", e->flip_accuracy, "flip_loss", e->flip_loss));
+    return print_json(json);
+  }
   printf("%s on %s: accuracy %.2f %%, loss %.4f, %lld images, %.0f images/s\n", l->path,
          esp_dataset_info_of(dataset)->name, 100 * e->accuracy, e->loss, (long long)e->examples,
          (double)e->examples / e->seconds);
+  if (a->flip)
+    printf("with mirror images, mean of both logits: accuracy %.2f %%, loss %.4f\n", 100 * e->flip_accuracy, e->flip_loss);
   return EXIT_DONE;
 }
 
@@ -49,6 +56,7 @@ int run_evaluate(const arguments *a) {
   if (status == ESP_OK) status = open_part(&l, a, &dataset, &options);
   if (status == ESP_OK && a->replay) status = esp_routing_trace_load(&replay, a->replay);
   options.replay = replay;
+  options.flip = a->flip;
   if (status == ESP_OK) status = esp_evaluate(l.model, dataset, &l.info.normalisation, &options, &evaluation);
   const int code = status == ESP_OK ? show_evaluation(a, &l, dataset, &evaluation) : report_failure(status);
   esp_routing_trace_free(replay);

@@ -4,6 +4,7 @@
 
 #include <espalier/memory.h>
 #include <espalier/optim.h>
+#include <espalier/parallel.h>
 
 enum { PARAMETERS = 5, COUNT = 50, STEPS = 3 };
 
@@ -131,6 +132,114 @@ static void row_14_steps_follow_the_formulas(void **state) {
     c.weight_decay = 0;
     check_steps(&c);
   }
+}
+
+/* --- Muon ----------------------------------------------------------------------------------------------------- */
+
+enum { MATRICES = 3, SHORT = 7, LONG = 19, MATRIX = SHORT * LONG };
+
+/* c = op(a) op(b), [rows, inner] and [inner, columns]. */
+static void multiply(int rows, int columns, int inner, const double *a, bool ta, const double *b, bool tb, double *c) {
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < columns; j++) {
+      c[i * columns + j] = 0;
+      for (int k = 0; k < inner; k++)
+        c[i * columns + j] += a[ta ? k * rows + i : i * inner + k] * b[tb ? j * inner + k : k * columns + j];
+    }
+}
+
+/* The iteration as printed: always from the left. */
+static void orthogonalise(int rows, int columns, double x[MATRIX]) {
+  double gram[LONG * LONG], square[LONG * LONG], product[MATRIX], norm = 0;
+  for (int i = 0; i < MATRIX; i++) norm += x[i] * x[i];
+  for (int i = 0; i < MATRIX; i++) x[i] /= sqrt(norm);
+  for (int iteration = 0; iteration < 5; iteration++) {
+    multiply(rows, rows, columns, x, false, x, true, gram);
+    multiply(rows, rows, rows, gram, false, gram, false, square);
+    for (int i = 0; i < rows * rows; i++) gram[i] = -4.7750 * gram[i] + 2.0315 * square[i];
+    multiply(rows, columns, rows, gram, false, x, false, product);
+    for (int i = 0; i < MATRIX; i++) x[i] = 3.4445 * x[i] + product[i];
+  }
+}
+
+/* A stack of matrices that are wide or tall, and a bias, which AdamW moves. */
+typedef struct stack {
+  esp_parameters *parameters;
+  esp_parameter *matrices, *bias;
+  esp_optimizer *optimizer;
+} stack;
+
+static stack make_stack(int rows, const esp_optimizer_config *config) {
+  stack s = {.parameters = esp_parameters_create()};
+  s.matrices = esp_parameters_add(s.parameters, "", "matrices", ESP_KIND_WEIGHT, 3,
+                                  (const int64_t[]){MATRICES, rows, MATRIX / rows}, 1, 0);
+  s.matrices->matrices = MATRICES;
+  s.matrices->matrix_rows = rows;
+  s.bias = esp_parameters_add(s.parameters, "", "bias", ESP_KIND_BIAS, 1, (const int64_t[]){COUNT}, 1, 0);
+  assert_int_equal(esp_parameters_allocate(s.parameters, 1), ESP_OK);
+  assert_int_equal(esp_optimizer_create(&s.optimizer, config, s.parameters), ESP_OK);
+  return s;
+}
+
+static void free_stack(stack *s) {
+  esp_optimizer_free(s->optimizer);
+  esp_parameters_free(s->parameters);
+}
+
+static void step_stack(stack *s, int step) {
+  fill_normal(s->matrices->tensor.grad, s->matrices->count, (uint64_t)(2 * step));
+  fill_normal(s->bias->tensor.grad, COUNT, (uint64_t)(2 * step + 1));
+  s->matrices->tensor.grad_written = s->bias->tensor.grad_written = true;
+  esp_optimizer_step(s->optimizer, 1, 0);
+}
+
+static void check_muon(int rows) {
+  const esp_optimizer_config c = make_config(ESP_OPTIMIZER_MUON), adam = make_config(ESP_OPTIMIZER_ADAMW);
+  stack s = make_stack(rows, &c), plain = make_stack(rows, &adam);
+  static double w[MATRICES * MATRIX], m[MATRICES * MATRIX], x[MATRIX];
+  for (int i = 0; i < MATRICES * MATRIX; i++) w[i] = (double)s.matrices->tensor.data[i], m[i] = 0;
+  for (int step = 0; step < STEPS; step++) {
+    step_stack(&s, step);
+    step_stack(&plain, step);
+    for (int n = 0; n < MATRICES; n++) {
+      for (int i = 0; i < MATRIX; i++) {
+        const double g = (double)s.matrices->tensor.grad[n * MATRIX + i];
+        m[n * MATRIX + i] = c.momentum * m[n * MATRIX + i] + g;
+        x[i] = g + c.momentum * m[n * MATRIX + i];
+      }
+      orthogonalise(rows, MATRIX / rows, x);
+      for (int i = 0; i < MATRIX; i++)
+        w[n * MATRIX + i] -= c.learning_rate * (0.2 * sqrt(LONG) * x[i] + c.weight_decay * w[n * MATRIX + i]);
+    }
+  }
+  /* The iteration takes small errors up to 3.4445^5 times. */
+  assert_close("matrices", s.matrices->tensor.data, w, MATRICES * MATRIX, 1e-4, 1e-4);
+  assert_same_bits("bias", s.bias->tensor.data, plain.bias->tensor.data, COUNT);
+  free_stack(&s);
+  free_stack(&plain);
+}
+
+static void muon_makes_steps_orthogonal_and_leaves_the_rest_to_adam(void **state) {
+  (void)state;
+  check_muon(SHORT);
+  check_muon(LONG);
+}
+
+static void muon_has_the_same_bits_for_any_number_of_threads(void **state) {
+  (void)state;
+  const esp_optimizer_config c = make_config(ESP_OPTIMIZER_MUON);
+  const int threads = esp_threads();
+  stack one = make_stack(LONG, &c), two = make_stack(LONG, &c);
+  for (int step = 0; step < STEPS; step++) {
+    esp_threads_set(1);
+    step_stack(&one, step);
+    esp_threads_set(2);
+    step_stack(&two, step);
+  }
+  esp_threads_set(threads);
+  assert_same_bits("weights", one.matrices->tensor.data, two.matrices->tensor.data, one.matrices->count);
+  free_stack(&one);
+  free_stack(&two);
 }
 
 /* One step of AdamW with a first gradient of 1 and no decay is one of the rate's size, whatever the betas. */
@@ -351,6 +460,8 @@ static void short_memory_is_reported(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(row_14_steps_follow_the_formulas),
+      cmocka_unit_test(muon_makes_steps_orthogonal_and_leaves_the_rest_to_adam),
+      cmocka_unit_test(muon_has_the_same_bits_for_any_number_of_threads),
       cmocka_unit_test(the_first_step_of_adam_has_the_size_of_the_rate),
       cmocka_unit_test(clipped_gradients_have_the_clipping_norm),
       cmocka_unit_test(frozen_parameters_do_not_count_and_do_not_move),

@@ -519,6 +519,61 @@ static void test_evaluation(void **state) {
   tear_down(&t);
 }
 
+/* Of test image i and its mirror image. */
+static void mean_logits(const training *t, int64_t i, esp_real mean[ESP_MAX_EXPERTS]) {
+  const esp_model_config *c = &t->config.model;
+  const int64_t width = c->image_width, channels = c->image_channels;
+  esp_tape *tape = esp_tape_create();
+  for (int way = 0; way < 2; way++) {
+    esp_tape_reset(tape, false);
+    esp_tensor *x = esp_tape_tensor(tape, 4, (const int64_t[]){1, c->image_height, width, channels});
+    esp_augment_image(data, ESP_TEST, i, &t->info.normalisation, NULL, 1, 0, 0, x->data);
+    for (int64_t p = 0; way && p < c->image_height * width / 2; p++)
+      for (int64_t j = 0; j < channels; j++) {
+        const int64_t row = p / (width / 2) * width, column = p % (width / 2);
+        esp_real *left = &x->data[(row + column) * channels + j], *right = &x->data[(row + width - 1 - column) * channels + j];
+        const esp_real kept = *left;
+        *left = *right;
+        *right = kept;
+      }
+    const esp_model_output output = esp_model_forward(t->model, tape, x, &(esp_pass){.training = false});
+    for (int j = 0; j < c->classes; j++) mean[j] = (way ? mean[j] : 0) + output.logits->data[j] / 2;
+  }
+  esp_tape_free(tape);
+}
+
+/* The mean of both logits, computed here by hand image by image, is what counts beside the plain result. */
+static void test_evaluation_with_mirror_images(void **state) {
+  (void)state;
+  training t;
+  esp_evaluation plain, both;
+  set_up(&t, SETTINGS(NULL));
+  expect_ok(go(&t, NULL, NULL));
+  const esp_normalisation *n = &t.info.normalisation;
+  const esp_evaluation_options options = {.split = ESP_TEST, .batch = 50, .limit = 100};
+  esp_evaluation_options flipped = options;
+  flipped.flip = true;
+  expect_ok(esp_evaluate(t.model, data, n, &options, &plain));
+  expect_ok(esp_evaluate(t.model, data, n, &flipped, &both));
+  assert_true(both.accuracy == plain.accuracy && both.loss == plain.loss && plain.flip_loss == 0);
+  double loss = 0, correct = 0;
+  for (int i = 0; i < 100; i++) {
+    esp_real mean[ESP_MAX_EXPERTS];
+    mean_logits(&t, i, mean);
+    const int32_t label = esp_dataset_label(data, ESP_TEST, i);
+    double sum = 0;
+    int best = 0;
+    for (int c = 0; c < t.config.model.classes; c++) {
+      sum += exp((double)mean[c]);
+      if (mean[c] > mean[best]) best = c;
+    }
+    loss += (log(sum) - (double)mean[label]) / 100;
+    correct += best == label;
+  }
+  assert_true(fabs(both.flip_loss - loss) < 1e-4 && fabs(100 * both.flip_accuracy - correct) < 1e-6);
+  tear_down(&t);
+}
+
 static void test_evaluation_of_what_does_not_fit(void **state) {
   (void)state;
   training t;
@@ -617,6 +672,7 @@ int main(void) {
       cmocka_unit_test(test_metrics),
       cmocka_unit_test(test_no_folder),
       cmocka_unit_test(test_evaluation),
+      cmocka_unit_test(test_evaluation_with_mirror_images),
       cmocka_unit_test(test_evaluation_of_what_does_not_fit),
       cmocka_unit_test(test_no_allocation_after_the_first_step),
       cmocka_unit_test(test_short_of_memory),

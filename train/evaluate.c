@@ -2,6 +2,7 @@
 #include <espalier/ops.h>
 
 #include <math.h>
+#include <string.h>
 #include <time.h>
 
 double esp_seconds(void) {
@@ -45,6 +46,32 @@ int64_t esp_count_correct(const esp_tensor *logits, const int32_t *labels) {
   return correct;
 }
 
+/* Every image of the leaf from left to right. */
+static esp_tensor *mirrored(esp_tape *tape, const esp_tensor *images) {
+  const int64_t rows = images->shape[0] * images->shape[1], width = images->shape[2], channels = images->shape[3];
+  esp_tensor *mirror = esp_tape_tensor(tape, images->rank, images->shape);
+  for (int64_t r = 0; mirror && r < rows; r++)
+    for (int64_t x = 0; x < width; x++)
+      memcpy(mirror->data + (r * width + x) * channels, images->data + (r * width + width - 1 - x) * channels,
+             (size_t)channels * sizeof *mirror->data);
+  return mirror;
+}
+
+/* Adds what the mean of both logits says. */
+static esp_status add_flipped(const esp_model *model, esp_tape *tape, const esp_batch *batch, const esp_tensor *images,
+                              esp_tensor *logits, const esp_pass *pass, esp_evaluation *sum) {
+  esp_tensor *mirror = mirrored(tape, images);
+  if (!mirror) return esp_tape_status(tape);
+  const esp_pass unwatched = {.neurons = pass->neurons, .filter = pass->filter};
+  const esp_model_output output = esp_model_forward(model, tape, mirror, &unwatched);
+  esp_tensor *mean = esp_scale(tape, esp_add(tape, logits, esp_ensemble_prediction(tape, &output)), 0.5);
+  esp_tensor *loss = mean ? esp_cross_entropy(tape, mean, &(esp_targets){.labels = batch->labels}) : NULL;
+  if (!loss) return esp_tape_status(tape);
+  sum->flip_accuracy += (double)esp_count_correct(mean, batch->labels);
+  sum->flip_loss += (double)loss->data[0] * (double)batch->count;
+  return ESP_OK;
+}
+
 static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const esp_batch *batch,
                                  const esp_evaluation_options *options, esp_evaluation *sum) {
   esp_tape_reset(tape, false);
@@ -61,6 +88,7 @@ static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const e
   if (!loss) return esp_tape_status(tape);
   sum->accuracy += (double)esp_count_correct(logits, batch->labels);
   sum->loss += (double)loss->data[0] * (double)batch->count;
+  if (options->flip) ESP_TRY(add_flipped(model, tape, batch, images, logits, &pass, sum));
   sum->examples += batch->count;
   return ESP_OK;
 }
@@ -76,6 +104,8 @@ static esp_status evaluate_all(const esp_model *model, esp_tape *tape, esp_loade
   sum->seconds = esp_seconds() - start;
   sum->accuracy /= (double)sum->examples;
   sum->loss /= (double)sum->examples;
+  sum->flip_accuracy /= (double)sum->examples;
+  sum->flip_loss /= (double)sum->examples;
   if (isfinite(sum->loss)) return ESP_OK;
   return esp_fail(ESP_ERR_NOT_FINITE,
                   "the loss over %lld images is not finite: the training that made the model has diverged",

@@ -13,6 +13,8 @@ extern "C" {
 
 typedef struct esp_evaluation {
   double accuracy, loss; /* share of images whose largest logit is their label's; mean cross-entropy */
+  double flip_accuracy,
+      flip_loss; /* of the mean of the logits of an image and of its mirror image, if options.flip says so */
   int64_t examples;
   double seconds;
 } esp_evaluation;
@@ -20,11 +22,12 @@ typedef struct esp_evaluation {
 /* What an evaluation looks at, and who watches it. */
 typedef struct esp_evaluation_options {
   esp_split_name split;
-  int64_t batch, limit;         /* limit 0: all examples */
+  int64_t batch, limit;            /* limit 0: all examples */
   const esp_observer *observer;    /* NULL: none */
   const esp_routing_trace *replay; /* routes instead of the routers; NULL: none */
   const esp_neuron_filter *filter; /* intervenes in the experts; NULL: none */
   esp_neuron_path neurons;         /* how MoNE layers compute, if nobody watches */
+  bool flip;                       /* mirror images, which nobody watches and nothing replays, are looked at, too */
 } esp_evaluation_options;
 
 /* Runs the model over the split in its own order, without augmentation. ESP_ERR_MISMATCH if images or classes are
