@@ -1,4 +1,5 @@
 #include "blas_internal.h"
+#include "gemm_blocks_internal.h"
 #include <espalier/blas.h>
 #include <espalier/parallel.h>
 #include <espalier/row_products.h>
@@ -11,10 +12,13 @@
 char *openblas_get_corename(void);
 void openblas_set_num_threads(int threads);
 
-/* OpenBLAS packs both operands of every tile anew, so large tiles are nearer its best (uncut columns most of all: then
- * the rows are packed once). They are cut smaller only until a list of products makes enough tiles for the cores of a
- * small machine. */
+/* Tiles are cut smaller only until a list of products makes enough of them for the cores of a small machine.
+ *
+ * OpenBLAS packs both operands of every tile anew, so large tiles are nearer its best (uncut columns most of all: then
+ * the rows are packed once). The own kernels pack the vector operand once a thread if it fits into their scratch. Own
+ * tiles are multiples of what the kernels take at once. */
 enum { TILE_ROWS = 512, TILE_COLUMNS = 1024, SMALLEST_TILE = 64, ENOUGH_TILES = 4 };
+enum { OWN_TILE_ROWS = 480, OWN_TILE_ROWS_PACKED = 240, OWN_TILE = 48 };
 
 typedef struct tiling {
   int64_t rows, columns; /* of a tile */
@@ -22,22 +26,32 @@ typedef struct tiling {
   int64_t count;
 } tiling;
 
+/* How a product is computed. Depends on its shape and the number of products in its list only: that is what makes
+ * results independent of the threads. */
+typedef struct product_plan {
+  const gemm_kernels *kernels; /* NULL: OpenBLAS, or few rows */
+  bool swapped;
+  tiling tiles;
+} product_plan;
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 static int64_t pieces(int64_t length, int64_t piece) { return (length + piece - 1) / piece; }
 
-static int64_t halved(int64_t length) { return (length / 2 + 15) / 16 * 16; }
+static int64_t halved(int64_t length, int64_t multiple) { return (length / 2 + multiple - 1) / multiple * multiple; }
 
-/* Depends on the shape of the product and the number of products in its list only: that is what makes results
- * independent of the threads. */
-static tiling choose_tiling(const esp_gemm *p, int64_t products) {
-  int64_t rows = p->m < TILE_ROWS ? p->m : TILE_ROWS;
-  int64_t columns = p->n < TILE_COLUMNS ? p->n : TILE_COLUMNS;
-  const bool worth_cutting = (double)p->m * (double)p->n * (double)p->k > 1e6;
-  const int64_t enough = pieces(ENOUGH_TILES, products);
-  while (worth_cutting && pieces(p->m, rows) * pieces(p->n, columns) < enough) {
+static bool worth_cutting(const esp_gemm *p) { return (double)p->m * (double)p->n * (double)p->k > 1e6; }
+
+static int64_t even(int64_t length, int64_t piece, int64_t multiple) {
+  return pieces(pieces(length, pieces(length, piece)), multiple) * multiple;
+}
+
+static tiling choose_tiling(const esp_gemm *p, int64_t rows, int64_t columns, int64_t multiple, int64_t enough) {
+  while (worth_cutting(p) && pieces(p->m, rows) * pieces(p->n, columns) < enough) {
     if (4 * rows >= columns && rows > SMALLEST_TILE)
-      rows = halved(rows);
+      rows = halved(rows, multiple);
     else if (columns > SMALLEST_TILE)
-      columns = halved(columns);
+      columns = halved(columns, multiple);
     else
       break;
   }
@@ -53,8 +67,21 @@ void esp_use_one_blas_thread(void) {
   atomic_store_explicit(&done, true, memory_order_release);
 }
 
-static void call_blas(const esp_gemm *p) {
-  esp_use_one_blas_thread();
+/* OpenBLAS refuses matrices whose rows overlap, but not vectors. */
+static void multiply_row_by_row(const esp_gemm *p) {
+  const CBLAS_TRANSPOSE tb = p->transpose_b ? CblasNoTrans : CblasTrans;
+  const int rows = (int)(p->transpose_b ? p->n : p->k), columns = (int)(p->transpose_b ? p->k : p->n);
+  for (int64_t i = 0; i < p->m; i++)
+#ifdef ESP_DOUBLE
+    cblas_dgemv
+#else
+    cblas_sgemv
+#endif
+        (CblasRowMajor, tb, rows, columns, p->alpha, p->b, (int)p->ldb, p->a + (p->transpose_a ? i : i * p->lda),
+         p->transpose_a ? (int)p->lda : 1, p->beta, p->c + i * p->ldc, 1);
+}
+
+static void multiply_matrices(const esp_gemm *p) {
   const CBLAS_TRANSPOSE ta = p->transpose_a ? CblasTrans : CblasNoTrans;
   const CBLAS_TRANSPOSE tb = p->transpose_b ? CblasTrans : CblasNoTrans;
 #ifdef ESP_DOUBLE
@@ -64,6 +91,14 @@ static void call_blas(const esp_gemm *p) {
 #endif
       (CblasRowMajor, ta, tb, (int)p->m, (int)p->n, (int)p->k, p->alpha, p->a, (int)p->lda, p->b, (int)p->ldb, p->beta,
        p->c, (int)p->ldc);
+}
+
+static void call_blas(const esp_gemm *p) {
+  esp_use_one_blas_thread();
+  if (p->lda < (p->transpose_a ? p->m : p->k))
+    multiply_row_by_row(p);
+  else
+    multiply_matrices(p);
 }
 
 static void scale_c(const esp_gemm *p) {
@@ -76,7 +111,8 @@ static void scale_c(const esp_gemm *p) {
 
 /* --- products of few rows, as in inference for one token ---------------------------------------------------------
  * OpenBLAS copies B into packed panels first, which costs more than the product itself if A has a row or two. Its
- * AVX-512 kernels have a way around that, for products up to a size. */
+ * AVX-512 kernels have a way around that, for products up to a size. The own kernels read B in place, but with B^T they
+ * multiply whole vectors of rows of A. */
 
 enum { THIN_ROWS = 2, THIN_ROWS_AVX512 = 4, THIN_CHUNK = 64 };
 static const double small_product = 1e6; /* m n k up to which OpenBLAS's AVX-512 kernels do without packing */
@@ -91,6 +127,7 @@ static bool has_small_kernels(void) {
 /* Measured with `espalier bench mone` and both kinds of kernels. */
 static bool is_thin(const esp_gemm *p) {
   if (p->m > THIN_ROWS_AVX512 || p->transpose_a || p->alpha != 1 || (p->beta != 0 && p->beta != 1)) return false;
+  if (p->way == ESP_GEMM_BEST && gemm_kernels_for(ESP_GEMM_BEST)) return p->m <= (p->transpose_b ? THIN_ROWS : 1);
   if (!has_small_kernels()) return p->m <= THIN_ROWS;
   return (double)p->m * (double)p->n * (double)p->k > small_product;
 }
@@ -118,33 +155,76 @@ static void run_thin(const esp_gemm *p) {
   }
 }
 
-void esp_gemm_here(const esp_gemm *product) {
-  if (product->m <= 0 || product->n <= 0) return;
-  if (product->k <= 0)
-    scale_c(product);
-  else if (is_thin(product) && product->transpose_b)
-    run_thin_transposed(product);
-  else if (is_thin(product))
-    run_thin(product);
-  else
-    call_blas(product);
+static const gemm_kernels *kernels_for(const esp_gemm *p) {
+  if (p->way == ESP_GEMM_OPENBLAS || (p->way == ESP_GEMM_BEST && is_thin(p))) return NULL;
+  return gemm_kernels_for(p->way);
 }
 
-static void run_tile(const esp_gemm *p, int64_t products, int64_t index) {
-  const tiling t = choose_tiling(p, products);
-  const int64_t row = index / t.across * t.rows, column = index % t.across * t.columns;
+static product_plan choose_plan(const esp_gemm *p, int64_t products) {
+  const int64_t enough = pieces(ENOUGH_TILES, products);
+  product_plan plan = {.kernels = kernels_for(p)};
+  if (!plan.kernels) {
+    plan.tiles = choose_tiling(p, smaller(p->m, TILE_ROWS), smaller(p->n, TILE_COLUMNS), 16, enough);
+    return plan;
+  }
+  plan.swapped = gemm_swaps(p, plan.kernels);
+  const int64_t most = gemm_keeps_packed(p, plan.swapped) ? OWN_TILE_ROWS_PACKED : OWN_TILE_ROWS;
+  const int64_t rows = plan.swapped ? p->m : even(p->m, most, OWN_TILE);
+  const int64_t columns = even(p->n, plan.swapped ? most : GEMM_MOST_COLUMNS, OWN_TILE);
+  plan.tiles = choose_tiling(p, rows, columns, OWN_TILE, enough);
+  return plan;
+}
+
+/* C = beta C + bias: the bias need not be known to what adds the product. */
+static void start_with_bias(esp_gemm *p) {
+  for (int64_t i = 0; i < p->m; i++) {
+    esp_real *row = p->c + i * p->ldc;
+    for (int64_t j = 0; j < p->n; j++) row[j] = (p->beta == 0 ? 0 : p->beta * row[j]) + p->bias[j];
+  }
+  p->bias = NULL;
+  p->beta = 1;
+}
+
+static void run_piece(esp_gemm product, const product_plan *plan, uint64_t list) {
+  if (product.m <= 0 || product.n <= 0) return;
+  if (product.bias && (!plan->kernels || product.beta != 0 || product.k <= 0)) start_with_bias(&product);
+  if (product.k <= 0)
+    scale_c(&product);
+  else if (plan->kernels)
+    gemm_run_piece(&product, plan->kernels, plan->swapped, list);
+  else if (is_thin(&product) && product.transpose_b)
+    run_thin_transposed(&product);
+  else if (is_thin(&product))
+    run_thin(&product);
+  else
+    call_blas(&product);
+}
+
+static void run_tile(const esp_gemm *p, int64_t products, int64_t index, uint64_t list) {
+  const product_plan plan = choose_plan(p, products);
+  const tiling *t = &plan.tiles;
+  const int64_t row = index / t->across * t->rows, column = index % t->across * t->columns;
   esp_gemm tile = *p;
-  tile.m = p->m - row < t.rows ? p->m - row : t.rows;
-  tile.n = p->n - column < t.columns ? p->n - column : t.columns;
+  tile.m = smaller(t->rows, p->m - row);
+  tile.n = smaller(t->columns, p->n - column);
   tile.a = p->a + (p->transpose_a ? row : row * p->lda);
   tile.b = p->b + (p->transpose_b ? column * p->ldb : column);
   tile.c = p->c + row * p->ldc + column;
-  esp_gemm_here(&tile);
+  if (p->bias) tile.bias = p->bias + column;
+  run_piece(tile, &plan, list);
+}
+
+/* The own kernels have columns to a limit: a product that has more is cut, as in a list. */
+void esp_gemm_here(const esp_gemm *product) {
+  if (product->m <= 0 || product->n <= 0) return;
+  const int64_t tiles = choose_plan(product, ENOUGH_TILES).tiles.count;
+  for (int64_t i = 0; i < tiles; i++) run_tile(product, ENOUGH_TILES, i, 0);
 }
 
 typedef struct product_list {
   const esp_gemm *products;
   int64_t count;
+  uint64_t number; /* of this list since the program began, from 1 */
 } product_list;
 
 /* The last product whose first tile is not after `tile`. */
@@ -164,7 +244,7 @@ static void run_tiles(void *context, int64_t begin, int64_t end) {
   const product_list *list = context;
   for (int64_t i = begin; i < end; i++) {
     const esp_gemm *product = find_product(list, i);
-    run_tile(product, list->count, i - product->first_tile);
+    run_tile(product, list->count, i - product->first_tile, list->number);
   }
 }
 
@@ -172,9 +252,10 @@ void esp_gemm_run(esp_gemm *products, int64_t count) {
   int64_t tiles = 0;
   for (int64_t i = 0; i < count; i++) {
     products[i].first_tile = tiles;
-    if (products[i].m > 0 && products[i].n > 0) tiles += choose_tiling(&products[i], count).count;
+    if (products[i].m > 0 && products[i].n > 0) tiles += choose_plan(&products[i], count).tiles.count;
   }
-  product_list list = {products, count};
+  static atomic_uint_fast64_t lists;
+  product_list list = {products, count, atomic_fetch_add(&lists, 1) + 1};
   esp_parallel_for_uneven(tiles, 1, run_tiles, &list);
 }
 
@@ -207,6 +288,15 @@ void esp_column_sums(const esp_real *matrix, int64_t rows, int64_t columns, esp_
   column_sums context = {matrix, rows, columns, scratch};
   esp_parallel_for(ESP_PARTS, 1, sum_part, &context);
   esp_add_parts(scratch, columns, sums, accumulate);
+}
+
+bool esp_gemm_has(esp_gemm_way way) {
+  return way == ESP_GEMM_BEST || way == ESP_GEMM_OPENBLAS || gemm_kernels_for(way) != NULL;
+}
+
+const char *esp_gemm_kernel(void) {
+  const gemm_kernels *kernels = gemm_kernels_for(ESP_GEMM_BEST);
+  return kernels ? kernels->name : "none";
 }
 
 const char *esp_blas_kernel(void) { return openblas_get_corename(); }

@@ -1,6 +1,6 @@
-/* Matrix products. OpenBLAS computes, single-threaded, tiles whose size depends on the shapes only; OpenMP
- * deals the tiles out. So the bits of a product are the same for any number of threads, with the pthread
- * and with the OpenMP build of OpenBLAS. */
+/* Matrix products, by own kernels where the processor has AVX-512, or AVX2 and FMA (gemm_blocks.c), by OpenBLAS otherwise. They
+ * compute, single-threaded, tiles whose size depends on the shapes only; OpenMP deals the tiles out. So the bits of a
+ * product are the same for any number of threads, with the pthread and with the OpenMP build of OpenBLAS. */
 #ifndef ESPALIER_BLAS_H
 #define ESPALIER_BLAS_H
 
@@ -10,7 +10,17 @@
 extern "C" {
 #endif
 
-/* C [m, n] = alpha op(A) [m, k] op(B) [k, n] + beta C; row-major with leading dimensions lda, ldb, ldc. */
+/* What computes a product. */
+typedef enum esp_gemm_way {
+  ESP_GEMM_BEST, /* what is fastest on this processor, by shape */
+  ESP_GEMM_OPENBLAS,
+  ESP_GEMM_AVX2, /* the own kernels for such processors */
+  ESP_GEMM_AVX512
+} esp_gemm_way;
+
+/* C [m, n] = alpha op(A) [m, k] op(B) [k, n] + beta C + bias, the latter [n] added to each row; row-major with leading
+ * dimensions lda, ldb, ldc. A and B are only read: their rows may overlap (lda less than a row's length, as where the rows are
+ * windows of an image). */
 typedef struct esp_gemm {
   bool transpose_a, transpose_b;
   int64_t m, n, k;
@@ -18,8 +28,13 @@ typedef struct esp_gemm {
   esp_real *c;
   int64_t lda, ldb, ldc;
   esp_real alpha, beta;
-  int64_t first_tile; /* set by esp_gemm_run() */
+  const esp_real *bias; /* NULL: none */
+  esp_gemm_way way;     /* for tests and comparisons: one that esp_gemm_has() */
+  int64_t first_tile;   /* set by esp_gemm_run() */
 } esp_gemm;
+
+/* Whether this processor and this build can compute products in that way. */
+ESP_API bool esp_gemm_has(esp_gemm_way way);
 
 /* All `count` products, in parallel. Their C must not overlap. */
 ESP_API void esp_gemm_run(esp_gemm *products, int64_t count);
@@ -36,6 +51,9 @@ ESP_API void esp_add_parts(const esp_real *parts, int64_t columns, esp_real *tar
 
 /* The kernel OpenBLAS picked for this processor, "Zen" say. */
 ESP_API const char *esp_blas_kernel(void);
+
+/* The own kernels used for products: "AVX-512", "AVX2", or "none". */
+ESP_API const char *esp_gemm_kernel(void);
 
 #ifdef __cplusplus
 }

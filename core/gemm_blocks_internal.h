@@ -1,0 +1,25 @@
+/* Matrix products by the own kernels: which operand is broadcast, what is packed, in which order the tiles come. */
+#ifndef ESPALIER_GEMM_BLOCKS_INTERNAL_H
+#define ESPALIER_GEMM_BLOCKS_INTERNAL_H
+
+#include "gemm_kernels_internal.h"
+#include <espalier/blas.h>
+
+/* The columns of C that a piece of a product may have. */
+enum { GEMM_MOST_COLUMNS = 768 };
+
+/* The kernels for a way and this processor; NULL if it has none. */
+const gemm_kernels *gemm_kernels_for(esp_gemm_way way);
+
+/* Whether C^T = op(B)^T op(A)^T is cheaper: B is then read in place and the rows of A are the vectors. Depends on the
+ * shape only. */
+bool gemm_swaps(const esp_gemm *product, const gemm_kernels *kernels);
+
+/* Whether a thread that computes one piece of a product after another packs the vector operand once. */
+bool gemm_keeps_packed(const esp_gemm *product, bool swapped);
+
+/* `piece`: a product, or some rows and columns of one, whose m (swapped: n) is what is not packed. `list`: pieces with the
+ * same number other than 0 and the same b are parts of the same products, with the same operands. */
+void gemm_run_piece(const esp_gemm *piece, const gemm_kernels *kernels, bool swapped, uint64_t list);
+
+#endif

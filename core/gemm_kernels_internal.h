@@ -1,0 +1,44 @@
+/* The own kernels of matrix products: small tiles of C in registers. One operand's elements are broadcast one by one
+ * (read in place, or from where they were packed), the other's are vectors. Which of A and B plays which part is
+ * the caller's choice (gemm_blocks.c). Each set of kernels is gemm_template_internal.h, compiled for its processors. */
+#ifndef ESPALIER_GEMM_KERNELS_INTERNAL_H
+#define ESPALIER_GEMM_KERNELS_INTERNAL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Strides count elements. A tile of C: c[r, q] = alpha sum over i < steps of broadcast[r, i] vector[i, q]
+ * + beta add[r, q]. */
+typedef struct gemm_tile {
+  int64_t steps;
+  const float *broadcast; /* [r, i] is at r * row + i * step */
+  int64_t row, step;
+  const float *vector; /* [i, q] is at i * vector_step + q */
+  int64_t vector_step;
+  float *c;
+  int64_t c_row;
+  const float *add; /* read unless beta is 0: C itself, or a bias with add_row = 0 */
+  int64_t add_row;
+  float alpha, beta;
+  int64_t columns; /* of C that are written; the vector operand's are whole vectors */
+} gemm_tile;
+
+typedef struct gemm_kernels {
+  const char *name;
+  int rows, lanes, vectors; /* of a tile: at most so many rows, and columns = vectors of `lanes` elements */
+  int panel;                /* columns of a packed panel of the broadcast operand: a multiple of rows and of lanes */
+  /* A tile of `rows` rows and `vectors` vectors. */
+  void (*multiply)(const gemm_tile *tile, int rows, int vectors);
+  /* Panels of `wide` columns one after another, each [steps, columns], from a matrix [steps, width] whose rows are `ld` apart.
+   * The last has width % wide columns, rounded up to a multiple of `least` (of lanes) by zeros. */
+  void (*pack)(float *to, const float *from, int64_t ld, int64_t steps, int64_t width, int64_t wide, int64_t least);
+  /* to [steps, stride] = the transpose of from [width, steps]. Columns from width to stride, a multiple of lanes, become 0. */
+  void (*pack_transposed)(float *to, int64_t stride, const float *from, int64_t ld, int64_t steps, int64_t width);
+  /* C [q, r] = alpha from [r, q]^T + beta add [q, r]: r < tile->steps rows `row` apart at tile->broadcast, q < tile->columns;
+   * whole vectors of both are there to be read. */
+  void (*finish_transposed)(const gemm_tile *tile);
+} gemm_kernels;
+
+extern const gemm_kernels gemm_avx2_kernels, gemm_avx512_kernels;
+
+#endif
