@@ -221,8 +221,8 @@ static void plans_come_back_from_their_text(void **state) {
   esp_plan_free(read);
   const char *const bad[] = {
       "", "[]", "{\"mode\": \"zero\"}",
-      "{\"model_digest\": \"0\", \"mode\": \"zero\", \"layers\": [{\"name\": \"a\", \"experts\": [{\"expert\": 0, "
-      "\"target\": 1}]}]}"};
+      ("{\"model_digest\": \"0\", \"mode\": \"zero\","
+       " \"layers\": [{\"name\": \"a\", \"experts\": [{\"expert\": 0, \"target\": 1}]}]}")};
   for (int i = 0; i < 4; i++) {
     file = fopen(path, "w");
     fputs(bad[i], file);
