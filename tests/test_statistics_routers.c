@@ -69,7 +69,11 @@ static void check_layer(const esp_statistics *statistics, int layer, const varia
   esp_layer_statistics s;
   esp_statistics_layer(statistics, layer, &s);
   if (v->capacity > 0 && v->capacity < 1) assert_true(dropped >= s.slots / 2); /* capacity is a multiple of 4 here */
-  assert_int_equal(s.rows, 0);                                                 /* nothing of neurons was asked for */
+  const bool soft = v->policy == ESP_ROUTER_SOFT, hash = v->policy == ESP_ROUTER_HASH;
+  assert_int_equal(s.scored, soft || hash ? 0 : s.tokens);
+  assert_int_equal(s.logits, hash ? 0 : soft ? s.tokens * 4 * 4 : s.tokens * 4); /* 16 tokens: 4 slots of each expert */
+  assert_true((s.logit_rms > 0) == !hash);
+  assert_int_equal(s.rows, 0); /* nothing of neurons was asked for */
   if (v->policy == ESP_ROUTER_TOKEN_CHOICE && v->top_k == 2)
     assert_int_equal(pairs, 2 * s.tokens); /* once each, both ways */
 }

@@ -30,8 +30,10 @@ static void write_expert(FILE *file, const char *start, const esp_moe *moe, int 
           (long long)expert->count, (long long)expert->served, expert->share, expert->gate_mass, expert->mean_gate);
   if (moe->router) fprintf(file, "%.6g", esp_router_norm(moe, e));
   fprintf(file, ",%.4f,%.4f,", layer->normalised_entropy, layer->imbalance);
-  if (layer->scored) fprintf(file, "%.6g,%.4f", layer->logit_rms, layer->token_entropy);
-  fprintf(file, "%s,%d,%.6g\n", layer->scored ? "" : ",", layer->dead_experts, expert->gate_served);
+  if (layer->logits) fprintf(file, "%.6g", layer->logit_rms);
+  fputc(',', file);
+  if (layer->scored) fprintf(file, "%.4f", layer->token_entropy);
+  fprintf(file, ",%d,%.6g\n", layer->dead_experts, expert->gate_served);
 }
 
 /* --- the alarm ------------------------------------------------------------------------------------------- */

@@ -41,7 +41,7 @@ typedef struct layer_sums {
   int block, hidden;
   int members;
   bool pairable; /* a token may have several experts of a member */
-  int64_t tokens, slots, served, skipped, scored;
+  int64_t tokens, slots, served, skipped, scored, logits;
   double token_entropy, squared_logits;
   expert_sums *experts; /* [layout.experts] */
   int64_t *pairs;       /* [experts, experts] tokens that chose both */
@@ -178,17 +178,28 @@ static double entropy_of_scores(const esp_real *scores, int count) {
   return sum > 0 ? log(sum) - weighted / sum : 0;
 }
 
+/* Soft MoE has several columns for each expert. */
+static void add_logits(layer_sums *layer, const esp_tensor *logits) {
+  if (!logits) return;
+  const int experts = layer->layout.experts;
+  const int64_t of_expert = esp_tensor_columns(logits) / experts;
+  for (int64_t t = 0; t < esp_tensor_rows(logits); t++)
+    for (int e = 0; e < experts; e++) {
+      const esp_real *z = logits->data + (t * experts + e) * of_expert;
+      if (layer->layout.index[e] == ESP_EXPERT_MASKED) continue;
+      layer->logits += of_expert;
+      for (int64_t i = 0; i < of_expert; i++) layer->squared_logits += (double)z[i] * (double)z[i];
+    }
+}
+
 static void add_scores(layer_sums *layer, const esp_moe_record *record) {
   if (!record->scores) return;
   const int experts = layer->layout.experts;
   layer->scored += record->routing->tokens;
   for (int64_t t = 0; t < record->routing->tokens; t++) {
-    const esp_real *scores = record->scores->data + t * experts, *logits = record->logits->data + t * experts;
+    const esp_real *scores = record->scores->data + t * experts;
     layer->token_entropy += entropy_of_scores(scores, experts);
-    for (int e = 0; e < experts; e++) {
-      layer->experts[e].score += (double)scores[e];
-      if (layer->layout.index[e] != ESP_EXPERT_MASKED) layer->squared_logits += (double)logits[e] * (double)logits[e];
-    }
+    for (int e = 0; e < experts; e++) layer->experts[e].score += (double)scores[e];
   }
 }
 
@@ -314,6 +325,7 @@ static void observe(void *context, const esp_moe_record *record) {
   add_choices(layer, record);
   add_pairs(layer, record->routing);
   add_classes(layer, record);
+  add_logits(layer, record->slot_logits ? record->slot_logits : record->logits);
   add_scores(layer, record);
   if (statistics->stride == 0) return;
   esp_neuron_counts_add(&layer->selected, record);
@@ -326,7 +338,7 @@ esp_observer esp_statistics_observer(esp_statistics *statistics) { return (esp_o
 
 static void reset_layer(layer_sums *layer) {
   const size_t experts = (size_t)layer->layout.experts;
-  layer->tokens = layer->slots = layer->served = layer->skipped = layer->scored = 0;
+  layer->tokens = layer->slots = layer->served = layer->skipped = layer->scored = layer->logits = 0;
   layer->token_entropy = layer->squared_logits = 0;
   memset(layer->experts, 0, experts * sizeof *layer->experts);
   memset(layer->pairs, 0, experts * experts * sizeof *layer->pairs);
@@ -367,6 +379,7 @@ static void merge_layer(layer_sums *layer, const layer_sums *other) {
   layer->served += other->served;
   layer->skipped += other->skipped;
   layer->scored += other->scored;
+  layer->logits += other->logits;
   layer->token_entropy += other->token_entropy;
   layer->squared_logits += other->squared_logits;
   for (int e = 0; e < layer->layout.experts; e++) {
@@ -453,7 +466,6 @@ static void set_usage(const layer_sums *layer, esp_layer_statistics *result) {
 
 void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer_statistics *result) {
   const layer_sums *sums = layer_at(statistics, layer);
-  const double scored = (double)sums->scored;
   *result = (esp_layer_statistics){.scope = sums->scope,
                                    .kind = sums->kind,
                                    .block = sums->block,
@@ -462,10 +474,11 @@ void esp_statistics_layer(const esp_statistics *statistics, int layer, esp_layer
                                    .slots = sums->slots,
                                    .served = sums->served,
                                    .skipped = sums->skipped,
-                                   .scored = sums->scored};
+                                   .scored = sums->scored,
+                                   .logits = sums->logits};
   result->routable = esp_routable_experts(&sums->layout);
-  result->token_entropy = ratio(sums->token_entropy, scored);
-  result->logit_rms = sqrt(ratio(sums->squared_logits, scored * result->routable));
+  result->token_entropy = ratio(sums->token_entropy, (double)sums->scored);
+  result->logit_rms = sqrt(ratio(sums->squared_logits, (double)sums->logits));
   set_load(sums, result);
   set_usage(sums, result);
   set_neurons(&sums->neurons, result);

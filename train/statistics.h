@@ -55,12 +55,13 @@ typedef struct esp_layer_statistics {
   int64_t served;            /* slots that reached a stored expert: executed expert calls */
   int64_t skipped;           /* slots that dynamic skipping left out */
   int64_t scored;            /* tokens whose router scores were seen; 0 if the policy has none: hash, Soft MoE */
+  int64_t logits;            /* of routable experts that were seen; 0 if the policy has none: hash */
   double entropy;            /* of the experts' shares, in nats */
   double normalised_entropy; /* ... over log(routable), its largest value: at most 1 */
   double token_entropy;      /* of a token's scores (divided by their sum), in nats; mean over tokens */
   double imbalance;          /* most slots of an expert / mean over routable experts */
   int dead_experts;          /* routable ones with a share below 0.1 / routable */
-  double logit_rms;          /* root of the mean squared router logit of routable experts */
+  double logit_rms;          /* root of the mean of their squares */
 
   /* Of a MoNE, over the experts that served a token; 0 otherwise. */
   double neuron_gini; /* mean of the experts' */

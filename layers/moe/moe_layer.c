@@ -230,6 +230,7 @@ esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, c
                           .output = y,
                           .logits = routed.scores ? routed.logits : NULL,
                           .scores = routed.scores,
+                          .slot_logits = routed.dispatch_weights ? routed.logits : NULL,
                           .gates = routed.gates,
                           .experts = trace});
   esp_bank_trace_drop(tape, &trace);

@@ -32,6 +32,7 @@ typedef struct esp_moe_record {
   const esp_routing *routing;
   const esp_tensor *input, *output;  /* [T, width] */
   const esp_tensor *logits, *scores; /* [T, experts]; NULL if the router has none */
+  const esp_tensor *slot_logits;     /* Soft MoE: [T, experts x slots]; NULL with other policies */
   const esp_tensor *gates;           /* one of each slot; Soft MoE: the weight of the slot, summed over the tokens */
   esp_bank_trace experts;            /* [rows, ...], rows as in `routing` */
   const int32_t *labels;             /* [images] their classes; NULL: not known */
