@@ -74,6 +74,11 @@ ESP_API esp_status esp_checkpoint_load_optimizer(const char *path, esp_optimizer
  * bytes. ESP_ERR_NOT_FOUND, saying what was looked for, if it is not there. */
 ESP_API esp_status esp_checkpoint_resolve(char path[], size_t size, const char *run_or_checkpoint) ESP_MUST_CHECK;
 
+/* A new entry at the end of the history: what was done, for people how, and the digests of the checkpoint it started from
+ * and of a second one ("": none). What is longer than its member is cut. ESP_ERR_MISMATCH if there is no room. */
+ESP_API esp_status esp_checkpoint_add_history(esp_checkpoint_info *info, const char *action, const char *detail,
+                                              const char *parent, const char *reference) ESP_MUST_CHECK;
+
 ESP_API void esp_checkpoint_info_clear(esp_checkpoint_info *info);
 
 /* "0123456789abcdef": FNV-1a, 64 bits, over the architecture text, the layouts and the parameters' names, shapes and bytes. */

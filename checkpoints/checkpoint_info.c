@@ -3,6 +3,7 @@
 #include "checkpoint_parts_internal.h"
 #include <espalier/memory.h>
 
+#include <stdio.h>
 #include <string.h>
 
 typedef enum column_kind { END, TEXT, FLOATS, DOUBLE, SIGNED, UNSIGNED } column_kind;
@@ -169,6 +170,20 @@ esp_status esp_info_read(hid_t file, esp_checkpoint_info *info) {
     ESP_TRY(read_table(file, "history", history_columns, sizeof info->history[0], ESP_MAX_HISTORY, &info->history_count,
                        info->history));
   return esp_h5_has(file, "run") ? esp_h5_read_text(file, "run/config", &info->run_config) : ESP_OK;
+}
+
+esp_status esp_checkpoint_add_history(esp_checkpoint_info *info, const char *action, const char *detail,
+                                      const char *parent, const char *reference) {
+  if (info->history_count == ESP_MAX_HISTORY)
+    return esp_fail(ESP_ERR_MISMATCH, "the model has been through %d actions already, the most a checkpoint can tell of",
+                    ESP_MAX_HISTORY);
+  esp_history_entry *entry = &info->history[info->history_count++];
+  *entry = (esp_history_entry){.steps = 0};
+  snprintf(entry->action, sizeof entry->action, "%s", action);
+  snprintf(entry->detail, sizeof entry->detail, "%s", detail);
+  snprintf(entry->parent, sizeof entry->parent, "%s", parent);
+  snprintf(entry->reference, sizeof entry->reference, "%s", reference);
+  return ESP_OK;
 }
 
 void esp_checkpoint_info_clear(esp_checkpoint_info *info) {

@@ -78,10 +78,6 @@ esp_status check_not_input(const char *target, const char *input);
  * replaced with --overwrite only. */
 esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a);
 
-/* A new entry at the end of a history that has room for it. */
-esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,
-                       const char *reference);
-
 /* Writes plan.json beside the checkpoint `target`, if --out is a folder. */
 esp_status write_plan(const esp_plan *plan, const char *target, const arguments *a);
 

@@ -103,21 +103,6 @@ esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a) {
   return ESP_OK;
 }
 
-esp_status add_history(esp_checkpoint_info *info, const char *action, const char *detail, const char *parent,
-                       const char *reference) {
-  if (info->history_count == ESP_MAX_HISTORY)
-    return esp_fail(ESP_ERR_MISMATCH,
-                    "the model has been through %d actions already, the most a checkpoint can tell of",
-                    ESP_MAX_HISTORY);
-  esp_history_entry *entry = &info->history[info->history_count++];
-  *entry = (esp_history_entry){.steps = 0};
-  snprintf(entry->action, sizeof entry->action, "%s", action);
-  snprintf(entry->detail, sizeof entry->detail, "%s", detail);
-  snprintf(entry->parent, sizeof entry->parent, "%s", parent);
-  snprintf(entry->reference, sizeof entry->reference, "%s", reference);
-  return ESP_OK;
-}
-
 esp_status write_plan(const esp_plan *plan, const char *target, const arguments *a) {
   char path[ESP_PATH_SIZE], *text;
   if (strcmp(target, a->out) == 0) return ESP_OK; /* a single file was asked for */

@@ -134,7 +134,7 @@ static esp_status save_model(pruning *p, const arguments *a) {
   char detail[256], parent[ESP_DIGEST_SIZE];
   memcpy(parent, p->model.info.digest, sizeof parent);
   describe(p, a, detail, sizeof detail);
-  ESP_TRY(add_history(&p->model.info, "prune", detail, parent, p->reference.model ? p->reference.info.digest : ""));
+  ESP_TRY(esp_checkpoint_add_history(&p->model.info, "prune", detail, parent, p->reference.model ? p->reference.info.digest : ""));
   note_cost(&p->model.info, p->pruned);
   return esp_checkpoint_save(p->target, p->pruned, NULL, &p->model.info, ESP_DEFAULT_COMPRESSION);
 }

@@ -39,7 +39,7 @@ void training_note_data(training *t) {
 
 esp_status training_start_history(training *t, const char *parent) {
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
-  ESP_TRY(add_history(&t->info, t->action, data->name, parent, ""));
+  ESP_TRY(esp_checkpoint_add_history(&t->info, t->action, data->name, parent, ""));
   esp_history_entry *entry = &t->info.history[t->info.history_count - 1];
   snprintf(entry->frozen, sizeof entry->frozen, "%s", t->config.training.freeze);
   return ESP_OK;

@@ -40,7 +40,7 @@ static esp_status save_model(upcycling *u) {
   memcpy(parent, info->digest, sizeof parent);
   snprintf(detail, sizeof detail, "%d mixtures of %d experts, top %d, noise %g", esp_model_moe_count(u->model),
            moe->experts, moe->top_k, u->noise);
-  ESP_TRY(add_history(info, "upcycle", detail, parent, ""));
+  ESP_TRY(esp_checkpoint_add_history(info, "upcycle", detail, parent, ""));
   ESP_TRY(esp_run_config_save(&text, &u->config));
   esp_free(info->run_config);
   info->run_config = text;

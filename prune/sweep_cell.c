@@ -115,18 +115,12 @@ static esp_status measure_speed(const esp_sweep *sweep, const esp_model *model, 
 
 /* --- how large it is on disk ----------------------------------------------------------------------------- */
 
-static esp_status note_history(esp_checkpoint_info *info, const char *action, const esp_sweep_cell *cell) {
-  if (info->history_count == ESP_MAX_HISTORY)
-    return esp_fail(ESP_ERR_MISMATCH,
-                    "the model has been through %d actions already, the most a checkpoint can tell of",
-                    ESP_MAX_HISTORY);
-  esp_history_entry *entry = &info->history[info->history_count++];
-  *entry = (esp_history_entry){.steps = 0};
-  snprintf(entry->action, sizeof entry->action, "%s", action);
-  snprintf(entry->detail, sizeof entry->detail, "%s, ratio %g, seed %llu", cell->method.name, cell->ratio,
+static esp_status add_history(esp_checkpoint_info *info, const char *action, const esp_sweep_cell *cell,
+                              const char *reference) {
+  char detail[256];
+  snprintf(detail, sizeof detail, "%s, ratio %g, seed %llu", cell->method.name, cell->ratio,
            (unsigned long long)cell->seed);
-  snprintf(entry->parent, sizeof entry->parent, "%s", info->digest);
-  return ESP_OK;
+  return esp_checkpoint_add_history(info, action, detail, info->digest, reference);
 }
 
 /* folder/models/NAME+suffix.h5, or a file that does not stay. */
@@ -198,10 +192,8 @@ static esp_status finetune(const esp_sweep *sweep, esp_sweep_cell *cell, esp_mod
   esp_evaluation after = {.accuracy = NAN};
   int64_t bytes;
   if (!(sweep->settings.finetune > 0)) return ESP_OK;
-  ESP_TRY(note_history(info, "finetune", cell));
-  if (sweep->settings.distil)
-    snprintf(info->history[info->history_count - 1].reference, ESP_DIGEST_SIZE, "%s",
-             sweep->settings.models[cell->model].info->digest);
+  const char *teacher = sweep->settings.distil ? sweep->settings.models[cell->model].info->digest : "";
+  ESP_TRY(add_history(info, "finetune", cell, teacher));
   ESP_TRY(train(sweep, cell, model, info, &after));
   cell->tuned_accuracy = after.accuracy;
   cell->tuned_loss = after.loss;
@@ -259,7 +251,7 @@ static esp_status fill(const esp_sweep *sweep, esp_sweep_cell *cell, esp_model *
     esp_sweep_cell_name(sweep, twin, cell->same_as);
     return ESP_OK;
   }
-  ESP_TRY(note_history(&info, "sweep", cell));
+  ESP_TRY(add_history(&info, "sweep", cell, ""));
   if (sibling)
     copy_numbers(cell, sibling, false);
   else
