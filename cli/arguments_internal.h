@@ -26,7 +26,8 @@ typedef struct arguments {
   const char *methods, *ratios, *finetune; /* lists and a number of a sweep */
   const char *overrides[MAX_OVERRIDES];
   size_t override_count;
-  const char *drop, *ratio, *below, *calibration, *floor, *threads, *seed, *limit, *noise, *rounds; /* numbers, checked by whole_number() and real_number() */
+  const char *drop, *ratio, *below, *calibration, *floor, *threads, *seed, *limit, *noise,
+      *rounds; /* numbers, checked by whole_number() and real_number() */
   bool json, quiet, help, resume, augment, parameters, overwrite, ranks, keep, distil;
   const char *rank, *share; /* of compress: numbers */
   bool zero_shot;           /* likewise */

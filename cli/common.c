@@ -65,8 +65,9 @@ esp_status parse_gates(const arguments *a, esp_gate_form *gates) {
   if (!a->gates || strcmp(a->gates, "normalised") == 0) return ESP_OK;
   *gates = ESP_GATES_MODEL;
   if (strcmp(a->gates, "model") == 0) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "--gates is \"%s\"; it must be normalised (over a token's chosen experts) or model (as "
-                                 "the model uses them)",
+  return esp_fail(ESP_ERR_USAGE,
+                  "--gates is \"%s\"; it must be normalised (over a token's chosen experts) or model (as "
+                  "the model uses them)",
                   a->gates);
 }
 

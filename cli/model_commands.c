@@ -35,14 +35,16 @@ static int show_evaluation(const arguments *a, const loaded *l, const esp_datase
   if (a->json) {
     json_t *json = evaluation_json(l, dataset, e);
     if (json && a->flip)
-      json_object_update_new(json, json_pack("{s:f, s:f}", "flip_accuracy", e->flip_accuracy, "flip_loss", e->flip_loss));
+      json_object_update_new(json,
+                             json_pack("{s:f, s:f}", "flip_accuracy", e->flip_accuracy, "flip_loss", e->flip_loss));
     return print_json(json);
   }
   printf("%s on %s: accuracy %.2f %%, loss %.4f, %lld images, %.0f images/s\n", l->path,
          esp_dataset_info_of(dataset)->name, 100 * e->accuracy, e->loss, (long long)e->examples,
          (double)e->examples / e->seconds);
   if (a->flip)
-    printf("with mirror images, mean of both logits: accuracy %.2f %%, loss %.4f\n", 100 * e->flip_accuracy, e->flip_loss);
+    printf("with mirror images, mean of both logits: accuracy %.2f %%, loss %.4f\n", 100 * e->flip_accuracy,
+           e->flip_loss);
   return EXIT_DONE;
 }
 

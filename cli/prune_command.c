@@ -76,8 +76,9 @@ static esp_status read_arguments(pruning *p, const arguments *a) {
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &p->seed));
   if (!a->plan) return read_criterion(p, a);
   if (a->criterion || a->drop || a->ratio || a->below || a->mode || a->data)
-    return esp_fail(ESP_ERR_USAGE,
-                    "--plan says already what goes; leave out --criterion, --drop, --ratio, --below, --mode and --data");
+    return esp_fail(
+        ESP_ERR_USAGE,
+        "--plan says already what goes; leave out --criterion, --drop, --ratio, --below, --mode and --data");
   return ESP_OK;
 }
 
@@ -134,7 +135,8 @@ static esp_status save_model(pruning *p, const arguments *a) {
   char detail[256], parent[ESP_DIGEST_SIZE];
   memcpy(parent, p->model.info.digest, sizeof parent);
   describe(p, a, detail, sizeof detail);
-  ESP_TRY(esp_checkpoint_add_history(&p->model.info, "prune", detail, parent, p->reference.model ? p->reference.info.digest : ""));
+  ESP_TRY(esp_checkpoint_add_history(&p->model.info, "prune", detail, parent,
+                                     p->reference.model ? p->reference.info.digest : ""));
   note_cost(&p->model.info, p->pruned);
   return esp_checkpoint_save(p->target, p->pruned, NULL, &p->model.info, ESP_DEFAULT_COMPRESSION);
 }

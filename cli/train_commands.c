@@ -38,8 +38,8 @@ static esp_status recall(training *t, esp_training_result *result) {
   const char *digest = json_string_value(json_object_get(t->more, "digest"));
   if (!digest || strcmp(digest, t->info.digest) != 0)
     return esp_fail(ESP_ERR_MISMATCH,
-                    "%s is finished, but %s does not hold its results; `espalier evaluate %s` measures it again", t->folder,
-                    path, t->folder);
+                    "%s is finished, but %s does not hold its results; `espalier evaluate %s` measures it again",
+                    t->folder, path, t->folder);
   *result = (esp_training_result){
       .final = {.accuracy = json_number_value(json_object_get(t->more, "accuracy")),
                 .loss = json_number_value(json_object_get(t->more, "loss"))},
@@ -143,7 +143,9 @@ static esp_status load_teacher(training *t, const arguments *a) {
   return ESP_OK;
 }
 
-static esp_status start_finetuning(training *t, const arguments *a) { return start_from_model(t, a, settle_finetuning); }
+static esp_status start_finetuning(training *t, const arguments *a) {
+  return start_from_model(t, a, settle_finetuning);
+}
 
 int run_training(const arguments *a, const recipe *r) {
   training t = {.arguments = a, .recipe = r, .action = r->action, .quiet = a->quiet};
@@ -157,6 +159,10 @@ int run_training(const arguments *a, const recipe *r) {
   return finish(&t, a, status, &result);
 }
 
-int run_pretrain(const arguments *a) { return run_training(a, &(recipe){.action = "pretrain", .start = start_pretraining}); }
+int run_pretrain(const arguments *a) {
+  return run_training(a, &(recipe){.action = "pretrain", .start = start_pretraining});
+}
 
-int run_finetune(const arguments *a) { return run_training(a, &(recipe){.action = "finetune", .start = start_finetuning}); }
+int run_finetune(const arguments *a) {
+  return run_training(a, &(recipe){.action = "finetune", .start = start_finetuning});
+}
