@@ -81,12 +81,7 @@ static esp_model *speaking(esp_activation_kind activation) {
   config.feed_forward.bias = true;
   config.layers[2] = ESP_LAYER_MOE;
   esp_model *model = make(&config, NULL, 1);
-  for (int64_t i = 0; i < esp_parameters_count(model->parameters); i++) {
-    const esp_parameter *p = esp_parameters_at(model->parameters, i);
-    fill_normal(p->tensor.data, p->count, esp_hash_text(p->tensor.name));
-    for (int64_t j = 0; j < p->count; j++)
-      p->tensor.data[j] = (esp_real)p->constant + p->tensor.data[j] * (esp_real)0.4;
-  }
+  fill_parameters(model->parameters, 0.4);
   fill_normal(pixels, IMAGES * PIXELS, 9);
   return model;
 }

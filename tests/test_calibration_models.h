@@ -2,6 +2,8 @@
 #ifndef ESPALIER_TEST_CALIBRATION_MODELS_H
 #define ESPALIER_TEST_CALIBRATION_MODELS_H
 
+#define SHARED_DATA "synthetic"
+#include "shared_data.h"
 #include "test_measure_models.h"
 
 #include <espalier/calibration.h>
@@ -18,20 +20,15 @@ static inline esp_model_config calibration_config(void) {
 /* Every parameter random, so that experts differ. */
 static inline esp_model *random_model(const esp_model_config *config) {
   esp_model *model = make(config, NULL, 1);
-  for (int64_t i = 0; i < esp_parameters_count(model->parameters); i++) {
-    const esp_parameter *p = esp_parameters_at(model->parameters, i);
-    fill_normal(p->tensor.data, p->count, esp_hash_text(p->tensor.name));
-    for (int64_t j = 0; j < p->count; j++)
-      p->tensor.data[j] = (esp_real)p->constant + (esp_real)0.4 * p->tensor.data[j];
-  }
+  fill_parameters(model->parameters, 0.4);
   return model;
 }
 
 /* Eight images in two batches. */
-static inline esp_calibration calibration_on(const esp_dataset *dataset) {
+static inline esp_calibration calibration_on(const esp_dataset *of) {
   static const esp_normalisation normalisation = {.mean = {0.5f, 0.5f, 0.5f}, .deviation = {0.25f, 0.25f, 0.25f}};
   return (esp_calibration){
-      .dataset = dataset, .normalisation = &normalisation, .split = ESP_TRAIN, .images = 8, .batch = 4, .seed = 3};
+      .dataset = of, .normalisation = &normalisation, .split = ESP_TRAIN, .images = 8, .batch = 4, .seed = 3};
 }
 
 #endif

@@ -1,6 +1,8 @@
 /* label: short */
 /* Compression of experts to U V + S: decomposition, importance and pruning of rows, what is left, its files and its costs. */
+#define SHARED_DATA "synthetic:narrow" /* 156 batches an epoch */
 #include "testing.h"
+#include "shared_data.h"
 
 #include <espalier/core.h>
 #include <espalier/layers.h>
@@ -25,7 +27,6 @@ static const char *const small_settings[] = {"model.stem.patch=8",
                                              "compression.rank=3"};
 enum { SETTING_COUNT = sizeof small_settings / sizeof small_settings[0], MOST_SETTINGS = 4 };
 
-static esp_dataset *data; /* synthetic:narrow: 156 batches an epoch */
 static esp_run_config config;
 static esp_model *model;
 static esp_checkpoint_info info;
@@ -54,24 +55,8 @@ static esp_model *make(const char *const settings[MOST_SETTINGS], const esp_expe
   config.model.image_channels = of->channels, config.model.classes = of->classes;
   esp_model *made;
   expect_ok(esp_model_create(&made, &config.model, layouts, 1));
-  for (int64_t i = 0; i < esp_parameters_count(made->parameters); i++) {
-    const esp_parameter *p = esp_parameters_at(made->parameters, i);
-    fill_normal(p->tensor.data, p->count, esp_hash_text(p->tensor.name));
-    for (int64_t j = 0; j < p->count; j++)
-      p->tensor.data[j] = (esp_real)p->constant + (esp_real)0.2 * p->tensor.data[j];
-  }
+  fill_parameters(made->parameters, 0.2);
   return made;
-}
-
-static int open_data(void **state) {
-  (void)state;
-  return esp_dataset_open(&data, "synthetic:narrow") == ESP_OK ? 0 : -1;
-}
-
-static int close_data(void **state) {
-  (void)state;
-  esp_dataset_close(data);
-  return 0;
 }
 
 static int set_up(void **state) {

@@ -10,19 +10,6 @@
 
 enum { EXPERTS = 4 };
 
-static esp_dataset *dataset;
-
-static int set_up(void **state) {
-  (void)state;
-  return esp_dataset_open(&dataset, "synthetic") == ESP_OK ? 0 : -1;
-}
-
-static int tear_down(void **state) {
-  (void)state;
-  esp_dataset_close(dataset);
-  return 0;
-}
-
 static const esp_criterion *find(const char *name) {
   const esp_criterion *criterion;
   if (esp_criterion_find(&criterion, name) != ESP_OK) fail_msg("%s", esp_error_message());
@@ -82,7 +69,7 @@ static void row_23_names_are_variants(void **state) {
               {"squared-gate-energy", "S(0,2,2)"}};
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config);
-  const esp_calibration c = calibration_on(dataset);
+  const esp_calibration c = calibration_on(data);
   for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
     esp_plan *a = plan_of(model, same[i].name, &c, 0, 1), *b = plan_of(model, same[i].variant, &c, 0, 1);
     for (int layer = 0; layer < 2; layer++)
@@ -99,7 +86,7 @@ static void samples_depend_on_the_seed_and_repeat_exactly(void **state) {
   (void)state;
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config);
-  esp_calibration c = calibration_on(dataset);
+  esp_calibration c = calibration_on(data);
   esp_plan *a = plan_of(model, "ean", &c, 0, 0), *b = plan_of(model, "ean", &c, 1, 0);
   c.seed = 4;
   esp_plan *other = plan_of(model, "ean", &c, 0, 0);
@@ -119,7 +106,7 @@ static void data_of_another_shape_are_refused(void **state) {
   esp_model_config config = calibration_config();
   config.image_height = config.image_width = 16;
   esp_model *model = random_model(&config);
-  const esp_calibration c = calibration_on(dataset);
+  const esp_calibration c = calibration_on(data);
   const esp_criterion_inputs inputs = {.model = model, .calibration = &c};
   esp_plan *plan;
   assert_int_equal(esp_plan_make(&plan, find("man"), &inputs, ESP_PRUNE_REMOVE, &(esp_prune_budget){.drop = 1}),
@@ -135,7 +122,7 @@ static void row_29_frequency_drops_the_fewest_counts(void **state) {
   (void)state;
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config);
-  const esp_calibration c = calibration_on(dataset);
+  const esp_calibration c = calibration_on(data);
   esp_expert_scores *scores = pass(model, &c);
   esp_plan *plan = plan_of(model, "frequency", &c, 0, 2);
   for (int layer = 0; layer < 2; layer++)
@@ -180,7 +167,7 @@ static void row_27_equal_sets_overlap_wholly_and_random_ones_by_the_ratio(void *
   esp_model_config config = calibration_config();
   config.moe.experts = 8;
   esp_model *model = random_model(&config);
-  const esp_calibration c = calibration_on(dataset);
+  const esp_calibration c = calibration_on(data);
   esp_plan *man = plan_of(model, "man", &c, 0, 2), *again = plan_of(model, "man", &c, 0, 2), *random[PLANS];
   double overlap;
   assert_int_equal(esp_mean_overlap((const esp_plan *const[]){man, again}, 2, model, &overlap), ESP_OK);
@@ -202,7 +189,7 @@ static void plans_come_back_from_their_text(void **state) {
   char path[TESTING_PATH_SIZE], folder[TESTING_PATH_SIZE], *text;
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config);
-  const esp_calibration c = calibration_on(dataset);
+  const esp_calibration c = calibration_on(data);
   esp_plan *plan = plan_of(model, "reap", &c, 5, 2), *read;
   make_folder(folder);
   snprintf(path, sizeof path, "%.400s/plan.json", folder);
@@ -278,10 +265,10 @@ static void mean_input(const esp_model *model, const esp_calibration *c, double 
   esp_layer_cache_clear(&cache);
 }
 
-static double loss_on(const esp_model *model, const esp_dataset *data, const esp_normalisation *normalisation) {
+static double loss_on(const esp_model *model, const esp_dataset *of, const esp_normalisation *normalisation) {
   const esp_evaluation_options options = {.split = ESP_TEST, .batch = 20};
   esp_evaluation evaluation;
-  if (esp_evaluate(model, data, normalisation, &options, &evaluation) != ESP_OK) fail_msg("%s", esp_error_message());
+  if (esp_evaluate(model, of, normalisation, &options, &evaluation) != ESP_OK) fail_msg("%s", esp_error_message());
   return evaluation.loss;
 }
 
@@ -335,7 +322,7 @@ static void row_35_matched_calibration_keeps_its_domain(void **state) {
   remove_folder(folder);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, open_data, close_data)
 
 int main(void) {
   const struct CMUnitTest tests[] = {

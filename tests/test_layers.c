@@ -36,7 +36,7 @@ typedef struct layer {
 } layer;
 
 /* Every parameter, biases too, by its name. */
-static void fill_parameters(esp_parameters *parameters) {
+static void fill_thirds(esp_parameters *parameters) {
   for (int64_t i = 0; i < esp_parameters_count(parameters); i++) {
     esp_parameter *p = esp_parameters_at(parameters, i);
     fill_normal(p->tensor.data, p->count, esp_hash_text(p->tensor.name));
@@ -52,7 +52,7 @@ static layer make_layer(const esp_model_config *c, const esp_expert_layout *layo
                                 : esp_moe_declare(&l.moe, l.parameters, "moe", 0, c, layout, 1);
   assert_int_equal(status, ESP_OK);
   assert_int_equal(esp_parameters_allocate(l.parameters, 1), ESP_OK);
-  fill_parameters(l.parameters);
+  fill_thirds(l.parameters);
   return l;
 }
 

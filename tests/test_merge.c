@@ -152,12 +152,7 @@ static esp_model *speaking(int members) {
   config.moe.experts = 8;
   config.moe.members = members;
   esp_model *made = make(&config, NULL, 1);
-  for (int64_t i = 0; i < esp_parameters_count(made->parameters); i++) {
-    const esp_parameter *p = esp_parameters_at(made->parameters, i);
-    fill_normal(p->tensor.data, p->count, esp_hash_text(p->tensor.name));
-    for (int64_t j = 0; j < p->count; j++)
-      p->tensor.data[j] = (esp_real)p->constant + p->tensor.data[j] * (esp_real)0.4;
-  }
+  fill_parameters(made->parameters, 0.4);
   return made;
 }
 

@@ -4,19 +4,6 @@
 
 #include <espalier/method.h>
 
-static esp_dataset *dataset;
-
-static int set_up(void **state) {
-  (void)state;
-  return esp_dataset_open(&dataset, "synthetic") == ESP_OK ? 0 : -1;
-}
-
-static int tear_down(void **state) {
-  (void)state;
-  esp_dataset_close(dataset);
-  return 0;
-}
-
 static esp_model *eight_experts(void) {
   esp_model_config config = calibration_config();
   config.layers[2] = ESP_LAYER_MOE;
@@ -38,7 +25,7 @@ static double expert_parameters(const esp_model *model) {
 }
 
 static void make_method(const char *name, const esp_model *model, double ratio, esp_compressed *made) {
-  const esp_calibration c = calibration_on(dataset);
+  const esp_calibration c = calibration_on(data);
   const esp_method_inputs inputs = {.model = model, .calibration = &c, .seed = 1, .ratio = ratio};
   esp_method method;
   assert_int_equal(esp_method_find(&method, name), ESP_OK);
@@ -87,8 +74,8 @@ static void factoring_alone_keeps_all_experts(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(merging_and_factoring_leave_what_the_ratio_says, set_up, tear_down),
-      cmocka_unit_test_setup_teardown(factoring_alone_keeps_all_experts, set_up, tear_down),
+      cmocka_unit_test_setup_teardown(merging_and_factoring_leave_what_the_ratio_says, open_data, close_data),
+      cmocka_unit_test_setup_teardown(factoring_alone_keeps_all_experts, open_data, close_data),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

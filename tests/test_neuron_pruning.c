@@ -1,6 +1,8 @@
 /* label: short */
 /* Neurons are scored, cut out for good, and what is left computes what the masked original did. */
+#define SHARED_DATA "synthetic:narrow"
 #include "test_measure_models.h"
+#include "shared_data.h"
 
 #include <espalier/checkpoint.h>
 #include <espalier/optimizer.h>
@@ -11,19 +13,9 @@
 enum { EXPERTS = 4, HIDDEN = 20, KEPT = 5, COLUMNS = 8, LAYERS = 2, SIDE = 32, BATCH = 12, NUMBERS = SIDE * SIDE * 3 };
 
 static esp_model *model;
-static esp_dataset *data;
 static esp_normalisation normalisation;
 static esp_calibration calibration;
 static esp_real images[BATCH * NUMBERS];
-
-static void randomise(esp_model *of) {
-  for (int64_t i = 0; i < esp_parameters_count(of->parameters); i++) {
-    const esp_parameter *p = esp_parameters_at(of->parameters, i);
-    fill_normal(p->tensor.data, p->count, esp_hash_text(p->tensor.name));
-    for (int64_t j = 0; j < p->count; j++)
-      p->tensor.data[j] = (esp_real)p->constant + (esp_real)0.4 * p->tensor.data[j];
-  }
-}
 
 /* Two mixture layers, an MoE and a MoNE that keeps 5 of 20 neurons. */
 static int set_up(void **state) {
@@ -33,7 +25,7 @@ static int set_up(void **state) {
   config.stem.patch = 8;
   config.feed_forward.bias = true;
   model = make(&config, NULL, 1);
-  randomise(model);
+  fill_parameters(model->parameters, 0.4);
   esp_dataset_normalisation(data, &normalisation);
   calibration = (esp_calibration){data, &normalisation, ESP_TRAIN, 96, 1, 32};
   fill_normal(images, BATCH * NUMBERS, 9);
@@ -432,17 +424,6 @@ static void plans_say_which_neurons_stay(void **state) {
   esp_free(text);
   esp_plan_free(read);
   esp_plan_free(plan);
-}
-
-static int open_data(void **state) {
-  (void)state;
-  return esp_dataset_open(&data, "synthetic:narrow") == ESP_OK ? 0 : -1;
-}
-
-static int close_data(void **state) {
-  (void)state;
-  esp_dataset_close(data);
-  return 0;
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)

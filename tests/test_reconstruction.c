@@ -9,24 +9,11 @@ enum { EXPERTS = 4, SUBSETS = 6 };
 
 static const int subsets[SUBSETS][2] = {{0, 1}, {0, 2}, {0, 3}, {1, 2}, {1, 3}, {2, 3}};
 
-static esp_dataset *dataset;
-
-static int set_up(void **state) {
-  (void)state;
-  return esp_dataset_open(&dataset, "synthetic") == ESP_OK ? 0 : -1;
-}
-
-static int tear_down(void **state) {
-  (void)state;
-  esp_dataset_close(dataset);
-  return 0;
-}
-
 /* --- by brute force -------------------------------------------------------------------------------------------------- */
 
 static void fill(esp_layer_cache *cache, const esp_model *model, int layer) {
   *cache = (esp_layer_cache){.block = esp_model_moe(model, layer)->block};
-  const esp_calibration c = calibration_on(dataset);
+  const esp_calibration c = calibration_on(data);
   if (esp_layer_cache_fill(cache, 1, model, &c) != ESP_OK) fail_msg("%s", esp_error_message());
 }
 
@@ -61,7 +48,7 @@ static double brute_force(const esp_model *model, const esp_layer_cache *z, int 
 
 static esp_plan *choose(const esp_model *model, const char *name, esp_prune_mode mode, int drop,
                         esp_reconstruction_loss loss) {
-  const esp_calibration c = calibration_on(dataset);
+  const esp_calibration c = calibration_on(data);
   const esp_criterion_inputs inputs = {.model = model, .calibration = &c, .loss = loss};
   const esp_criterion *criterion;
   esp_plan *plan;
@@ -133,7 +120,7 @@ static void row_30_too_much_to_keep_is_refused_with_its_bytes(void **state) {
   esp_model_config config = calibration_config();
   config.stem.patch = 2;
   esp_model *model = random_model(&config);
-  esp_calibration c = calibration_on(dataset);
+  esp_calibration c = calibration_on(data);
   c.images = 20000; /* of 256 tokens */
   const esp_criterion_inputs inputs = {.model = model, .calibration = &c};
   const esp_criterion *criterion;
@@ -297,7 +284,7 @@ static void what_cannot_be_recombined_is_refused(void **state) {
   esp_model_config config = calibration_config();
   config.moe.router.policy = ESP_ROUTER_SOFT;
   esp_model *model = random_model(&config);
-  const esp_calibration c = calibration_on(dataset);
+  const esp_calibration c = calibration_on(data);
   const esp_criterion_inputs inputs = {.model = model, .calibration = &c};
   const char *const names[] = {"reconstruction", "damage", "importance"};
   for (int i = 0; i < 3; i++) {
@@ -362,7 +349,7 @@ static void row_26_damage_is_what_the_surgeon_does(void **state) {
   esp_model_free(model);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, open_data, close_data)
 
 int main(void) {
   const struct CMUnitTest tests[] = {

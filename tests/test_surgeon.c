@@ -17,12 +17,7 @@ static int set_up(void **state) {
   esp_model_config config = small_config();
   config.feed_forward.bias = true;
   model = make(&config, NULL, 1);
-  for (int64_t i = 0; i < esp_parameters_count(model->parameters); i++) {
-    const esp_parameter *p = esp_parameters_at(model->parameters, i);
-    fill_normal(p->tensor.data, p->count, esp_hash_text(p->tensor.name));
-    for (int64_t j = 0; j < p->count; j++)
-      p->tensor.data[j] = (esp_real)p->constant + (esp_real)0.4 * p->tensor.data[j];
-  }
+  fill_parameters(model->parameters, 0.4);
   fill_normal(pixels, IMAGES * PIXELS, 9);
   return 0;
 }

@@ -1,7 +1,9 @@
 /* label: medium */
 /* The training loop: the same bits whether interrupted or not and for any number of threads, what stops it, what it
  * freezes, what it writes, and that a step allocates nothing after the first. */
+#define SHARED_DATA "synthetic:narrow" /* 156 batches an epoch, evaluated after steps 4, 7 and 10 */
 #include "testing.h"
+#include "shared_data.h"
 
 #include <espalier/core.h>
 #include <espalier/train.h>
@@ -33,8 +35,6 @@ enum {
   MOST_SETTINGS = 8,
   TEXT_SIZE = 1 << 19
 };
-
-static esp_dataset *data; /* synthetic:narrow: 156 batches an epoch, evaluated after steps 4, 7 and 10 */
 
 /* A run as a program would hold it. */
 typedef struct training {
@@ -643,17 +643,6 @@ static void test_short_of_memory(void **state) {
     assert_true(calls < 5000);
   }
   assert_true(calls > 20);
-}
-
-static int open_data(void **state) {
-  (void)state;
-  return esp_dataset_open(&data, "synthetic:narrow") == ESP_OK ? 0 : -1;
-}
-
-static int close_data(void **state) {
-  (void)state;
-  esp_dataset_close(data);
-  return 0;
 }
 
 int main(void) {

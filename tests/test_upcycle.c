@@ -25,12 +25,7 @@ static esp_model_config mixture_config(const esp_model_config *dense) {
 /* No parameter is zero, norms and biases included. */
 static esp_model *make_dense(const esp_model_config *config) {
   esp_model *model = make(config, NULL, 1);
-  for (int64_t i = 0; i < esp_parameters_count(model->parameters); i++) {
-    const esp_parameter *p = esp_parameters_at(model->parameters, i);
-    fill_normal(p->tensor.data, p->count, esp_hash_text(p->tensor.name));
-    for (int64_t j = 0; j < p->count; j++)
-      p->tensor.data[j] = (esp_real)p->constant + (esp_real)0.4 * p->tensor.data[j];
-  }
+  fill_parameters(model->parameters, 0.4);
   fill_normal(pixels, IMAGES * PIXELS, 9);
   return model;
 }

@@ -3,6 +3,7 @@
 #ifndef ESPALIER_TESTING_H
 #define ESPALIER_TESTING_H
 
+#include <espalier/parameters.h>
 #include <espalier/random.h>
 #include <espalier/tensor.h>
 
@@ -26,6 +27,17 @@ enum { TESTING_SEED = 20240 };
 static inline void fill_normal(esp_real *values, int64_t count, uint64_t stream) {
   esp_random random = esp_random_stream(TESTING_SEED, ESP_PURPOSE_TEST, stream);
   for (int64_t i = 0; i < count; i++) values[i] = (esp_real)esp_random_normal(&random);
+}
+
+/* Every parameter, by its name: what it starts from plus normal numbers times `scale`, so that nothing vanishes because a
+ * head or a bias starts at zero. */
+static inline void fill_parameters(const esp_parameters *parameters, double scale) {
+  for (int64_t i = 0; i < esp_parameters_count(parameters); i++) {
+    const esp_parameter *p = esp_parameters_at(parameters, i);
+    fill_normal(p->tensor.data, p->count, esp_hash_text(p->tensor.name));
+    for (int64_t j = 0; j < p->count; j++)
+      p->tensor.data[j] = (esp_real)p->constant + (esp_real)scale * p->tensor.data[j];
+  }
 }
 
 /* `count` numbers around 0 in random order, no two of them and none of them and 0 closer than `gap`: for ops with
