@@ -135,7 +135,8 @@ static json_t *result_json(const comparison *c) {
                    list);
 }
 
-static void write_rows(FILE *file, const json_t *result) {
+static void write_rows(const void *context, FILE *file) {
+  const json_t *result = context;
   size_t k, i;
   json_t *criterion, *row;
   fprintf(file, "criterion,data,other,layer,dropped,common\n");
@@ -148,24 +149,11 @@ static void write_rows(FILE *file, const json_t *result) {
                   (int)json_integer_value(json_object_get(row, "common")));
 }
 
-static esp_status write_text(const char *folder, const char *name, const char *text) {
-  char path[ESP_PATH_SIZE];
-  ESP_TRY(esp_folder_path(path, folder, name));
-  return esp_file_write(path, text);
-}
-
 static esp_status save(const comparison *c, const char *folder) {
-  char *csv = NULL;
-  size_t size = 0;
   json_t *result = result_json(c);
-  char *json = result ? json_dumps(result, JSON_INDENT(2)) : NULL;
-  FILE *memory = json ? open_memstream(&csv, &size) : NULL;
-  if (memory) write_rows(memory, result);
-  esp_status status = memory && fclose(memory) == 0 ? esp_folder_make(folder) : ESP_ERR_MEMORY;
-  if (status == ESP_OK) status = write_text(folder, "overlap.csv", csv);
-  if (status == ESP_OK) status = write_text(folder, "overlap.json", json);
-  free(csv);
-  free(json);
+  esp_status status = result ? esp_folder_make(folder) : esp_fail(ESP_ERR_MEMORY, "out of memory");
+  if (status == ESP_OK) status = esp_file_compose(folder, "overlap.csv", write_rows, result);
+  if (status == ESP_OK) return write_json(folder, "overlap.json", result);
   json_decref(result);
   return status;
 }

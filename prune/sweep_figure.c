@@ -30,6 +30,18 @@ static int list_curves(const esp_sweep *sweep, char (*names)[SWEEP_NAME_SIZE], e
   return count;
 }
 
+static esp_figure_panel panel(const char *title, const char *column, const char *spread, const esp_figure_level *level) {
+  return (esp_figure_panel){.title = title,
+                            .x_label = "parameters left",
+                            .x_format = "%.0s%c",
+                            .y_label = "accuracy",
+                            .x = "parameters",
+                            .y = column,
+                            .low = spread,
+                            .levels = level,
+                            .level_count = 1};
+}
+
 static esp_status draw(const esp_sweep *sweep, const esp_figure_series *curves, int count) {
   const esp_sweep_row *unpruned = NULL;
   for (int i = 0; i < sweep->row_count; i++)
@@ -38,24 +50,8 @@ static esp_status draw(const esp_sweep *sweep, const esp_figure_series *curves, 
   const bool tuned = isfinite(unpruned->tuned_accuracy);
   const esp_figure_level before = {.label = "unpruned", .y = unpruned->accuracy};
   const esp_figure_level after = {.label = "unpruned, finetuned alike", .y = unpruned->tuned_accuracy};
-  const esp_figure_panel panels[] = {{.title = "before finetuning",
-                                      .x_label = "parameters left",
-                                      .x_format = "%.0s%c",
-                                      .y_label = "accuracy",
-                                      .x = "parameters",
-                                      .y = "accuracy",
-                                      .low = "accuracy_spread",
-                                      .levels = &before,
-                                      .level_count = 1},
-                                     {.title = "after a short finetuning",
-                                      .x_label = "parameters left",
-                                      .x_format = "%.0s%c",
-                                      .y_label = "accuracy",
-                                      .x = "parameters",
-                                      .y = "tuned_accuracy",
-                                      .low = "tuned_spread",
-                                      .levels = &after,
-                                      .level_count = 1}};
+  const esp_figure_panel panels[] = {panel("before finetuning", "accuracy", "accuracy_spread", &before),
+                                     panel("after a short finetuning", "tuned_accuracy", "tuned_spread", &after)};
   const esp_figure figure = {.csv = "summary.csv",
                              .title = "Accuracy over what is left",
                              .series = "curve",
