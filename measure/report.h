@@ -40,7 +40,7 @@ typedef struct esp_measurement {
  *       with statistics count, served, share, first_choices, gate_mass, mean_gate, gate_served,
  *       mean_score, together[] (tokens that chose each other expert, too), classes[] (slots of each class; none with
  *       Soft MoE)
- * Numbers that are not finite are null. */
+ * Numbers that are not finite, and what the router's policy does not have, are null. */
 ESP_API struct json_t *esp_measurement_json(const esp_measurement *measurement);
 
 /* Writes measure.json, experts.csv (a row per layer and expert) and, with statistics, routing.csv and sparsity.csv (a row

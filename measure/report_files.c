@@ -44,9 +44,12 @@ static void write_routing(const esp_measurement *m, FILE *file) {
   for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) {
     esp_layer_statistics s;
     esp_statistics_layer(m->statistics, i, &s);
-    fprintf(file, "%s,%s,%d,%d,%lld,%lld,%lld,%.9g,%.9g,%.9g,%.9g,%d,%.9g\n", s.scope, esp_layer_kind_name(s.kind),
-            s.experts, s.routable, (long long)s.tokens, (long long)s.slots, (long long)s.served, s.entropy,
-            s.normalised_entropy, s.token_entropy, s.imbalance, s.dead_experts, s.logit_rms);
+    fprintf(file, "%s,%s,%d,%d,%lld,%lld,%lld,%.9g,%.9g,", s.scope, esp_layer_kind_name(s.kind), s.experts, s.routable,
+            (long long)s.tokens, (long long)s.slots, (long long)s.served, s.entropy, s.normalised_entropy);
+    if (s.scored) fprintf(file, "%.9g", s.token_entropy);
+    fprintf(file, ",%.9g,%d,", s.imbalance, s.dead_experts);
+    if (s.logits) fprintf(file, "%.9g", s.logit_rms);
+    fputc('\n', file);
   }
 }
 

@@ -137,10 +137,10 @@ static void put_layer_statistics(object *o, const esp_statistics *statistics, in
   put_integer(o, "skipped", s.skipped);
   put_real(o, "entropy", s.entropy);
   put_real(o, "normalised_entropy", s.normalised_entropy);
-  put_real(o, "token_entropy", s.token_entropy);
+  put_real(o, "token_entropy", s.scored ? s.token_entropy : (double)NAN);
   put_real(o, "imbalance", s.imbalance);
   put_integer(o, "dead_experts", s.dead_experts);
-  put_real(o, "logit_rms", s.logit_rms);
+  put_real(o, "logit_rms", s.logits ? s.logit_rms : (double)NAN);
   put_integer(o, "sampled_rows", s.rows);
   put_integer(o, "silent_rows", s.silent_rows);
   put(o, "near_zero", near_zero_json(&s));

@@ -26,12 +26,16 @@ static void print_layer_title(const esp_measurement *m, int layer, FILE *file) {
 static void print_layer_statistics(const esp_layer_statistics *s, FILE *file) {
   fprintf(file, "  %lld tokens; load imbalance %.2f (max/mean), entropy of the shares %.3f of 1; dead experts %d\n",
           (long long)s->tokens, s->imbalance, s->normalised_entropy, s->dead_experts);
-  fprintf(file, "  entropy of a token's scores %.3f nats; router logits rms %.3f", s->token_entropy, s->logit_rms);
+  const char *between = "  "; /* a policy need not have scores or logits */
+  if (s->scored) fprintf(file, "%sentropy of a token's scores %.3f nats", between, s->token_entropy), between = "; ";
+  if (s->logits) fprintf(file, "%srouter logits rms %.3f", between, s->logit_rms), between = "; ";
   if (s->skipped > 0)
-    fprintf(file, "; %.1f %% of the choices skipped", percent((double)s->skipped / (double)s->slots));
+    fprintf(file, "%s%.1f %% of the choices skipped", between, percent((double)s->skipped / (double)s->slots)),
+        between = "; ";
   if (s->served < s->slots)
-    fprintf(file, "; %.1f %% of the choices unserved", percent(1 - (double)s->served / (double)s->slots));
-  fputc('\n', file);
+    fprintf(file, "%s%.1f %% of the choices unserved", between, percent(1 - (double)s->served / (double)s->slots)),
+        between = "; ";
+  if (*between == ';') fputc('\n', file);
 }
 
 static void print_expert_header(const esp_measurement *m, FILE *file) {
