@@ -298,6 +298,9 @@ static esp_status check_router(const esp_model_config *c) {
   if (r->cosine && !(r->temperature > 0 && isfinite(r->temperature)))
     return esp_fail(ESP_ERR_CONFIG, "model.moe.router.temperature is %g; cosines are divided by it, so it must be "
                     "positive", r->temperature);
+  if (r->slots > 0 && r->policy != ESP_ROUTER_SOFT)
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.router.slots is %d, but only with model.moe.router.policy soft do experts "
+                    "have slots; leave it out", r->slots);
   return esp_router_policy_of(r->policy)->check(c);
 }
 

@@ -464,6 +464,7 @@ static void senseless_settings_are_refused(void **state) {
   REFUSES("bias_rate", ESP_ROUTER_EXPERT_CHOICE, c.moe.router.bias_rate = 0.1);
   REFUSES("members", ESP_ROUTER_SOFT, c.moe.members = 2);
   REFUSES("slots", ESP_ROUTER_SOFT, c.moe.router.slots = -1);
+  REFUSES("only with model.moe.router.policy soft", ESP_ROUTER_TOKEN_CHOICE, c.moe.router.slots = 3);
   REFUSES("softmax", ESP_ROUTER_SOFT, c.moe.router.score = ESP_SCORE_SIGMOID);
   REFUSES("load_weight", ESP_ROUTER_EVEN, c.moe.router.load_weight = 1);
 }
