@@ -6,7 +6,8 @@
 
 #include <stdio.h>
 
-const char *const esp_product_way_names[ESP_WAYS] = {"as the program", "slabs of rows", "whole products"};
+const char *const esp_product_way_names[ESP_WAYS] = {"as the program", "slabs of rows", "whole products",
+                                                      "OpenBLAS: list", "OpenBLAS: slabs", "OpenBLAS: whole"};
 
 /* --- which there are ------------------------------------------------------------------------------------------ */
 
@@ -157,7 +158,8 @@ static esp_gemm product_of(const esp_product_run *run, int64_t group) {
                     .lda = p->transpose_a ? p->m : p->k,
                     .ldb = p->transpose_b ? p->k : p->n,
                     .ldc = p->n,
-                    .alpha = 1};
+                    .alpha = 1,
+                    .way = run->way >= ESP_WAY_BLAS_LIST ? ESP_GEMM_OPENBLAS : ESP_GEMM_BEST};
 }
 
 static void run_whole(void *context, int64_t begin, int64_t end) {
@@ -195,8 +197,8 @@ static esp_status run_as_program(const esp_product_run *run) {
 
 esp_status esp_run_product(void *context) {
   esp_product_run *run = context;
-  if (run->way == ESP_WAY_PROGRAM) return run_as_program(run);
-  if (run->way == ESP_WAY_SLABS)
+  if (run->way == ESP_WAY_PROGRAM || run->way == ESP_WAY_BLAS_LIST) return run_as_program(run);
+  if (run->way == ESP_WAY_SLABS || run->way == ESP_WAY_BLAS_SLABS)
     esp_parallel_for(esp_threads(), 1, run_slabs, run);
   else
     esp_parallel_for_uneven(run->product->groups, 1, run_whole, run);

@@ -1,4 +1,5 @@
-/* The matrix products of a model's training step, taken from its settings, and what this machine's BLAS makes of them. */
+/* The matrix products of a model's training step, taken from its settings, and what this machine makes of them: with the
+ * kernels that the program chooses, and with OpenBLAS. */
 #ifndef ESPALIER_STEP_PRODUCTS_H
 #define ESPALIER_STEP_PRODUCTS_H
 
@@ -35,9 +36,12 @@ esp_status esp_product_stage_set(esp_product_stage *stage, const esp_step_produc
 void esp_product_stage_clear(esp_product_stage *stage);
 
 typedef enum esp_product_way {
-  ESP_WAY_PROGRAM, /* esp_gemm_run() with the whole list */
-  ESP_WAY_SLABS,   /* every thread a slab of rows of its own, of one product after another, uncut but for that */
-  ESP_WAY_WHOLE,   /* whole products in parallel; with one thread, or one product, one product after another */
+  ESP_WAY_PROGRAM,   /* esp_gemm_run() with the whole list */
+  ESP_WAY_SLABS,     /* every thread a slab of rows of its own, of one product after another, uncut but for that */
+  ESP_WAY_WHOLE,     /* whole products in parallel; with one thread, or one product, one product after another */
+  ESP_WAY_BLAS_LIST, /* the same three by OpenBLAS; the first as the program would without own kernels */
+  ESP_WAY_BLAS_SLABS,
+  ESP_WAY_BLAS_WHOLE,
   ESP_WAYS
 } esp_product_way;
 

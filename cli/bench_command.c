@@ -35,8 +35,9 @@ static int list_suites(bool as_json) {
 static const char *clock_name(const esp_bench *bench) { return bench->processor_time ? "processor" : "wall"; }
 
 static json_t *bench_json(const esp_bench_suite *suite, const esp_bench *bench) {
-  json_t *json = json_pack("{s:s, s:s, s:i, s:s, s:i, s:s, s:I, s:O}", "suite", suite->name, "version", esp_version(),
-                   "threads", esp_threads(), "blas_kernel", esp_blas_kernel(), "rounds", bench->rounds, "clock",
+  json_t *json = json_pack("{s:s, s:s, s:i, s:s, s:s, s:i, s:s, s:I, s:O}", "suite", suite->name, "version", esp_version(),
+                   "threads", esp_threads(), "blas_kernel", esp_blas_kernel(), "product_kernel",
+                   esp_gemm_kernel(), "rounds", bench->rounds, "clock",
                    clock_name(bench), "peak_memory_bytes", (json_int_t)esp_bench_peak_memory(), "comparisons",
                    bench->comparisons);
   json_object_update(json, bench->figures);
@@ -50,8 +51,8 @@ static int run_suite(const esp_bench_suite *suite, const arguments *a, int round
                      .comparisons = json_array(),
                      .figures = json_object()};
   if (!a->json)
-    printf("suite %s, espalier %s: %d threads, BLAS kernel %s, %d rounds\n\n", suite->name, esp_version(),
-           esp_threads(), esp_blas_kernel(), rounds);
+    printf("suite %s, espalier %s: %d threads, own kernels %s, BLAS kernel %s, %d rounds\n\n", suite->name, esp_version(),
+           esp_threads(), esp_gemm_kernel(), esp_blas_kernel(), rounds);
   const esp_status status = suite->run(&bench);
   int code = status == ESP_OK ? EXIT_DONE : report_failure(status);
   if (status == ESP_OK && a->json)

@@ -138,8 +138,8 @@ static void print_start(const training *t) {
     fprintf(stderr, " (%.3f M counting W_gate by selected neurons only)", 1e-6 * (double)cost.activated_selected);
   fprintf(stderr, ", %.1f MFLOP an image", 1e-6 * cost.flops);
   if (cost.flops_selected < cost.flops) fprintf(stderr, " (%.1f if sparse)", 1e-6 * cost.flops_selected);
-  fprintf(stderr, "; %d thread%s, OpenBLAS kernel %s\n", esp_threads(), esp_threads() == 1 ? "" : "s",
-          esp_blas_kernel());
+  fprintf(stderr, "; %d thread%s, own kernels %s, OpenBLAS kernel %s\n", esp_threads(), esp_threads() == 1 ? "" : "s",
+          esp_gemm_kernel(), esp_blas_kernel());
   print_capacity(&t->config);
   if (t->terse) return;
   fprintf(stderr, "%s%s\n", t->resumes ? "resumed; settings: " : "settings: ", "config.yaml in the run");

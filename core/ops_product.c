@@ -117,19 +117,11 @@ static void linear_map_plan(esp_node *node) {
   node->unread = ESP_UNREAD_INPUT(2) | ESP_UNREAD_OUTPUTS;
 }
 
-static void fill_with_bias(void *context, int64_t begin, int64_t end) {
-  const esp_node *node = context;
-  const int64_t out = node->inputs[1]->shape[0];
-  for (int64_t r = begin; r < end; r++)
-    memcpy(node->outputs[0]->data + r * out, node->inputs[2]->data, (size_t)out * sizeof(esp_real));
-}
-
 static void linear_map_forward(esp_node *node) {
-  const esp_tensor *x = node->inputs[0], *weight = node->inputs[1];
+  const esp_tensor *x = node->inputs[0], *weight = node->inputs[1], *bias = node->inputs[2];
   const int64_t rows = esp_tensor_rows(x), out = weight->shape[0], in = weight->shape[1];
-  if (node->inputs[2]) esp_parallel_for(rows, esp_row_grain(out), fill_with_bias, node);
   esp_gemm_run(&(esp_gemm){.transpose_b = true, .m = rows, .n = out, .k = in, .a = x->data, .lda = in, .b = weight->data,
-                           .ldb = in, .c = node->outputs[0]->data, .ldc = out, .alpha = 1, .beta = node->inputs[2] != NULL},
+                           .ldb = in, .c = node->outputs[0]->data, .ldc = out, .alpha = 1, .bias = bias ? bias->data : NULL},
                1);
 }
 

@@ -183,7 +183,6 @@ static void list_outputs(const esp_node *node, const group *g, int64_t e, void *
   const int64_t own = s->out / parts;
   const esp_real *bias = node->inputs[BIAS] ? node->inputs[BIAS]->data + e * s->out : NULL;
   esp_real *y = node->outputs[0]->data + g->first * s->out;
-  for (int64_t r = 0; bias && r < g->count; r++) memcpy(y + r * s->out, bias, (size_t)s->out * sizeof *y);
   for (int64_t p = 0; p < parts; p++)
     add(l, (esp_gemm){.transpose_b = true,
                       .m = g->count,
@@ -195,7 +194,7 @@ static void list_outputs(const esp_node *node, const group *g, int64_t e, void *
                       .ldb = rank,
                       .c = y + p * own,
                       .ldc = s->out,
-                      .beta = bias != NULL});
+                      .bias = bias ? bias + p * own : NULL});
 }
 
 /* Straight into Y where S has all rows, else into `packed`. */

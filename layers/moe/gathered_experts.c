@@ -98,8 +98,6 @@ static void compute_gate(const esp_node *node, const gathered_work *w) {
     const esp_expert_weights *expert = &at->experts[e];
     const esp_real *matrix = expert->gate ? expert->gate : expert->up;
     const esp_real *bias = expert->gate ? expert->gate_bias : expert->up_bias;
-    for (int64_t r = at->first_row[e]; bias && r < at->first_row[e + 1]; r++)
-      memcpy(w->gate + r * stride, bias, (size_t)expert->neurons * sizeof *bias);
     w->products[e] = (esp_gemm){.transpose_b = true,
                                 .m = at->first_row[e + 1] - at->first_row[e],
                                 .n = expert->neurons,
@@ -111,7 +109,7 @@ static void compute_gate(const esp_node *node, const gathered_work *w) {
                                 .c = w->gate + at->first_row[e] * stride,
                                 .ldc = stride,
                                 .alpha = 1,
-                                .beta = bias != NULL};
+                                .bias = bias};
   }
   esp_gemm_run(w->products, at->groups);
 }

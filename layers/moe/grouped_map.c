@@ -45,7 +45,7 @@ static grouped_shape grouped_shape_of(const esp_node *node) {
 }
 
 static slice *slices_of(const esp_node *node) {
-  return (slice *)((esp_gemm *)node->saved + grouped_shape_of(node).slices);
+  return (slice *)((esp_gemm *)node->saved + 2 * grouped_shape_of(node).slices);
 }
 
 static int64_t bank_rows(const grouped_attributes *at, const grouped_shape *s) {
@@ -76,7 +76,7 @@ static void grouped_plan(esp_node *node) {
   esp_require(node, at->first_row[at->groups] == esp_tensor_rows(x), "the groups do not cover the rows");
   const int64_t out = s.transpose ? s.wide : s.thin;
   esp_plan_columns(node, 0, out);
-  node->saved_bytes = (size_t)s.slices * (sizeof(esp_gemm) + sizeof(slice));
+  node->saved_bytes = (size_t)s.slices * (2 * sizeof(esp_gemm) + sizeof(slice)); /* room for two lists of products */
   if (node->inputs[2]) node->scratch_bytes = (size_t)((ESP_PARTS + 1) * out) * sizeof(esp_real);
   node->unread = ESP_UNREAD_INPUT(2) | ESP_UNREAD_OUTPUTS;
 }
@@ -102,11 +102,16 @@ static void set_slices(const esp_node *node) {
   }
 }
 
-/* wide = thin B^T + beta wide. */
-static void widen(const esp_node *node, const esp_real *thin, esp_real *wide, bool add) {
+/* What a list of products does with what is there, or with a bias. */
+typedef struct addition {
+  bool add;
+  const esp_real *bias;
+} addition;
+
+/* wide = thin B^T + bias, or + wide. */
+static void list_widening(const esp_node *node, esp_gemm *products, const esp_real *thin, esp_real *wide, addition to) {
   const grouped_shape s = grouped_shape_of(node);
   const slice *slices = slices_of(node);
-  esp_gemm *products = node->saved;
   for (int64_t i = 0; i < s.slices; i++)
     products[i] = (esp_gemm){.transpose_b = true,
                              .m = slices[i].rows,
@@ -119,16 +124,15 @@ static void widen(const esp_node *node, const esp_real *thin, esp_real *wide, bo
                              .c = wide + slices[i].row * s.wide + slices[i].column,
                              .ldc = s.wide,
                              .alpha = 1,
-                             .beta = add};
-  esp_gemm_run(products, s.slices);
+                             .beta = to.add,
+                             .bias = to.bias ? to.bias + slices[i].neuron : NULL};
 }
 
-/* thin = wide B + beta thin: the parts one after another, for they add up. */
-static void narrow(const esp_node *node, const esp_real *wide, esp_real *thin, bool add) {
+/* thin = wide B + bias, or + thin. Must be run part by part, for the parts add up. */
+static void list_narrowing(const esp_node *node, esp_gemm *products, const esp_real *wide, esp_real *thin, addition to) {
   const grouped_shape s = grouped_shape_of(node);
   const grouped_attributes *at = node->attributes;
   const slice *slices = slices_of(node);
-  esp_gemm *products = node->saved;
   for (int64_t i = 0; i < s.slices; i++)
     products[i] = (esp_gemm){.m = slices[i].rows,
                              .n = s.thin,
@@ -140,8 +144,8 @@ static void narrow(const esp_node *node, const esp_real *wide, esp_real *thin, b
                              .c = thin + slices[i].row * s.thin,
                              .ldc = s.thin,
                              .alpha = 1,
-                             .beta = add || i >= at->groups};
-  for (int64_t p = 0; p < at->parts; p++) esp_gemm_run(products + p * at->groups, at->groups);
+                             .beta = to.add || i >= at->groups,
+                             .bias = to.bias && i < at->groups ? to.bias + i * s.thin : NULL};
 }
 
 /* Columns of the wide side that are no neuron's. */
@@ -156,47 +160,37 @@ static void clear_padding(const esp_node *node, esp_real *wide) {
   }
 }
 
-static void fill_with_biases(const esp_node *node) {
+/* Lists y or dX, and says how many of it may run at once: all, or those of one part. */
+static int64_t list_map(const esp_node *node, bool widens, esp_gemm *products, const esp_real *from, esp_real *to,
+                        addition how) {
   const grouped_attributes *at = node->attributes;
-  const grouped_shape s = grouped_shape_of(node);
-  const slice *slices = slices_of(node);
-  const int64_t out = s.transpose ? s.wide : s.thin;
-  for (int64_t i = 0; i < s.slices; i++) {
-    const int64_t width = s.transpose ? slices[i].width : s.thin;
-    const esp_real *bias = node->inputs[2]->data + (s.transpose ? slices[i].neuron : i % at->groups * s.thin);
-    for (int64_t r = 0; r < slices[i].rows; r++)
-      memcpy(node->outputs[0]->data + (slices[i].row + r) * out + slices[i].column, bias, (size_t)width * sizeof *bias);
-  }
+  if (widens)
+    list_widening(node, products, from, to, how);
+  else
+    list_narrowing(node, products, from, to, how);
+  return widens ? grouped_shape_of(node).slices : at->groups;
+}
+
+static void run_list(esp_gemm *products, int64_t count, int64_t at_once) {
+  for (int64_t i = 0; i < count; i += at_once) esp_gemm_run(products + i, at_once);
 }
 
 static void grouped_forward(esp_node *node) {
-  const bool biased = node->inputs[2] != NULL;
+  const grouped_shape s = grouped_shape_of(node);
+  const esp_real *bias = node->inputs[2] ? node->inputs[2]->data : NULL;
+  esp_real *y = node->outputs[0]->data;
   set_slices(node);
-  if (biased) fill_with_biases(node);
-  if (!grouped_shape_of(node).transpose) {
-    narrow(node, node->inputs[0]->data, node->outputs[0]->data, biased);
-    return;
-  }
-  widen(node, node->inputs[0]->data, node->outputs[0]->data, biased);
-  clear_padding(node, node->outputs[0]->data);
-}
-
-static void grouped_input_gradient(const esp_node *node, esp_real *dx, bool accumulate) {
-  if (grouped_shape_of(node).transpose) {
-    narrow(node, node->outputs[0]->grad, dx, accumulate);
-    return;
-  }
-  widen(node, node->outputs[0]->grad, dx, accumulate);
-  if (!accumulate) clear_padding(node, dx);
+  const int64_t at_once = list_map(node, s.transpose, node->saved, node->inputs[0]->data, y, (addition){false, bias});
+  run_list(node->saved, s.slices, at_once);
+  if (s.transpose) clear_padding(node, y);
 }
 
 /* dB = wide^T thin. */
-static void grouped_weight_gradient(const esp_node *node, esp_real *dw, bool accumulate) {
+static void list_weight_gradient(const esp_node *node, esp_gemm *products, esp_real *dw, bool accumulate) {
   const grouped_shape s = grouped_shape_of(node);
   const slice *slices = slices_of(node);
   const esp_real *wide = s.transpose ? node->outputs[0]->grad : node->inputs[0]->data;
   const esp_real *thin = s.transpose ? node->inputs[0]->data : node->outputs[0]->grad;
-  esp_gemm *products = node->saved;
   for (int64_t i = 0; i < s.slices; i++)
     products[i] = (esp_gemm){.transpose_a = true,
                              .m = slices[i].width,
@@ -210,7 +204,25 @@ static void grouped_weight_gradient(const esp_node *node, esp_real *dw, bool acc
                              .ldc = s.thin,
                              .alpha = 1,
                              .beta = accumulate};
-  esp_gemm_run(products, s.slices);
+}
+
+/* The gradients of weights and inputs are one list, as far as may be. */
+static void run_gradients(const esp_node *node, esp_real *dw, bool add_w, esp_real *dx, bool add_x) {
+  const grouped_shape s = grouped_shape_of(node);
+  esp_gemm *products = node->saved;
+  int64_t count = 0, first = 0, at_once = 1;
+  if (dw) {
+    list_weight_gradient(node, products, dw, add_w);
+    count = first = s.slices;
+  }
+  if (dx) {
+    at_once = list_map(node, !s.transpose, products + count, node->outputs[0]->grad, dx, (addition){add_x, NULL});
+    count += s.slices;
+    first += at_once;
+  }
+  esp_gemm_run(products, first);
+  run_list(products + first, count - first, at_once);
+  if (dx && !s.transpose && !add_x) clear_padding(node, dx);
 }
 
 static void add_sums(const esp_real *sums, int64_t count, esp_real *target, bool accumulate) {
@@ -237,11 +249,9 @@ static void grouped_bias_gradient(const esp_node *node, esp_real *dbias, bool ac
 }
 
 static void grouped_backward(esp_node *node) {
-  bool add;
-  esp_real *dx = esp_grad(node->inputs[0], &add);
-  if (dx) grouped_input_gradient(node, dx, add);
-  esp_real *dw = esp_grad(node->inputs[1], &add);
-  if (dw) grouped_weight_gradient(node, dw, add);
+  bool add_w = false, add_x = false, add;
+  esp_real *dw = esp_grad(node->inputs[1], &add_w), *dx = esp_grad(node->inputs[0], &add_x);
+  run_gradients(node, dw, add_w, dx, add_x);
   esp_real *dbias = esp_grad(node->inputs[2], &add);
   if (dbias) grouped_bias_gradient(node, dbias, add);
 }
