@@ -7,11 +7,13 @@ set -euo pipefail
 data=$1 out=$2
 espalier=${ESPALIER:-espalier}
 config=$(dirname "$0")/configs/router-comparison.yaml
+mkdir -p "$out"
 
 train() { # NAME BALANCE_WEIGHT
   "$espalier" pretrain "$config" --data "$data" --out "$out/$1" --overwrite --set training.epochs=0.6 \
     --set training.evaluate_every=0.1 --set training.evaluate_examples=1000 --set optimizer.router_rate=10 \
-    --set model.moe.router.balance_weight="$2" 2>&1 >/dev/null | grep -E '^(alarm|epoch)' || true
+    --set model.moe.router.balance_weight="$2" 2>"$out/$1.log" >/dev/null || { cat "$out/$1.log" >&2; exit 1; }
+  grep -E '^(alarm|epoch)' "$out/$1.log"
 }
 
 report() { # NAME: of the last evaluation, each layer's smallest and largest share
