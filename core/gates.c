@@ -52,19 +52,22 @@ void esp_gate_curve(esp_gate_kind kind, const esp_real *x, int64_t count, esp_re
 
 enum { TILE = 128 }; /* values and slopes of so many neurons stay in the first-level cache */
 
-ESP_HOT static void glu_tile(const esp_real *restrict value, const esp_real *restrict slope, const esp_real *restrict up,
-                             const esp_real *restrict dh, int64_t count, esp_real *restrict dgate,
-                             esp_real *restrict dup, bool accumulate) {
-  if (accumulate)
+/* No `restrict`: dup may be up. */
+ESP_HOT static void glu_tile(const esp_real *value, const esp_real *slope, const esp_real *up, const esp_real *dh,
+                             int64_t count, esp_real *dgate, esp_real *dup, bool accumulate) {
+  if (accumulate) {
+    ESP_PRAGMA(omp simd)
     for (int64_t j = 0; j < count; j++) {
       dgate[j] += dh[j] * up[j] * slope[j];
       dup[j] += dh[j] * value[j];
     }
-  else
+  } else {
+    ESP_PRAGMA(omp simd)
     for (int64_t j = 0; j < count; j++) {
       dgate[j] = dh[j] * up[j] * slope[j];
       dup[j] = dh[j] * value[j];
     }
+  }
 }
 
 void esp_glu_gradient(esp_gate_kind kind, const esp_real *gate, const esp_real *up, const esp_real *dh, int64_t count,

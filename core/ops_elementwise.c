@@ -23,6 +23,8 @@ static void broadcast_plan(esp_node *node) {
 static void add_plan(esp_node *node) {
   broadcast_plan(node);
   node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_INPUT(1) | ESP_UNREAD_OUTPUTS;
+  node->passes = ESP_PASSES(0);
+  if (esp_same_shape(node->inputs[0], node->inputs[1])) node->passes |= ESP_PASSES(1);
 }
 
 /* Loops over elements [begin, end) of a in runs within which b's index is consecutive. */
@@ -171,7 +173,12 @@ static void scale_backward(esp_node *node) {
   accumulate(esp_tensor_count(node->inputs[0]), (accumulation){dx, node->outputs[0]->grad, &at->factor, 1, add});
 }
 
-const esp_op esp_op_scale = {"scale", esp_plan_same, scale_forward, scale_backward, one_flop, {1e-4, 1e-8, NULL}};
+static void scale_plan(esp_node *node) {
+  esp_plan_same(node);
+  node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
+}
+
+const esp_op esp_op_scale = {"scale", scale_plan, scale_forward, scale_backward, one_flop, {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_scale(esp_tape *tape, esp_tensor *x, double factor) {
   return esp_tape_apply(tape, &esp_op_scale, &x, 1, &(scale_attributes){(esp_real)factor}, sizeof(scale_attributes));
@@ -191,6 +198,12 @@ static inline esp_real gelu_tanh_slope(esp_real x) {
   return HALF * (1 + t) + HALF * x * (1 - t * t) * SQRT_2_OVER_PI * (1 + 3 * CUBIC * x * x);
 }
 
+static void activation_plan(esp_node *node) {
+  esp_plan_same(node);
+  node->unread = ESP_UNREAD_OUTPUTS;
+  node->overwrites = true;
+}
+
 /* An op from its value and its slope, both functions of x. */
 #define ACTIVATION(function, op_name, flops, value, slope, kink)                                                       \
   ESP_HOT static void function##_range(void *context, int64_t begin, int64_t end) {                                    \
@@ -201,12 +214,15 @@ static inline esp_real gelu_tanh_slope(esp_real x) {
   }                                                                                                                    \
   ESP_HOT static void function##_gradient_range(void *context, int64_t begin, int64_t end) {                           \
     const accumulation *a = context;                                                                                   \
-    const esp_real *restrict dy = a->source, *restrict x = a->factor;                                                  \
-    esp_real *restrict dx = a->target;                                                                                 \
-    if (a->accumulate)                                                                                                 \
+    const esp_real *dy = a->source, *x = a->factor;                                                                    \
+    esp_real *dx = a->target; /* perhaps x itself */                                                                   \
+    if (a->accumulate) {                                                                                               \
+      ESP_PRAGMA(omp simd)                                                                                             \
       for (int64_t i = begin; i < end; i++) dx[i] += dy[i] * slope(x[i]);                                              \
-    else                                                                                                               \
+    } else {                                                                                                           \
+      ESP_PRAGMA(omp simd)                                                                                             \
       for (int64_t i = begin; i < end; i++) dx[i] = dy[i] * slope(x[i]);                                               \
+    }                                                                                                                  \
   }                                                                                                                    \
   static void function##_forward(esp_node *node) {                                                                     \
     esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, function##_range, node);               \
@@ -217,7 +233,7 @@ static inline esp_real gelu_tanh_slope(esp_real x) {
     esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, function##_gradient_range, &a);        \
   }                                                                                                                    \
   static esp_cost function##_cost(const esp_node *node) { return esp_cost_elementwise(node, flops); }                  \
-  const esp_op esp_op_##function = {op_name,         esp_plan_same,     function##_forward, function##_backward,       \
+  const esp_op esp_op_##function = {op_name,         activation_plan,   function##_forward, function##_backward,       \
                                     function##_cost, {1e-5, 1e-7, kink}};                                              \
   esp_tensor *esp_##function(esp_tape *tape, esp_tensor *x) {                                                          \
     return esp_tape_apply(tape, &esp_op_##function, &x, 1, NULL, 0);                                                   \
@@ -240,6 +256,7 @@ static void glu_plan(esp_node *node) {
   esp_require(node, esp_tensor_columns(node->inputs[0]) % 2 == 0, "needs an even last dimension: gate | up");
   esp_plan_columns(node, 0, esp_tensor_columns(node->inputs[0]) / 2);
   node->unread = ESP_UNREAD_OUTPUTS;
+  node->overwrites = true;
 }
 
 ESP_HOT static void multiply_into(esp_real *restrict y, const esp_real *restrict x, int64_t count) {

@@ -20,12 +20,6 @@ static void for_rows(const esp_tensor *tensor, esp_range_body *body, void *conte
   esp_parallel_for(esp_tensor_rows(tensor), esp_row_grain(esp_tensor_columns(tensor)), body, context);
 }
 
-static inline esp_real largest(const esp_real *x, int64_t count) {
-  esp_real most = x[0];
-  for (int64_t j = 1; j < count; j++) most = x[j] > most ? x[j] : most;
-  return most;
-}
-
 /* --- softmax: y_j = e^(x_j - m) / sum_i e^(x_i - m), m the largest;  dx = y (dy - sum_i dy_i y_i) ----------- */
 
 ESP_HOT static void softmax_rows(void *context, int64_t begin, int64_t end) {
@@ -34,7 +28,7 @@ ESP_HOT static void softmax_rows(void *context, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; r++) {
     const esp_real *restrict x = node->inputs[0]->data + r * columns;
     esp_real *restrict y = node->outputs[0]->data + r * columns;
-    const esp_real most = largest(x, columns);
+    const esp_real most = esp_largest(x, columns);
     esp_real sum = 0;
     for (int64_t j = 0; j < columns; j++) y[j] = esp_exp(x[j] - most);
     ESP_SUMS(sum)
@@ -74,7 +68,7 @@ esp_tensor *esp_softmax(esp_tape *tape, esp_tensor *x) { return esp_tape_apply(t
 /* --- log-softmax: y_j = x_j - m - log sum_i e^(x_i - m);  dx = dy - e^y sum_i dy_i --------------------------- */
 
 static void log_softmax_row(const esp_real *x, esp_real *y, int64_t columns) {
-  const esp_real most = largest(x, columns);
+  const esp_real most = esp_largest(x, columns);
   esp_real sum = 0;
   for (int64_t j = 0; j < columns; j++) sum += esp_exp(x[j] - most);
   const esp_real shift = most + esp_log(sum);

@@ -35,26 +35,30 @@ static void attention_plan(esp_node *node) {
   esp_plan_output(node, 0, 3, (const int64_t[]){s.images, s.tokens, s.width});
   const size_t square = (size_t)(s.tokens * s.tokens) * sizeof(esp_real);
   node->saved_bytes = (size_t)(s.images * s.heads) * square;
-  node->scratch_bytes = (size_t)(s.images * s.heads) * square;
+  node->scratch_bytes = ESP_PARTS * square;
   node->unread = ESP_UNREAD_OUTPUTS;
 }
 
-ESP_HOT static void scaled_softmax(esp_real *restrict scores, int64_t count, esp_real scale) {
-  esp_real most = scores[0], sum = 0;
-  for (int64_t j = 1; j < count; j++) most = scores[j] > most ? scores[j] : most;
-  for (int64_t j = 0; j < count; j++) scores[j] = esp_exp(scale * (scores[j] - most));
-  ESP_SUMS(sum)
-  for (int64_t j = 0; j < count; j++) sum += scores[j];
-  const esp_real inverse = 1 / sum;
-  for (int64_t j = 0; j < count; j++) scores[j] *= inverse;
+/* Of each of the t rows of scores [t, t]. */
+ESP_HOT static void scaled_softmax(esp_real *restrict scores, int64_t t, esp_real scale) {
+  for (const esp_real *end = scores + t * t; scores < end; scores += t) {
+    const esp_real most = esp_largest(scores, t);
+    esp_real sum = 0;
+    ESP_SUMS(sum)
+    for (int64_t j = 0; j < t; j++) sum += scores[j] = esp_exp(scale * (scores[j] - most));
+    const esp_real inverse = 1 / sum;
+    for (int64_t j = 0; j < t; j++) scores[j] *= inverse;
+  }
 }
 
 /* dS from P and dP, in place of dP. */
-ESP_HOT static void scaled_softmax_gradient(const esp_real *restrict p, esp_real *restrict dp, int64_t count, esp_real scale) {
-  esp_real dot = 0;
-  ESP_SUMS(dot)
-  for (int64_t j = 0; j < count; j++) dot += dp[j] * p[j];
-  for (int64_t j = 0; j < count; j++) dp[j] = scale * p[j] * (dp[j] - dot);
+ESP_HOT static void scaled_softmax_gradient(const esp_real *restrict p, esp_real *restrict dp, int64_t t, esp_real scale) {
+  for (const esp_real *end = p + t * t; p < end; p += t, dp += t) {
+    esp_real dot = 0;
+    ESP_SUMS(dot)
+    for (int64_t j = 0; j < t; j++) dot += dp[j] * p[j];
+    for (int64_t j = 0; j < t; j++) dp[j] = scale * p[j] * (dp[j] - dot);
+  }
 }
 
 static void attend(void *context, int64_t begin, int64_t end) {
@@ -67,7 +71,7 @@ static void attend(void *context, int64_t begin, int64_t end) {
     esp_real *p = (esp_real *)node->saved + i * t * t;
     esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = t, .n = t, .k = s.head_width, .a = q, .lda = row, .b = k, .ldb = row,
                               .c = p, .ldc = t, .alpha = 1});
-    for (int64_t r = 0; r < t; r++) scaled_softmax(p + r * t, t, s.scale);
+    scaled_softmax(p, t, s.scale);
     esp_gemm_here(&(esp_gemm){.m = t, .n = s.head_width, .k = t, .a = p, .lda = t, .b = v, .ldb = row,
                               .c = node->outputs[0]->data + image * t * s.width + head, .ldc = s.width, .alpha = 1});
   }
@@ -75,7 +79,8 @@ static void attend(void *context, int64_t begin, int64_t end) {
 
 static void attention_forward(esp_node *node) {
   const attention_shape s = attention_shape_of(node);
-  esp_parallel_for(s.images * s.heads, 4, attend, node);
+  const int64_t count = s.images * s.heads;
+  esp_parallel_for(count, count < 16 ? 1 : 4, attend, node);
 }
 
 typedef struct attention_gradient {
@@ -84,34 +89,40 @@ typedef struct attention_gradient {
   esp_real beta;
 } attention_gradient;
 
-static void attend_back(void *context, int64_t begin, int64_t end) {
-  const attention_gradient *g = context;
+/* ds: room for one head's square, which stays in the cache. */
+static void attend_back(const attention_gradient *g, const attention_shape *s, int64_t i, esp_real *ds) {
   const esp_node *node = g->node;
-  const attention_shape s = attention_shape_of(node);
-  const int64_t t = s.tokens, row = 3 * s.width, d = s.head_width;
-  for (int64_t i = begin; i < end; i++) {
-    const int64_t image = i / s.heads, head = i % s.heads * d, offset = image * t * row + head;
-    const esp_real *q = node->inputs[0]->data + offset, *k = q + s.width, *v = k + s.width;
-    const esp_real *p = (const esp_real *)node->saved + i * t * t, *dy = node->outputs[0]->grad + image * t * s.width + head;
-    esp_real *dq = g->dqkv + offset, *dk = dq + s.width, *dv = dk + s.width, *ds = (esp_real *)node->scratch + i * t * t;
-    esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = t, .n = d, .k = t, .a = p, .lda = t, .b = dy, .ldb = s.width, .c = dv,
-                              .ldc = row, .alpha = 1, .beta = g->beta});
-    esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = t, .n = t, .k = d, .a = dy, .lda = s.width, .b = v, .ldb = row,
-                              .c = ds, .ldc = t, .alpha = 1});
-    for (int64_t r = 0; r < t; r++) scaled_softmax_gradient(p + r * t, ds + r * t, t, s.scale);
-    esp_gemm_here(&(esp_gemm){.m = t, .n = d, .k = t, .a = ds, .lda = t, .b = k, .ldb = row, .c = dq, .ldc = row, .alpha = 1,
-                              .beta = g->beta});
-    esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = t, .n = d, .k = t, .a = ds, .lda = t, .b = q, .ldb = row, .c = dk,
-                              .ldc = row, .alpha = 1, .beta = g->beta});
+  const int64_t t = s->tokens, row = 3 * s->width, d = s->head_width;
+  const int64_t image = i / s->heads, head = i % s->heads * d, offset = image * t * row + head;
+  const esp_real *q = node->inputs[0]->data + offset, *k = q + s->width, *v = k + s->width;
+  const esp_real *p = (const esp_real *)node->saved + i * t * t, *dy = node->outputs[0]->grad + image * t * s->width + head;
+  esp_real *dq = g->dqkv + offset, *dk = dq + s->width, *dv = dk + s->width;
+  esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = t, .n = d, .k = t, .a = p, .lda = t, .b = dy, .ldb = s->width, .c = dv,
+                            .ldc = row, .alpha = 1, .beta = g->beta});
+  esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = t, .n = t, .k = d, .a = dy, .lda = s->width, .b = v, .ldb = row,
+                            .c = ds, .ldc = t, .alpha = 1});
+  scaled_softmax_gradient(p, ds, t, s->scale);
+  esp_gemm_here(&(esp_gemm){.m = t, .n = d, .k = t, .a = ds, .lda = t, .b = k, .ldb = row, .c = dq, .ldc = row, .alpha = 1,
+                            .beta = g->beta});
+  esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = t, .n = d, .k = t, .a = ds, .lda = t, .b = q, .ldb = row, .c = dk,
+                            .ldc = row, .alpha = 1, .beta = g->beta});
+}
+
+static void attend_back_parts(void *context, int64_t begin, int64_t end) {
+  const attention_gradient *g = context;
+  const attention_shape s = attention_shape_of(g->node);
+  const int64_t count = s.images * s.heads;
+  for (int64_t part = begin; part < end; part++) {
+    esp_real *ds = (esp_real *)g->node->scratch + part * s.tokens * s.tokens;
+    for (int64_t i = esp_part_begin(count, part); i < esp_part_begin(count, part + 1); i++) attend_back(g, &s, i, ds);
   }
 }
 
 static void attention_backward(esp_node *node) {
-  const attention_shape s = attention_shape_of(node);
   bool add;
   attention_gradient g = {.node = node, .dqkv = esp_grad(node->inputs[0], &add)};
   g.beta = add;
-  esp_parallel_for(s.images * s.heads, 4, attend_back, &g);
+  esp_parallel_for(ESP_PARTS, 1, attend_back_parts, &g);
 }
 
 static esp_cost attention_cost(const esp_node *node) {
@@ -135,27 +146,48 @@ static void mean_tokens_plan(esp_node *node) {
   node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
 
-static void mean_tokens_forward(esp_node *node) {
-  const int64_t *shape = node->inputs[0]->shape, tokens = shape[1], columns = shape[2];
-  const esp_real *x = node->inputs[0]->data, share = 1 / (esp_real)tokens;
-  esp_real *y = node->outputs[0]->data;
-  memset(y, 0, (size_t)esp_tensor_count(node->outputs[0]) * sizeof *y);
-  for (int64_t n = 0; n < shape[0]; n++)
+ESP_HOT static void mean_tokens_images(void *context, int64_t begin, int64_t end) {
+  const esp_node *node = context;
+  const int64_t tokens = node->inputs[0]->shape[1], columns = node->inputs[0]->shape[2];
+  const esp_real share = 1 / (esp_real)tokens;
+  for (int64_t n = begin; n < end; n++) {
+    const esp_real *restrict x = node->inputs[0]->data + n * tokens * columns;
+    esp_real *restrict y = node->outputs[0]->data + n * columns;
+    memset(y, 0, (size_t)columns * sizeof *y);
     for (int64_t t = 0; t < tokens; t++)
-      for (int64_t j = 0; j < columns; j++) y[n * columns + j] += share * x[(n * tokens + t) * columns + j];
+      for (int64_t j = 0; j < columns; j++) y[j] += share * x[t * columns + j];
+  }
+}
+
+static int64_t image_grain(const esp_node *node) {
+  return esp_row_grain(node->inputs[0]->shape[1] * node->inputs[0]->shape[2]);
+}
+
+static void mean_tokens_forward(esp_node *node) {
+  esp_parallel_for(node->inputs[0]->shape[0], image_grain(node), mean_tokens_images, node);
+}
+
+typedef struct mean_gradient {
+  const esp_node *node;
+  esp_real *dx;
+  bool accumulate;
+} mean_gradient;
+
+ESP_HOT static void mean_tokens_gradient_images(void *context, int64_t begin, int64_t end) {
+  const mean_gradient *g = context;
+  const int64_t tokens = g->node->inputs[0]->shape[1], columns = g->node->inputs[0]->shape[2];
+  const esp_real share = 1 / (esp_real)tokens;
+  for (int64_t row = begin * tokens; row < end * tokens; row++) {
+    const esp_real *restrict dy = g->node->outputs[0]->grad + row / tokens * columns;
+    esp_real *restrict dx = g->dx + row * columns;
+    for (int64_t j = 0; j < columns; j++) dx[j] = (g->accumulate ? dx[j] : 0) + share * dy[j];
+  }
 }
 
 static void mean_tokens_backward(esp_node *node) {
-  const int64_t *shape = node->inputs[0]->shape, tokens = shape[1], columns = shape[2];
-  const esp_real *dy = node->outputs[0]->grad, share = 1 / (esp_real)tokens;
-  bool add;
-  esp_real *dx = esp_grad(node->inputs[0], &add);
-  for (int64_t n = 0; n < shape[0]; n++)
-    for (int64_t t = 0; t < tokens; t++)
-      for (int64_t j = 0; j < columns; j++) {
-        esp_real *d = dx + (n * tokens + t) * columns + j;
-        *d = (add ? *d : 0) + share * dy[n * columns + j];
-      }
+  mean_gradient g = {.node = node};
+  g.dx = esp_grad(node->inputs[0], &g.accumulate);
+  esp_parallel_for(node->inputs[0]->shape[0], image_grain(node), mean_tokens_gradient_images, &g);
 }
 
 static esp_cost one_flop(const esp_node *node) {
@@ -210,6 +242,7 @@ static void reshape_plan(esp_node *node) {
   node->outputs[0]->data = node->inputs[0]->data;
   node->outputs[0]->view = true;
   node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
+  node->passes = ESP_PASSES(0);
 }
 
 static void reshape_forward(esp_node *node) { (void)node; }

@@ -22,6 +22,10 @@ void esp_parallel_for(int64_t count, int64_t grain, esp_range_body *body, void *
 
 void esp_parallel_for_uneven(int64_t count, int64_t grain, esp_range_body *body, void *context) {
   const int64_t chunks = (count + grain - 1) / grain;
+  if (chunks <= 1) {
+    if (count > 0) body(context, 0, count);
+    return;
+  }
 #pragma omp parallel for schedule(dynamic, 1) num_threads(esp_threads())
   for (int64_t i = 0; i < chunks; i++) body(context, i * grain, smaller((i + 1) * grain, count));
 }

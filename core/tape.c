@@ -160,6 +160,8 @@ static bool push(esp_tape *tape, esp_node *node) {
     tape->capacity = capacity;
   }
   tape->nodes[tape->count++] = node;
+  for (int i = 0; i < node->input_count; i++)
+    if (node->inputs[i] && !node->inputs[i]->first_reader) node->inputs[i]->first_reader = node;
   return true;
 }
 
@@ -223,6 +225,75 @@ static esp_status take_grad(esp_tape *tape, esp_tensor *tensor) {
   return tensor->grad ? ESP_OK : ESP_ERR_MEMORY;
 }
 
+/* --- gradients in memory that is there already ------------------------------------------------------------------
+ * When a node's turn comes its output's gradient is complete and nobody but the node will read it. An input that has none
+ * yet can have that memory, two inputs share it until one of them is to be changed or is dead. Leaves keep their own. */
+
+static void stop_sharing(esp_tensor *tensor) {
+  if (tensor->grad_sharer) tensor->grad_sharer->grad_sharer = NULL;
+  tensor->grad_sharer = NULL;
+}
+
+static void share_gradient(esp_tensor *a, esp_tensor *b) {
+  if (a) a->grad_sharer = b;
+  if (b) b->grad_sharer = a;
+}
+
+static void give_gradient(esp_tape *tape, esp_tensor *tensor) {
+  if (!tensor->grad_sharer) give_block(tape, tensor->grad, data_bytes(tensor));
+  stop_sharing(tensor);
+  tensor->grad = NULL;
+}
+
+/* Before a node writes the gradient of its input. */
+static esp_status own_gradient(esp_tape *tape, esp_tensor *tensor) {
+  if (!tensor || !tensor->grad_sharer) return ESP_OK;
+  esp_real *own = take_block(tape, data_bytes(tensor));
+  if (!own) return ESP_ERR_MEMORY;
+  if (tensor->grad_written) memcpy(own, tensor->grad, data_bytes(tensor));
+  stop_sharing(tensor);
+  tensor->grad = own;
+  return ESP_OK;
+}
+
+static bool has_no_gradient(const esp_tensor *tensor) {
+  return tensor->producer && !tensor->grad && !tensor->grad_written;
+}
+
+static bool hands_on(const esp_node *node) {
+  const esp_tensor *first = NULL;
+  int takers = 0;
+  for (int i = 0; i < node->input_count; i++) {
+    const esp_tensor *input = node->inputs[i];
+    if (!input || !input->requires_grad) continue;
+    if (!(node->passes & ESP_PASSES(i)) || !has_no_gradient(input) || input == first) return false;
+    if (!first) first = input;
+    takers++;
+  }
+  return takers == 1 || (takers == 2 && !node->outputs[0]->grad_sharer);
+}
+
+static void hand_on(esp_node *node) {
+  esp_tensor *output = node->outputs[0], *sharer = output->grad_sharer;
+  for (int i = 0; i < node->input_count; i++) {
+    esp_tensor *input = node->inputs[i];
+    if (!input || !input->requires_grad) continue;
+    input->grad = output->grad;
+    input->grad_written = true;
+    share_gradient(input, sharer);
+    sharer = input;
+  }
+  output->grad = NULL;
+  output->grad_sharer = NULL;
+}
+
+/* The first reader of a result is the last that backward comes to; its producer must not look at it either. */
+static bool may_overwrite(const esp_node *node) {
+  const esp_tensor *x = node->inputs[0];
+  return node->overwrites && x->requires_grad && has_no_gradient(x) && x->first_reader == node && !x->view && x->data &&
+         (x->producer->unread & ESP_UNREAD_OUTPUTS);
+}
+
 /* Has a forgotten tensor computed again, and what it was computed from where that is forgotten, too. */
 static esp_status recall(esp_tape *tape, esp_tensor *tensor) {
   if (!tensor || !tensor->producer) return ESP_OK;
@@ -252,12 +323,33 @@ static esp_status recall_what_backward_reads(esp_tape *tape, esp_node *node) {
 static void release_outputs(esp_tape *tape, esp_node *node) {
   for (int i = 0; i < node->output_count; i++) {
     esp_tensor *output = node->outputs[i];
-    give_block(tape, output->grad, data_bytes(output));
-    output->grad = NULL;
+    give_gradient(tape, output);
     if (output->forgotten) esp_tape_forget(tape, output);
   }
   give_block(tape, node->scratch, node->scratch_bytes);
   node->scratch = NULL;
+}
+
+/* Runs a node's backward function. */
+static esp_status write_gradients(esp_tape *tape, esp_node *node) {
+  const bool overwrites = may_overwrite(node);
+  if (overwrites) node->inputs[0]->grad = node->inputs[0]->data;
+  for (int i = 0; i < node->input_count; i++) {
+    ESP_TRY(own_gradient(tape, node->inputs[i]));
+    ESP_TRY(take_grad(tape, node->inputs[i]));
+  }
+  ESP_TRY(recall_what_backward_reads(tape, node));
+  if (node->scratch_bytes) {
+    node->scratch = take_block(tape, node->scratch_bytes);
+    if (!node->scratch) return ESP_ERR_MEMORY;
+  }
+  run_phase(tape, node, ESP_OP_BACKWARD);
+  if (overwrites) {
+    node->inputs[0]->data = NULL;
+    node->inputs[0]->forgotten = true;
+  }
+  release_outputs(tape, node);
+  return ESP_OK;
 }
 
 /* Runs one node backwards unless no gradient reached it. Outputs that none reached count as zero. */
@@ -272,15 +364,12 @@ static esp_status run_backward(esp_tape *tape, esp_node *node) {
     memset(output->grad, 0, (size_t)esp_tensor_count(output) * sizeof *output->grad);
     output->grad_written = true;
   }
-  for (int i = 0; i < node->input_count; i++) ESP_TRY(take_grad(tape, node->inputs[i]));
-  ESP_TRY(recall_what_backward_reads(tape, node));
-  if (node->scratch_bytes) {
-    node->scratch = take_block(tape, node->scratch_bytes);
-    if (!node->scratch) return ESP_ERR_MEMORY;
+  if (hands_on(node)) {
+    hand_on(node);
+    release_outputs(tape, node);
+    return ESP_OK;
   }
-  run_phase(tape, node, ESP_OP_BACKWARD);
-  release_outputs(tape, node);
-  return ESP_OK;
+  return write_gradients(tape, node);
 }
 
 /* As if no backward pass had been. */

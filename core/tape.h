@@ -31,11 +31,15 @@ typedef struct esp_node {
   void *scratch;    /* what backward needs for itself: `scratch_bytes` bytes */
   size_t saved_bytes, scratch_bytes;
   unsigned unread; /* ESP_UNREAD_... of the values that backward does not look at; 0: it reads them all */
+  unsigned passes; /* ESP_PASSES(i) of the inputs whose gradient is that of the only output as it is */
+  bool overwrites; /* backward may write input 0's gradient over its data, whose life is over then */
 } esp_node;
 
 /* Bits of esp_node.unread: the data of input i, those of the outputs. */
 #define ESP_UNREAD_INPUT(i) (1u << (i))
 #define ESP_UNREAD_OUTPUTS (1u << ESP_MAX_INPUTS)
+
+#define ESP_PASSES(i) (1u << (i))
 
 /* What an op costs. FLOPs count a multiply-add as two; bytes are read and written once. */
 typedef struct esp_cost {
@@ -54,10 +58,11 @@ typedef struct esp_gradcheck {
 struct esp_op {
   const char *name;
   /* Checks the inputs' shapes (esp_panic_shape() on a mistake), sets output_count, the outputs' rank and
-   * shape, saved_bytes and scratch_bytes, and what may be `unread`. */
+   * shape, saved_bytes and scratch_bytes, and what may be `unread`, passed on or overwritten. */
   void (*plan)(esp_node *node);
   void (*forward)(esp_node *node);
-  /* Adds to the inputs' gradients through esp_grad(). NULL: no gradient flows through this op. */
+  /* Adds to the inputs' gradients through esp_grad(). NULL: no gradient flows through this op. Not called where all
+   * gradients are passed on: the inputs then take the output's memory. */
   void (*backward)(esp_node *node);
   esp_cost (*cost)(const esp_node *node);
   esp_gradcheck gradcheck;
@@ -118,7 +123,7 @@ ESP_API esp_tensor *esp_tape_apply(esp_tape *tape, const esp_op *op, esp_tensor 
                                    const void *attributes, size_t attributes_size);
 
 /* d loss / d (every leaf that requires it); `loss` has one element. Gradients of results live only until the node that
- * made the result has used them. */
+ * made the result has used them, and may take the memory of a result that nobody is left to read: its data are NULL then. */
 ESP_API esp_status esp_tape_backward(esp_tape *tape, esp_tensor *loss) ESP_MUST_CHECK;
 
 /* For backward functions: where the gradient of `tensor` goes. `*accumulate` says whether to add to what is

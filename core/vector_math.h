@@ -4,6 +4,7 @@
 #ifndef ESPALIER_VECTOR_MATH_H
 #define ESPALIER_VECTOR_MATH_H
 
+#include <espalier/parallel.h>
 #include <espalier/tensor.h>
 
 #include <math.h>
@@ -70,6 +71,14 @@ static inline float esp_sqrt(float x) { return sqrtf(x); }
 static inline float esp_log(float x) { return logf(x); }
 
 #endif
+
+/* The largest of x [count], count > 0. A not-a-number may be passed over. */
+static inline esp_real esp_largest(const esp_real *x, int64_t count) {
+  esp_real most = x[0];
+  ESP_PRAGMA(omp simd reduction(max : most))
+  for (int64_t j = 1; j < count; j++) most = x[j] > most ? x[j] : most;
+  return most;
+}
 
 static inline esp_real esp_sigmoid(esp_real x) { return 1 / (1 + esp_exp(-x)); }
 

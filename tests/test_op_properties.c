@@ -26,24 +26,31 @@ static void append(results *r, const esp_real *values, int64_t count) {
   r->count += count;
 }
 
-static void collect(const example *e, results *r) {
-  r->count = 0;
+static void append_results(const example *e, results *r) {
   for (int64_t n = 0; n < esp_tape_node_count(e->tape); n++) {
     const esp_node *node = esp_tape_node(e->tape, n);
     for (int i = 0; i < node->output_count; i++)
       append(r, node->outputs[i]->data, esp_tensor_count(node->outputs[i]));
   }
+}
+
+static void append_gradients(const example *e, results *r) {
   for (int l = 0; l < e->leaf_count; l++)
     if (e->leaves[l].requires_grad) append(r, e->leaves[l].grad, esp_tensor_count(&e->leaves[l]));
 }
 
+/* The results before the backward pass, which may write over them. */
 static results run_and_collect(example *e) {
   results r = {0};
-  assert_int_equal(example_run(e, 1), ESP_OK);
-  collect(e, &r);
+  esp_tensor *loss = example_build(e, 1);
+  append_results(e, &r);
+  append_gradients(e, &r);
   r.values = esp_alloc((size_t)r.count, sizeof *r.values);
   assert_non_null(r.values);
-  collect(e, &r);
+  r.count = 0;
+  append_results(e, &r);
+  assert_int_equal(esp_tape_backward(e->tape, loss), ESP_OK);
+  append_gradients(e, &r);
   return r;
 }
 
@@ -179,6 +186,78 @@ static void without_recording_no_nodes_are_kept(void **state) {
   assert_false(loss->requires_grad);
   assert_int_equal(esp_tape_node_count(e.tape), 0);
   example_free(&e);
+}
+
+/* --- gradients in memory that is there already -------------------------------------------------------------------- */
+
+enum { SHARED = 40 };
+
+typedef struct leaf {
+  esp_real data[SHARED], grad[SHARED];
+  esp_tensor tensor;
+  esp_tape *tape;
+} leaf;
+
+static void leaf_create(leaf *x) {
+  for (int i = 0; i < SHARED; i++) x->data[i] = (esp_real)(i - SHARED / 2) + (esp_real)0.5;
+  x->tensor = (esp_tensor){.data = x->data, .grad = x->grad, .rank = 1, .shape = {SHARED}, .requires_grad = true};
+  x->tape = esp_tape_create();
+  assert_non_null(x->tape);
+}
+
+static void assert_slopes(leaf *x, esp_tensor *sum, double (*slope)(double x)) {
+  x->tensor.grad_written = false;
+  assert_int_equal(esp_tape_backward(x->tape, esp_mean(x->tape, sum)), ESP_OK);
+  for (int i = 0; i < SHARED; i++) assert_float_equal(SHARED * x->grad[i], slope((double)x->data[i]), 1e-4);
+}
+
+static esp_tensor *doubled(leaf *x) {
+  esp_tape_reset(x->tape, true);
+  return esp_scale(x->tape, &x->tensor, 2);
+}
+
+static double eight(double x) { return x - x + 8; }
+static double forty_eight(double x) { return x - x + 48; }
+static double of_square_and_relu(double x) { return 8 * x + (x > 0 ? 2 : 0); }
+static double of_squared_relu(double x) { return x > 0 ? 8 * x : 0; }
+static double of_relus(double x) { return x > 0 ? 2 * (1 + 4 * x) : 0; }
+
+/* A sum's terms share its gradient, until one of them gets more; the other must not see that. */
+static void a_shared_gradient_is_not_changed(void **state) {
+  (void)state;
+  leaf x;
+  leaf_create(&x);
+  esp_tensor *y = doubled(&x);
+  assert_slopes(&x, esp_add(x.tape, y, esp_scale(x.tape, y, 3)), eight);
+  y = doubled(&x);
+  esp_tensor *threefold = esp_scale(x.tape, y, 3);
+  esp_tensor *view = esp_reshape(x.tape, y, 2, (const int64_t[]){SHARED / 4, 4});
+  esp_tensor *sum = esp_add(x.tape, esp_reshape(x.tape, threefold, 2, view->shape), view);
+  sum = esp_add(x.tape, sum, sum);
+  assert_slopes(&x, esp_add(x.tape, esp_scale(x.tape, sum, 2), sum), forty_eight);
+  esp_tape_free(x.tape);
+}
+
+/* An activation's gradient takes its input's place, but only where nobody else is still to read that. */
+static void an_overwritten_result_was_not_needed(void **state) {
+  (void)state;
+  leaf x;
+  leaf_create(&x);
+  esp_tensor *y = doubled(&x);
+  esp_tensor *positive = esp_relu(x.tape, y);
+  esp_tensor *mean = esp_mean(x.tape, esp_multiply(x.tape, positive, positive));
+  assert_int_equal(esp_tape_backward(x.tape, mean), ESP_OK);
+  assert_null(y->data);
+  assert_null(esp_tape_first_gradient_not_finite(x.tape)); /* computes y once more */
+  for (int i = 0; i < SHARED; i++) assert_float_equal(SHARED * x.grad[i], of_squared_relu((double)x.data[i]), 1e-4);
+  y = doubled(&x);
+  positive = esp_relu(x.tape, y);
+  assert_slopes(&x, esp_add(x.tape, positive, esp_multiply(x.tape, positive, y)), of_relus);
+  y = doubled(&x);
+  esp_tensor *square = esp_multiply(x.tape, y, y);
+  assert_slopes(&x, esp_add(x.tape, square, esp_relu(x.tape, y)), of_square_and_relu);
+  assert_non_null(y->data);
+  esp_tape_free(x.tape);
 }
 
 /* --- lack of memory ---------------------------------------------------------------------------------------- */
@@ -338,6 +417,8 @@ int main(void) {
       cmocka_unit_test(a_timer_sees_each_op_run),
       cmocka_unit_test(what_is_computed_again_is_timed_as_such),
       cmocka_unit_test(without_recording_no_nodes_are_kept),
+      cmocka_unit_test(a_shared_gradient_is_not_changed),
+      cmocka_unit_test(an_overwritten_result_was_not_needed),
       cmocka_unit_test(a_full_arena_is_a_status),
       cmocka_unit_test(each_allocation_may_fail),
       cmocka_unit_test(a_failed_tape_stays_failed_until_reset),
