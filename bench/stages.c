@@ -65,6 +65,14 @@ esp_status model_stage_train(void *context) {
   return esp_training_step(s->model, s->optimizer, s->tape, &s->batch, &pass, 0, 1, NULL, &result);
 }
 
+esp_status model_stage_train_bf16(void *context) {
+  model_stage *s = context;
+  esp_tape_set_precision(s->tape, ESP_BF16);
+  const esp_status status = model_stage_train(s);
+  esp_tape_set_precision(s->tape, ESP_FP32);
+  return status;
+}
+
 esp_status model_stage_infer(void *context) {
   model_stage *s = context;
   esp_tape_reset(s->tape, false);

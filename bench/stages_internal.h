@@ -35,8 +35,10 @@ typedef struct model_stage {
 esp_status model_stage_set(model_stage *stage, const bench_model *model, int64_t images, bool training) ESP_MUST_CHECK;
 void model_stage_clear(model_stage *stage); /* of a stage that is all zero, too */
 
-/* For esp_bench_case; context: a model_stage. A training step with AdamW; a forward pass that records nothing. */
+/* For esp_bench_case; context: a model_stage. A training step with AdamW, the same with its heavy products in bf16; a forward
+ * pass that records nothing. */
 esp_status model_stage_train(void *context);
+esp_status model_stage_train_bf16(void *context);
 esp_status model_stage_infer(void *context);
 
 #endif

@@ -121,6 +121,11 @@ static void report_figures(const esp_bench *bench, const model_stage *stage, con
   esp_bench_count(bench, "step_memory_bytes", (int64_t)esp_arena_capacity(esp_tape_arena(stage->tape)), "bytes");
 }
 
+static void report_bf16(const esp_bench *bench, const model_stage *stage, const esp_bench_result *result) {
+  esp_bench_figure(bench, "bf16_images_per_second", (double)stage->batch.count / result->median, "images/s");
+  esp_bench_figure(bench, "bf16_step_ratio", result->ratio, "of the step in fp32");
+}
+
 static void report_rate(const esp_bench *bench, const char *name, const model_stage *stage, const esp_step_limit *limit,
                         double step) {
   char figure[64];
@@ -147,7 +152,6 @@ static esp_status run_model(esp_bench *bench, const bench_model *model, const ch
   esp_step_limit limit;
   double seconds[PARTS];
   char title[96];
-  esp_bench_result result;
   ESP_TRY(model_stage_set(stage, model, model->batch, true));
   ESP_TRY(first_steps(bench, stage, is_reference));
   const int count = esp_step_products(&stage->config, model->batch, true, products);
@@ -158,15 +162,22 @@ static esp_status run_model(esp_bench *bench, const bench_model *model, const ch
                                .context = stage,
                                .flops = limit.flops + limit.attention_flops,
                                .limit = limit.seconds};
-  ESP_TRY(esp_bench_compare(bench, title, &step, 1, &result));
+  esp_bench_case ways[2] = {step, step};
+  ways[1].name = "step in bf16";
+  ways[1].run = model_stage_train_bf16;
+  ways[1].limit = 0; /* that of fp32 is none of it */
+  const bool has_bf16 = esp_precision_check(ESP_BF16) == ESP_OK;
+  esp_bench_result results[2];
+  ESP_TRY(esp_bench_compare(bench, title, ways, has_bf16 ? 2 : 1, results));
   ESP_TRY(split_step(bench, stage, seconds));
   report_parts(bench, name, seconds);
   if (!is_reference) {
-    report_rate(bench, name, stage, &limit, result.median);
+    report_rate(bench, name, stage, &limit, results[0].median);
     return ESP_OK;
   }
-  report_figures(bench, stage, &limit, result.median);
-  return bench_logging(bench, stage, result.median);
+  report_figures(bench, stage, &limit, results[0].median);
+  if (has_bf16) report_bf16(bench, stage, &results[1]);
+  return bench_logging(bench, stage, results[0].median);
 }
 
 static esp_status run(esp_bench *bench, const bench_model *model, const char *name, bool is_reference) {

@@ -167,6 +167,7 @@ static esp_status check_run(const training *t) {
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
   ESP_TRY(esp_check_data_fits(&t->model->config, t->dataset, true));
   ESP_TRY(esp_augmentation_check(&t->config.augmentation, data->height, data->width));
+  ESP_TRY(esp_training_check(&t->config.training));
   if (t->teacher.model)
     ESP_TRY(esp_distillation_check(t->teacher.model, &t->teacher.info, &t->model->config, &t->info.normalisation));
   if (t->teacher.model && !(t->config.distillation.weight > 0))

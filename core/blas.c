@@ -156,6 +156,10 @@ static void run_thin(const esp_gemm *p) {
 }
 
 static const gemm_kernels *kernels_for(const esp_gemm *p) {
+  if (p->precision == ESP_BF16) {
+    if (!gemm_bf16()) esp_panic("a product in bf16 on a processor that has none: see esp_precision_check()");
+    return gemm_bf16();
+  }
   if (p->way == ESP_GEMM_OPENBLAS || (p->way == ESP_GEMM_BEST && is_thin(p))) return NULL;
   return gemm_kernels_for(p->way);
 }
@@ -168,7 +172,7 @@ static product_plan choose_plan(const esp_gemm *p, int64_t products) {
     return plan;
   }
   plan.swapped = gemm_swaps(p, plan.kernels);
-  const int64_t most = gemm_keeps_packed(p, plan.swapped) ? OWN_TILE_ROWS_PACKED : OWN_TILE_ROWS;
+  const int64_t most = gemm_keeps_packed(p, plan.kernels, plan.swapped) ? OWN_TILE_ROWS_PACKED : OWN_TILE_ROWS;
   const int64_t rows = plan.swapped ? p->m : even(p->m, most, OWN_TILE);
   const int64_t columns = even(p->n, plan.swapped ? most : GEMM_MOST_COLUMNS, OWN_TILE);
   plan.tiles = choose_tiling(p, rows, columns, OWN_TILE, enough);
@@ -292,6 +296,12 @@ void esp_column_sums(const esp_real *matrix, int64_t rows, int64_t columns, esp_
 
 bool esp_gemm_has(esp_gemm_way way) {
   return way == ESP_GEMM_BEST || way == ESP_GEMM_OPENBLAS || gemm_kernels_for(way) != NULL;
+}
+
+esp_status esp_precision_check(esp_precision precision) {
+  if (precision == ESP_FP32 || gemm_bf16()) return ESP_OK;
+  return esp_fail(ESP_ERR_CONFIG, "bf16 needs a processor with AVX-512 BF16 (avx512_bf16 in /proc/cpuinfo) and products of floats; "
+                                  "here there is %s. Use fp32", sizeof(esp_real) == sizeof(float) ? "no such processor" : "double");
 }
 
 const char *esp_gemm_kernel(void) {

@@ -18,6 +18,15 @@ typedef enum esp_gemm_way {
   ESP_GEMM_AVX512
 } esp_gemm_way;
 
+/* What the operands of a product are rounded to before they are multiplied; sums and results are esp_real always. */
+typedef enum esp_precision {
+  ESP_FP32, /* not at all */
+  ESP_BF16  /* 8 significant bits with the range of a float; to nearest, ties to even; denormal numbers become 0 */
+} esp_precision;
+
+/* ESP_ERR_CONFIG if this processor, or this build, cannot multiply in that precision. */
+ESP_API esp_status esp_precision_check(esp_precision precision) ESP_MUST_CHECK;
+
 /* C [m, n] = alpha op(A) [m, k] op(B) [k, n] + beta C + bias, the latter [n] added to each row; row-major with leading
  * dimensions lda, ldb, ldc. A and B are only read: their rows may overlap (lda less than a row's length, as where the rows are
  * windows of an image). */
@@ -29,8 +38,9 @@ typedef struct esp_gemm {
   int64_t lda, ldb, ldc;
   esp_real alpha, beta;
   const esp_real *bias; /* NULL: none */
-  esp_gemm_way way;     /* for tests and comparisons: one that esp_gemm_has() */
-  int64_t first_tile;   /* set by esp_gemm_run() */
+  esp_precision precision;
+  esp_gemm_way way;   /* for tests and comparisons: one that esp_gemm_has(); bf16 has one way */
+  int64_t first_tile; /* set by esp_gemm_run() */
 } esp_gemm;
 
 /* Whether this processor and this build can compute products in that way. */

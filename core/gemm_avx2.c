@@ -9,6 +9,7 @@
 #define ROWS 6
 #define VECTORS 2
 #define PANEL 24
+#define PAIR 1
 #define KERNELS gemm_avx2_kernels
 #define KERNELS_NAME "AVX2"
 

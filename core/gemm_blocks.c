@@ -26,6 +26,7 @@ enum {
 
 typedef struct packed_operand {
   uint64_t list; /* 0: nothing that may be used again */
+  const gemm_kernels *kernels;
   const float *data;
   int64_t ld, columns, k;
 } packed_operand;
@@ -70,8 +71,8 @@ typedef struct gemm_work {
   const gemm_kernels *kernels;
   gemm_scratch *scratch;
   operand broadcast, vector;
-  int64_t wide;        /* columns of a panel of the vector operand */
-  int64_t rows, steps; /* of a block, at most */
+  int64_t wide;         /* columns of a panel of the vector operand */
+  int64_t rows, length; /* of a block, at most */
   bool swapped, keeps;
   bool broadcast_in_place, vector_in_place;
 } gemm_work;
@@ -85,11 +86,11 @@ typedef struct gemm_ahead {
   int64_t lines;       /* a tile */
 } gemm_ahead;
 
-/* Some of the steps, and where their operands are. */
+/* A part of the sum, and where its operands are. */
 typedef struct gemm_block {
-  int64_t first, steps;
-  const float *vector; /* panels, or in place */
-  int64_t row, rows;   /* of what is broadcast */
+  int64_t first, length; /* elements of the sum */
+  const float *vector;   /* panels, or in place */
+  int64_t row, rows;     /* of what is broadcast */
   gemm_ahead next_broadcast, next_vector;
 } gemm_block;
 
@@ -97,22 +98,25 @@ static int64_t round_up(int64_t count, int64_t multiple) { return (count + multi
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Equal parts of k. */
-static int64_t block_steps(int64_t k, int64_t most) {
-  const int64_t blocks = (k + most - 1) / most;
-  return round_up((k + blocks - 1) / blocks, 16);
+static int64_t steps_of(const gemm_kernels *kernels, int64_t k) { return (k + kernels->pair - 1) / kernels->pair; }
+
+/* Equal parts of k, in elements, of `most` steps at most. */
+static int64_t block_length(const gemm_kernels *kernels, int64_t k, int64_t most) {
+  const int64_t steps = steps_of(kernels, k), blocks = (steps + most - 1) / most;
+  return kernels->pair * round_up((steps + blocks - 1) / blocks, 16);
 }
 
 /* Panels of `wide` columns, as gemm_kernels.pack() makes them. */
-static void pack_panels(const gemm_kernels *kernels, const operand *from, int64_t first, int64_t steps, int64_t wide,
+static void pack_panels(const gemm_kernels *kernels, const operand *from, int64_t first, int64_t length, int64_t wide,
                         int64_t least, float *to) {
   if (!from->along) {
-    kernels->pack(to, from->data + first * from->ld, from->ld, steps, from->count, wide, least);
+    kernels->pack(to, from->data + first * from->ld, from->ld, length, from->count, wide, least);
     return;
   }
   for (int64_t x = 0; x < from->count; x += wide) {
     const int64_t width = smaller(wide, from->count - x), stride = round_up(width, least);
-    kernels->pack_transposed(to + x * steps, stride, from->data + x * from->ld + first, from->ld, steps, width);
+    kernels->pack_transposed(to + x * steps_of(kernels, length), stride, from->data + x * from->ld + first, from->ld,
+                             length, width);
   }
 }
 
@@ -122,31 +126,38 @@ static int64_t panel_columns(const gemm_kernels *kernels, int64_t columns) {
   return round_up((columns + panels - 1) / panels, kernels->lanes);
 }
 
-/* What remains packed for the next piece is all steps of the operand. */
+/* What remains packed for the next piece is the whole operand. */
 static const float *find_vector(const gemm_work *w, const gemm_block *b, bool is_packed) {
   if (w->vector_in_place) return w->vector.data + b->first * w->vector.ld;
-  float *to = w->scratch->vector + (w->keeps ? b->first * round_up(w->vector.count, w->kernels->lanes) : 0);
-  if (!is_packed) pack_panels(w->kernels, &w->vector, b->first, b->steps, w->wide, w->kernels->lanes, to);
+  const int64_t before = steps_of(w->kernels, b->first) * round_up(w->vector.count, w->kernels->lanes);
+  float *to = w->scratch->vector + (w->keeps ? before : 0);
+  if (!is_packed) pack_panels(w->kernels, &w->vector, b->first, b->length, w->wide, w->kernels->lanes, to);
   return to;
 }
 
 /* The part of a tile that is the same for all of a block: what is broadcast. */
 static gemm_tile set_tile(const gemm_work *w, const gemm_block *b) {
   const operand *o = &w->broadcast;
-  gemm_tile tile = {.steps = b->steps, .broadcast = w->scratch->broadcast, .row = 1, .step = w->kernels->panel};
+  const gemm_kernels *kernels = w->kernels;
+  gemm_tile tile = {.steps = steps_of(kernels, b->length), .broadcast = w->scratch->broadcast, .row = 1};
   if (w->broadcast_in_place) {
     tile.row = o->along ? o->ld : 1;
     tile.step = o->along ? 1 : o->ld;
     tile.broadcast = o->data + b->row * tile.row + b->first * tile.step;
-    return tile;
+  } else if (o->along) {
+    tile.row = round_up(tile.steps, kernels->lanes);
+    tile.step = 1;
+    kernels->pack_rows(w->scratch->broadcast, tile.row, o->data + b->row * o->ld + b->first, o->ld, b->length, b->rows);
+  } else {
+    const operand rows = {o->data + b->row, o->ld, b->rows, false};
+    tile.step = kernels->panel;
+    pack_panels(kernels, &rows, b->first, b->length, kernels->panel, kernels->panel, w->scratch->broadcast);
   }
-  const operand rows = {o->data + b->row, o->ld, b->rows, false};
-  pack_panels(w->kernels, &rows, b->first, b->steps, w->kernels->panel, w->kernels->panel, w->scratch->broadcast);
   return tile;
 }
 
 static const float *broadcast_row(const gemm_work *w, const gemm_tile *tile, int64_t row) {
-  if (w->broadcast_in_place) return tile->broadcast + row * tile->row;
+  if (w->broadcast_in_place || w->broadcast.along) return tile->broadcast + row * tile->row;
   const int64_t panel = w->kernels->panel;
   return tile->broadcast + row / panel * panel * tile->steps + row % panel;
 }
@@ -168,10 +179,10 @@ static void set_target(const gemm_work *w, const gemm_block *b, int64_t row, int
 
 enum { LINE = 16 };
 
-static gemm_ahead look_ahead(const operand *o, int64_t first, int64_t steps, int64_t x, int64_t count, int64_t tiles) {
+static gemm_ahead look_ahead(const operand *o, int64_t first, int64_t length, int64_t x, int64_t count, int64_t tiles) {
   gemm_ahead a = {.from = o->data + (o->along ? x * o->ld + first : first * o->ld + x), .ld = o->ld};
-  a.width = o->along ? steps : count;
-  a.rows = o->along ? count : steps;
+  a.width = o->along ? length : count;
+  a.rows = o->along ? count : length;
   a.lines = (a.rows * ((a.width + LINE - 1) / LINE) + tiles - 1) / tiles;
   return a;
 }
@@ -180,14 +191,14 @@ static gemm_ahead look_ahead(const operand *o, int64_t first, int64_t steps, int
 static void set_ahead(const gemm_work *w, gemm_block *b, bool is_packed) {
   const int64_t panels = (w->vector.count + w->wide - 1) / w->wide;
   const int64_t tiles = panels * ((b->rows + w->kernels->rows - 1) / w->kernels->rows);
-  const int64_t row = b->row + b->rows, first = b->first + b->steps, steps = smaller(w->steps, w->piece->k - first);
+  const int64_t row = b->row + b->rows, first = b->first + b->length, next = smaller(w->length, w->piece->k - first);
   b->next_broadcast = b->next_vector = (gemm_ahead){.lines = 0};
   if (row < w->broadcast.count) {
     b->next_broadcast =
-        look_ahead(&w->broadcast, b->first, b->steps, row, smaller(w->rows, w->broadcast.count - row), tiles);
-  } else if (steps > 0) {
-    b->next_broadcast = look_ahead(&w->broadcast, first, steps, 0, smaller(w->rows, w->broadcast.count), tiles);
-    if (!is_packed) b->next_vector = look_ahead(&w->vector, first, steps, 0, w->vector.count, tiles);
+        look_ahead(&w->broadcast, b->first, b->length, row, smaller(w->rows, w->broadcast.count - row), tiles);
+  } else if (next > 0) {
+    b->next_broadcast = look_ahead(&w->broadcast, first, next, 0, smaller(w->rows, w->broadcast.count), tiles);
+    if (!is_packed) b->next_vector = look_ahead(&w->vector, first, next, 0, w->vector.count, tiles);
   }
 }
 
@@ -240,7 +251,7 @@ static void run_block(const gemm_work *w, gemm_block *b) {
   for (int64_t column = 0; column < w->vector.count; column += w->wide) {
     tile.columns = smaller(w->wide, w->vector.count - column);
     tile.vector_step = w->vector_in_place ? w->vector.ld : round_up(tile.columns, w->kernels->lanes);
-    tile.vector = b->vector + (w->vector_in_place ? column : column * b->steps);
+    tile.vector = b->vector + (w->vector_in_place ? column : column * tile.steps);
     if (w->swapped)
       run_swapped_panel(w, b, tile, column);
     else
@@ -251,8 +262,8 @@ static void run_block(const gemm_work *w, gemm_block *b) {
 static void run_blocks(const gemm_work *w, bool is_packed) {
   const int64_t k = w->piece->k;
   gemm_block b;
-  for (b.first = 0; b.first < k; b.first += w->steps) {
-    b.steps = smaller(w->steps, k - b.first);
+  for (b.first = 0; b.first < k; b.first += w->length) {
+    b.length = smaller(w->length, k - b.first);
     b.vector = find_vector(w, &b, is_packed);
     for (b.row = 0; b.row < w->broadcast.count; b.row += w->rows) {
       b.rows = smaller(w->rows, w->broadcast.count - b.row);
@@ -273,9 +284,9 @@ bool gemm_swaps(const esp_gemm *p, const gemm_kernels *kernels) {
   return (filled - rows) / lanes + pack * rows * (1 / (double)p->n + 1 / (double)p->k) < pack;
 }
 
-bool gemm_keeps_packed(const esp_gemm *p, bool swapped) {
-  const int64_t columns = round_up(swapped ? p->m : p->n, 16);
-  return smaller(columns, GEMM_MOST_COLUMNS) * p->k <= MOST_STEPS * GEMM_MOST_COLUMNS;
+bool gemm_keeps_packed(const esp_gemm *p, const gemm_kernels *kernels, bool swapped) {
+  const int64_t columns = round_up(swapped ? p->m : p->n, kernels->lanes);
+  return smaller(columns, GEMM_MOST_COLUMNS) * steps_of(kernels, p->k) <= MOST_STEPS * GEMM_MOST_COLUMNS;
 }
 
 static gemm_work set_work(const esp_gemm *p, const gemm_kernels *kernels, bool swapped) {
@@ -283,20 +294,23 @@ static gemm_work set_work(const esp_gemm *p, const gemm_kernels *kernels, bool s
   gemm_work w = {
       .piece = p, .kernels = kernels, .broadcast = swapped ? b : a, .vector = swapped ? a : b, .swapped = swapped};
   w.wide = panel_columns(kernels, w.vector.count);
-  w.broadcast_in_place = w.broadcast.along || w.broadcast.count * p->k <= IN_PLACE_ELEMENTS;
-  w.vector_in_place = !w.vector.along && w.broadcast.count <= IN_PLACE_ROWS && w.vector.count % kernels->lanes == 0;
-  w.rows = w.broadcast_in_place ? BLOCK_ROWS : smaller(PACKED_ROWS, round_up(w.broadcast.count, kernels->panel));
-  w.steps =
-      block_steps(p->k, w.broadcast_in_place ? MOST_STEPS : smaller(MOST_STEPS, PACKED_ELEMENTS / w.rows / 16 * 16));
-  w.keeps = gemm_keeps_packed(p, swapped);
+  const bool may_stay = !kernels->pack_rows, few = w.broadcast.count * p->k <= IN_PLACE_ELEMENTS;
+  w.broadcast_in_place = may_stay && (w.broadcast.along || few);
+  w.vector_in_place =
+      may_stay && !w.vector.along && w.broadcast.count <= IN_PLACE_ROWS && w.vector.count % kernels->lanes == 0;
+  const bool in_panels = !w.broadcast_in_place && !w.broadcast.along;
+  w.rows = in_panels ? smaller(PACKED_ROWS, round_up(w.broadcast.count, kernels->panel)) : BLOCK_ROWS;
+  w.length =
+      block_length(kernels, p->k, in_panels ? smaller(MOST_STEPS, PACKED_ELEMENTS / w.rows / 16 * 16) : MOST_STEPS);
+  w.keeps = gemm_keeps_packed(p, kernels, swapped);
   return w;
 }
 
 /* The same operand, packed by the piece before. */
 static bool is_packed(const gemm_work *w, uint64_t list) {
   const packed_operand *last = &w->scratch->packed;
-  return list && last->list == list && last->data == w->vector.data && last->ld == w->vector.ld &&
-         last->columns == w->vector.count && last->k == w->piece->k;
+  return list && last->list == list && last->kernels == w->kernels && last->data == w->vector.data &&
+         last->ld == w->vector.ld && last->columns == w->vector.count && last->k == w->piece->k;
 }
 
 void gemm_run_piece(const esp_gemm *piece, const gemm_kernels *kernels, bool swapped, uint64_t list) {
@@ -304,7 +318,8 @@ void gemm_run_piece(const esp_gemm *piece, const gemm_kernels *kernels, bool swa
   w.scratch = take_scratch();
   run_blocks(&w, w.keeps && is_packed(&w, list));
   if (!w.vector_in_place)
-    w.scratch->packed = (packed_operand){w.keeps ? list : 0, w.vector.data, w.vector.ld, w.vector.count, piece->k};
+    w.scratch->packed =
+        (packed_operand){w.keeps ? list : 0, kernels, w.vector.data, w.vector.ld, w.vector.count, piece->k};
   give_back(w.scratch);
 }
 
@@ -320,6 +335,14 @@ const gemm_kernels *gemm_kernels_for(esp_gemm_way way) {
   return NULL;
 }
 
+const gemm_kernels *gemm_bf16(void) {
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512bf16")) return &gemm_bf16_kernels;
+#endif
+  return NULL;
+}
+
 #else /* the own kernels are for float */
 
 const gemm_kernels *gemm_kernels_for(esp_gemm_way way) {
@@ -327,9 +350,13 @@ const gemm_kernels *gemm_kernels_for(esp_gemm_way way) {
   return NULL;
 }
 
+const gemm_kernels *gemm_bf16(void) { return NULL; }
+
 bool gemm_swaps(const esp_gemm *product, const gemm_kernels *kernels) { return product && kernels && false; }
 
-bool gemm_keeps_packed(const esp_gemm *product, bool swapped) { return product && swapped && false; }
+bool gemm_keeps_packed(const esp_gemm *product, const gemm_kernels *kernels, bool swapped) {
+  return product && kernels && swapped && false;
+}
 
 void gemm_run_piece(const esp_gemm *piece, const gemm_kernels *kernels, bool swapped, uint64_t list) {
   esp_panic("product of %lld rows by kernels for float%s: %p %llu", (long long)piece->m, swapped ? ", swapped" : "",

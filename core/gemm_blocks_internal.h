@@ -11,12 +11,15 @@ enum { GEMM_MOST_COLUMNS = 768 };
 /* The kernels for a way and this processor; NULL if it has none. */
 const gemm_kernels *gemm_kernels_for(esp_gemm_way way);
 
+/* Those whose operands are bf16; NULL if the processor has none. */
+const gemm_kernels *gemm_bf16(void);
+
 /* Whether C^T = op(B)^T op(A)^T is cheaper: B is then read in place and the rows of A are the vectors. Depends on the
  * shape only. */
 bool gemm_swaps(const esp_gemm *product, const gemm_kernels *kernels);
 
 /* Whether a thread that computes one piece of a product after another packs the vector operand once. */
-bool gemm_keeps_packed(const esp_gemm *product, bool swapped);
+bool gemm_keeps_packed(const esp_gemm *product, const gemm_kernels *kernels, bool swapped);
 
 /* `piece`: a product, or some rows and columns of one, whose m (swapped: n) is what is not packed. `list`: pieces with the
  * same number other than 0 and the same b are parts of the same products, with the same operands. */

@@ -7,8 +7,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Strides count elements. A tile of C: c[r, q] = alpha sum over i < steps of broadcast[r, i] vector[i, q]
- * + beta add[r, q]. */
+/* Strides count floats. A tile of C: c[r, q] = alpha sum over i < steps of broadcast[r, i] vector[i, q] + beta add[r, q].
+ * Kernels for bf16 take a pair of elements of the sum for one, which fills the place of a float. */
 typedef struct gemm_tile {
   int64_t steps;
   const float *broadcast; /* [r, i] is at r * row + i * step */
@@ -25,20 +25,23 @@ typedef struct gemm_tile {
 
 typedef struct gemm_kernels {
   const char *name;
+  int pair; /* elements of the sum in a step: 1, or 2 of bf16. Steps below are counted so, `k` in elements */
   int rows, lanes, vectors; /* of a tile: at most so many rows, and columns = vectors of `lanes` elements */
   int panel;                /* columns of a packed panel of the broadcast operand: a multiple of rows and of lanes */
   /* A tile of `rows` rows and `vectors` vectors. */
   void (*multiply)(const gemm_tile *tile, int rows, int vectors);
-  /* Panels of `wide` columns one after another, each [steps, columns], from a matrix [steps, width] whose rows are `ld` apart.
+  /* Panels of `wide` columns one after another, each [steps, columns], from a matrix [k, width] whose rows are `ld` apart.
    * The last has width % wide columns, rounded up to a multiple of `least` (of lanes) by zeros. */
-  void (*pack)(float *to, const float *from, int64_t ld, int64_t steps, int64_t width, int64_t wide, int64_t least);
-  /* to [steps, stride] = the transpose of from [width, steps]. Columns from width to stride, a multiple of lanes, become 0. */
-  void (*pack_transposed)(float *to, int64_t stride, const float *from, int64_t ld, int64_t steps, int64_t width);
+  void (*pack)(float *to, const float *from, int64_t ld, int64_t k, int64_t width, int64_t wide, int64_t least);
+  /* to [steps, stride] = the transpose of from [width, k]. Columns from width to stride, a multiple of lanes, become 0. */
+  void (*pack_transposed)(float *to, int64_t stride, const float *from, int64_t ld, int64_t k, int64_t width);
+  /* to [rows, stride] = from [rows, k]; stride is at least the steps and a multiple of lanes. NULL: from is as good. */
+  void (*pack_rows)(float *to, int64_t stride, const float *from, int64_t ld, int64_t k, int64_t rows);
   /* C [q, r] = alpha from [r, q]^T + beta add [q, r]: r < tile->steps rows `row` apart at tile->broadcast, q < tile->columns;
    * whole vectors of both are there to be read. */
   void (*finish_transposed)(const gemm_tile *tile);
 } gemm_kernels;
 
-extern const gemm_kernels gemm_avx2_kernels, gemm_avx512_kernels;
+extern const gemm_kernels gemm_avx2_kernels, gemm_avx512_kernels, gemm_bf16_kernels;
 
 #endif

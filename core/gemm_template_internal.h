@@ -1,14 +1,22 @@
 /* The kernels' code. Whoever includes it defines
  *   TARGET                      the attribute that names the processors
  *   LANES, ROWS, VECTORS, PANEL the sizes in gemm_kernels
+ *   PAIR                        gemm_kernels.pair
  *   vec                         a vector of LANES floats, and for it v_zero(), v_load(from), v_load_part(from, count),
  *                               v_store(to, v), v_store_part(to, v, count), v_broadcast(from), v_set(x),
  *                               v_multiply_add(a, b, sum), v_multiply(a, b), v_add(a, b), v_transpose(vec[LANES])
+ *   if PAIR is 2                v_pairs(first, second) of 2 LANES floats in order, v_pairs_across(first, second): lane j holds
+ *                               their elements j, v_multiply_add_pairs(a, b, sum)
  *   KERNELS, KERNELS_NAME       what is defined at the end */
 #include "gemm_kernels_internal.h"
 
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
+#if PAIR == 2
+#define MULTIPLY_ADD v_multiply_add_pairs
+#else
+#define MULTIPLY_ADD v_multiply_add
+#endif
 
 INLINE vec load_columns(const float *from, int64_t count) {
   return count >= LANES ? v_load(from) : count > 0 ? v_load_part(from, count) : v_zero();
@@ -19,6 +27,25 @@ INLINE void store_columns(float *to, vec values, int64_t count) {
     v_store(to, values);
   else if (count > 0)
     v_store_part(to, values, count);
+}
+
+/* LANES steps of one row or column: `count` elements along the sum, then zeros. */
+INLINE vec load_steps(const float *from, int64_t count) {
+#if PAIR == 2
+  return v_pairs(load_columns(from, count), load_columns(from + LANES, count - LANES));
+#else
+  return load_columns(from, count);
+#endif
+}
+
+/* One step of LANES columns: `rows` rows of the sum are left. */
+INLINE vec load_step(const float *from, int64_t ld, int64_t rows, int64_t count) {
+#if PAIR == 2
+  return v_pairs_across(load_columns(from, count), rows > 1 ? load_columns(from + ld, count) : v_zero());
+#else
+  (void)ld, (void)rows;
+  return load_columns(from, count);
+#endif
 }
 
 INLINE vec finished(vec sum, const float *add, int64_t count, vec alpha, float beta) {
@@ -54,7 +81,7 @@ INLINE void multiply_tile(const gemm_tile *t, int rows, int vectors) {
     UNROLL for (int v = 0; v < vectors; v++) columns[v] = v_load(vector + v * LANES);
     UNROLL for (int r = 0; r < rows; r++) {
       const vec x = v_broadcast(broadcast + r * row);
-      UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = v_multiply_add(x, columns[v], sums[r][v]);
+      UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = MULTIPLY_ADD(x, columns[v], sums[r][v]);
     }
     broadcast += step;
     vector += vector_step;
@@ -113,29 +140,38 @@ static void multiply(const gemm_tile *t, int rows, int vectors) {
 }
 
 /* All of a row before the next: what is read is read once, in order. */
-TARGET static void pack(float *to, const float *from, int64_t ld, int64_t steps, int64_t width, int64_t wide,
+TARGET static void pack(float *to, const float *from, int64_t ld, int64_t k, int64_t width, int64_t wide,
                         int64_t least) {
-  for (int64_t i = 0; i < steps; i++, from += ld) {
+  const int64_t steps = (k + PAIR - 1) / PAIR;
+  for (int64_t i = 0; i < steps; i++, from += PAIR * ld) {
     for (int64_t x = 0; x < width; x += wide) {
       const int64_t there = width - x < wide ? width - x : wide, columns = (there + least - 1) / least * least;
       float *panel = to + x * steps + i * columns;
-      for (int64_t j = 0; j < columns; j += LANES) v_store(panel + j, load_columns(from + x + j, there - j));
+      for (int64_t j = 0; j < columns; j += LANES)
+        v_store(panel + j, load_step(from + x + j, ld, k - i * PAIR, there - j));
     }
   }
 }
 
-TARGET static void pack_transposed(float *to, int64_t stride, const float *from, int64_t ld, int64_t steps,
-                                   int64_t width) {
+TARGET static void pack_transposed(float *to, int64_t stride, const float *from, int64_t ld, int64_t k, int64_t width) {
+  const int64_t steps = (k + PAIR - 1) / PAIR;
   for (int64_t j = 0; j < stride; j += LANES)
     for (int64_t i = 0; i < steps; i += LANES) {
       vec block[LANES];
       const int64_t there = width - j, count = steps - i < LANES ? steps - i : LANES;
       UNROLL for (int r = 0; r < LANES; r++) block[r] =
-          r < there ? load_columns(from + (j + r) * ld + i, count) : v_zero();
+          r < there ? load_steps(from + (j + r) * ld + PAIR * i, k - PAIR * i) : v_zero();
       v_transpose(block);
       UNROLL for (int r = 0; r < LANES; r++) if (r < count) v_store(to + (i + r) * stride + j, block[r]);
     }
 }
+
+#if PAIR == 2
+TARGET static void pack_rows(float *to, int64_t stride, const float *from, int64_t ld, int64_t k, int64_t rows) {
+  for (int64_t r = 0; r < rows; r++, to += stride, from += ld)
+    for (int64_t i = 0; PAIR * i < k; i += LANES) v_store(to + i, load_steps(from + PAIR * i, k - PAIR * i));
+}
+#endif
 
 TARGET static void finish_transposed(const gemm_tile *t) {
   const vec alpha = v_set(t->alpha);
@@ -153,6 +189,7 @@ TARGET static void finish_transposed(const gemm_tile *t) {
 }
 
 const gemm_kernels KERNELS = {.name = KERNELS_NAME,
+                              .pair = PAIR,
                               .rows = ROWS,
                               .lanes = LANES,
                               .vectors = VECTORS,
@@ -160,4 +197,7 @@ const gemm_kernels KERNELS = {.name = KERNELS_NAME,
                               .multiply = multiply,
                               .pack = pack,
                               .pack_transposed = pack_transposed,
+#if PAIR == 2
+                              .pack_rows = pack_rows,
+#endif
                               .finish_transposed = finish_transposed};

@@ -99,7 +99,7 @@ static void convolve_parts(void *context, int64_t begin, int64_t end) {
         for (int64_t p = 0; p < s.pixels; p++) memcpy(y + p * s.out, node->inputs[2]->data, (size_t)s.out * sizeof *y);
       esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = s.pixels, .n = s.out, .k = s.patch, .a = patches, .lda = s.patch,
                                 .b = node->inputs[1]->data, .ldb = s.patch, .c = y, .ldc = s.out, .alpha = 1,
-                                .beta = node->inputs[2] != NULL});
+                                .beta = node->inputs[2] != NULL, .precision = node->precision});
     }
   }
 }
@@ -119,12 +119,14 @@ static void convolution_gradient_of_image(const convolution_gradient *g, const c
   if (dweight) {
     make_patches(s, g->node->inputs[0]->data + image * size, patches);
     esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = s->out, .n = s->patch, .k = s->pixels, .a = dy, .lda = s->out,
-                              .b = patches, .ldb = s->patch, .c = dweight, .ldc = s->patch, .alpha = 1, .beta = !first});
+                              .b = patches, .ldb = s->patch, .c = dweight, .ldc = s->patch, .alpha = 1, .beta = !first,
+                              .precision = g->node->precision});
   }
   if (!g->dx) return;
   if (!g->accumulate) memset(g->dx + image * size, 0, (size_t)size * sizeof(esp_real));
   esp_gemm_here(&(esp_gemm){.m = s->pixels, .n = s->patch, .k = s->out, .a = dy, .lda = s->out,
-                            .b = g->node->inputs[1]->data, .ldb = s->patch, .c = patches, .ldc = s->patch, .alpha = 1});
+                            .b = g->node->inputs[1]->data, .ldb = s->patch, .c = patches, .ldc = s->patch, .alpha = 1,
+                            .precision = g->node->precision});
   add_patches(s, patches, g->dx + image * size);
 }
 

@@ -121,7 +121,8 @@ static void linear_map_forward(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *weight = node->inputs[1], *bias = node->inputs[2];
   const int64_t rows = esp_tensor_rows(x), out = weight->shape[0], in = weight->shape[1];
   esp_gemm_run(&(esp_gemm){.transpose_b = true, .m = rows, .n = out, .k = in, .a = x->data, .lda = in, .b = weight->data,
-                           .ldb = in, .c = node->outputs[0]->data, .ldc = out, .alpha = 1, .bias = bias ? bias->data : NULL},
+                           .ldb = in, .c = node->outputs[0]->data, .ldc = out, .alpha = 1, .bias = bias ? bias->data : NULL,
+                           .precision = node->precision},
                1);
 }
 
@@ -135,11 +136,11 @@ static void linear_map_backward(esp_node *node) {
   esp_real *dweight = esp_grad(weight, &accumulate);
   if (dweight)
     products[count++] = (esp_gemm){.transpose_a = true, .m = out, .n = in, .k = rows, .a = dy, .lda = out, .b = x->data,
-                                   .ldb = in, .c = dweight, .ldc = in, .alpha = 1, .beta = accumulate};
+                                   .ldb = in, .c = dweight, .ldc = in, .alpha = 1, .beta = accumulate, .precision = node->precision};
   esp_real *dx = esp_grad(x, &accumulate);
   if (dx)
     products[count++] = (esp_gemm){.m = rows, .n = in, .k = out, .a = dy, .lda = out, .b = weight->data, .ldb = in, .c = dx,
-                                   .ldc = in, .alpha = 1, .beta = accumulate};
+                                   .ldc = in, .alpha = 1, .beta = accumulate, .precision = node->precision};
   esp_gemm_run(products, count);
   esp_real *dbias = esp_grad(node->inputs[2], &accumulate);
   if (dbias) esp_column_sums(dy, rows, out, dbias, accumulate, node->scratch);

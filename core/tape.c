@@ -23,6 +23,7 @@ struct esp_tape {
   const char *scope;
   esp_status status;
   bool record;
+  esp_precision precision;
   const esp_tape_timer *timer; /* or NULL */
 };
 
@@ -62,6 +63,10 @@ esp_arena *esp_tape_arena(esp_tape *tape) { return tape->arena; }
 bool esp_tape_records(const esp_tape *tape) { return tape->record; }
 
 void esp_tape_scope(esp_tape *tape, const char *scope) { tape->scope = scope; }
+
+void esp_tape_set_precision(esp_tape *tape, esp_precision precision) { tape->precision = precision; }
+
+esp_precision esp_tape_precision(const esp_tape *tape) { return tape->precision; }
 
 void esp_tape_set_timer(esp_tape *tape, const esp_tape_timer *timer) { tape->timer = timer; }
 
@@ -169,7 +174,7 @@ static esp_node *make_node(esp_tape *tape, const esp_op *op, esp_tensor *const *
                            const void *attributes, size_t attributes_size) {
   esp_node *node = esp_tape_take(tape, sizeof *node);
   if (!node) return NULL;
-  *node = (esp_node){.op = op, .scope = tape->scope, .input_count = input_count};
+  *node = (esp_node){.op = op, .scope = tape->scope, .input_count = input_count, .precision = tape->precision};
   memcpy(node->inputs, inputs, (size_t)input_count * sizeof(esp_tensor *));
   if (attributes_size) {
     node->attributes = esp_tape_take(tape, attributes_size);

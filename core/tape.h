@@ -7,6 +7,7 @@
 #ifndef ESPALIER_TAPE_H
 #define ESPALIER_TAPE_H
 
+#include <espalier/blas.h>
 #include <espalier/memory.h>
 #include <espalier/tensor.h>
 
@@ -30,6 +31,7 @@ typedef struct esp_node {
   void *saved;      /* what forward keeps for backward: `saved_bytes` bytes */
   void *scratch;    /* what backward needs for itself: `scratch_bytes` bytes */
   size_t saved_bytes, scratch_bytes;
+  esp_precision precision; /* of its heavy products, forward and backward */
   unsigned unread; /* ESP_UNREAD_... of the values that backward does not look at; 0: it reads them all */
   unsigned passes; /* ESP_PASSES(i) of the inputs whose gradient is that of the only output as it is */
   bool overwrites; /* backward may write input 0's gradient over its data, whose life is over then */
@@ -96,6 +98,11 @@ typedef struct esp_tape_timer {
 
 /* From now on, until another is set; NULL: none, as at first. *timer must outlive its use. Without one no clock is read. */
 ESP_API void esp_tape_set_timer(esp_tape *tape, const esp_tape_timer *timer);
+
+/* The precision of the heavy products (linear maps, expert banks, convolutions) of the next ops, until another is set; fp32
+ * at first. One that esp_precision_check() allows. */
+ESP_API void esp_tape_set_precision(esp_tape *tape, esp_precision precision);
+ESP_API esp_precision esp_tape_precision(const esp_tape *tape);
 
 /* Names the part of the model the next ops run in. `scope` must outlive the step. */
 ESP_API void esp_tape_scope(esp_tape *tape, const char *scope);

@@ -191,6 +191,15 @@ static void batch_norms(void **state) {
   check_model(&c);
 }
 
+/* As on a processor without bf16. */
+static void bf16_is_refused(void **state) {
+  (void)state;
+  assert_int_equal(esp_precision_check(ESP_FP32), ESP_OK);
+  assert_int_equal(esp_precision_check(ESP_BF16), ESP_ERR_CONFIG);
+  assert_non_null(strstr(esp_error_message(), "bf16 needs a processor with AVX-512 BF16"));
+  assert_non_null(strstr(esp_error_message(), "Use fp32"));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(moe),
@@ -199,6 +208,7 @@ int main(void) {
       cmocka_unit_test(scores_of_the_selected_only),
       cmocka_unit_test(one_expert_a_token),
       cmocka_unit_test(batch_norms),
+      cmocka_unit_test(bf16_is_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

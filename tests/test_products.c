@@ -12,10 +12,21 @@ enum { MOST = 1100 * 900, BEYOND = 5 };
 
 static esp_real a[MOST], b[MOST], bias[2048], before[MOST], c[MOST], again[MOST];
 
-static const char *const way_names[] = {"best", "OpenBLAS", "AVX2", "AVX-512"};
+static const char *const way_names[] = {"best", "OpenBLAS", "AVX2", "AVX-512", "bf16"};
 
-static esp_real element(const esp_real *values, bool transposed, int64_t ld, int64_t row, int64_t column) {
-  return transposed ? values[column * ld + row] : values[row * ld + column];
+/* To nearest, ties to even, by the bits of a float. */
+static float to_bf16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+  memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
+static double element(const esp_gemm *p, const esp_real *values, bool transposed, int64_t ld, int64_t row,
+                      int64_t column) {
+  const esp_real value = transposed ? values[column * ld + row] : values[row * ld + column];
+  return (double)(p->precision == ESP_BF16 ? to_bf16(value) : value);
 }
 
 /* A sum of k products in any order, and what is added to it, is off by at most (k + 4) roundings of the sum of their sizes. */
@@ -24,7 +35,7 @@ static void check_element(const esp_gemm *p, int64_t i, int64_t j, const char *w
   double sum = 0, sizes = 0;
   for (int64_t k = 0; k < p->k; k++) {
     const double product =
-        (double)element(p->a, p->transpose_a, p->lda, i, k) * (double)element(p->b, p->transpose_b, p->ldb, k, j);
+        element(p, p->a, p->transpose_a, p->lda, i, k) * element(p, p->b, p->transpose_b, p->ldb, k, j);
     sum += product;
     sizes += fabs(product);
   }
@@ -68,8 +79,20 @@ static void fill(void) {
   fill_normal(before, MOST, 4);
 }
 
-static void run(esp_gemm *p, esp_gemm_way way, bool list) {
-  p->way = way;
+/* A way, or bf16 as one more. */
+enum { BF16 = ESP_GEMM_AVX512 + 1, WAYS };
+
+static bool has(int way) {
+  return way == BF16 ? esp_precision_check(ESP_BF16) == ESP_OK : esp_gemm_has((esp_gemm_way)way);
+}
+
+static void set_way(esp_gemm *p, int way) {
+  p->way = way == BF16 ? ESP_GEMM_BEST : (esp_gemm_way)way;
+  p->precision = way == BF16 ? ESP_BF16 : ESP_FP32;
+}
+
+static void run(esp_gemm *p, int way, bool list) {
+  set_way(p, way);
   memcpy(c, before, sizeof c);
   if (list)
     esp_gemm_run(p, 1);
@@ -85,8 +108,8 @@ static const int64_t sizes[][3] = {
 
 static void every_way_is_within_the_rounding_of_its_sums(void **state) {
   (void)state;
-  for (esp_gemm_way way = ESP_GEMM_BEST; way <= ESP_GEMM_AVX512; way++) {
-    if (!esp_gemm_has(way)) {
+  for (int way = ESP_GEMM_BEST; way < WAYS; way++) {
+    if (!has(way)) {
       print_message("this processor has no %s\n", way_names[way]);
       continue;
     }
@@ -106,8 +129,8 @@ static void large_products(void **state) {
   (void)state;
   static const int64_t large[][3] = {
       {1000, 500, 200}, {520, 1024, 90}, {300, 200, 900}, {60, 1030, 800}, {2000, 40, 48}};
-  for (esp_gemm_way way = ESP_GEMM_BEST; way <= ESP_GEMM_AVX512; way++)
-    for (size_t s = 0; esp_gemm_has(way) && s < sizeof large / sizeof large[0]; s++)
+  for (int way = ESP_GEMM_BEST; way < WAYS; way++)
+    for (size_t s = 0; has(way) && s < sizeof large / sizeof large[0]; s++)
       for (int variant = 0; variant < 4; variant++) {
         esp_gemm p = product(large[s][0], large[s][1], large[s][2], variant & 1, variant & 2, 0);
         p.bias = bias;
@@ -120,8 +143,8 @@ static void large_products(void **state) {
 /* Windows of a signal: row i begins `lda` after row i - 1 and is longer than that. */
 static void rows_of_a_may_overlap(void **state) {
   (void)state;
-  for (esp_gemm_way way = ESP_GEMM_BEST; way <= ESP_GEMM_AVX512; way++)
-    for (int transpose_a = 0; esp_gemm_has(way) && transpose_a < 2; transpose_a++) {
+  for (int way = ESP_GEMM_BEST; way < WAYS; way++)
+    for (int transpose_a = 0; has(way) && transpose_a < 2; transpose_a++) {
       esp_gemm p = transpose_a ? product(147, 70, 200, true, false, 0) : product(200, 70, 147, false, true, 0);
       p.lda = 49;
       run(&p, way, true);
@@ -131,8 +154,8 @@ static void rows_of_a_may_overlap(void **state) {
 
 static void what_is_not_a_number_stays_visible(void **state) {
   (void)state;
-  for (esp_gemm_way way = ESP_GEMM_BEST; way <= ESP_GEMM_AVX512; way++) {
-    if (!esp_gemm_has(way)) continue;
+  for (int way = ESP_GEMM_BEST; way < WAYS; way++) {
+    if (!has(way)) continue;
     esp_gemm p = product(20, 30, 40, false, true, 0);
     const esp_real kept = a[5 * p.lda + 7];
     a[5 * p.lda + 7] = (esp_real)NAN;
@@ -149,8 +172,8 @@ static void what_is_not_a_number_stays_visible(void **state) {
 
 static void nothing_to_add_up(void **state) {
   (void)state;
-  for (esp_gemm_way way = ESP_GEMM_BEST; way <= ESP_GEMM_AVX512; way++) {
-    if (!esp_gemm_has(way)) continue;
+  for (int way = ESP_GEMM_BEST; way < WAYS; way++) {
+    if (!has(way)) continue;
     esp_gemm p = product(3, 4, 0, false, false, 2);
     p.lda = 1;
     p.beta = 2;
@@ -165,15 +188,15 @@ static void threads_do_not_change_the_bits(void **state) {
   (void)state;
   static const int64_t shapes[][3] = {
       {1000, 192, 200}, {16, 768, 192}, {64, 576, 192}, {200, 192, 1000}, {17, 90, 500}};
-  for (esp_gemm_way way = ESP_GEMM_BEST; way <= ESP_GEMM_AVX512; way++)
-    for (size_t s = 0; esp_gemm_has(way) && s < sizeof shapes / sizeof shapes[0]; s++)
+  for (int way = ESP_GEMM_BEST; way < WAYS; way++)
+    for (size_t s = 0; has(way) && s < sizeof shapes / sizeof shapes[0]; s++)
       for (int variant = 0; variant < 4; variant++) {
         esp_gemm list[3];
         for (int threads = 1; threads <= 3; threads++) {
           esp_threads_set(threads);
           for (int i = 0; i < 3; i++) {
             list[i] = product(shapes[s][0], shapes[s][1], shapes[s][2], variant & 1, variant & 2, 0);
-            list[i].way = way;
+            set_way(&list[i], way);
             list[i].a += 8 * i;
             list[i].c += i * list[i].m * list[i].n;
           }
@@ -195,6 +218,38 @@ static void processors_have_what_they_use(void **state) {
   assert_string_equal(used, esp_gemm_has(best) ? way_names[best] : "none");
 }
 
+/* Halfway between two bf16 numbers: to the even one, and what is beyond halfway up. */
+static void operands_are_rounded_to_nearest_even(void **state) {
+  (void)state;
+  if (!has(BF16)) {
+    print_message("this processor has no bf16: %s\n", esp_error_message());
+    skip();
+  }
+  static const float values[][2] = {{1.00390625f, 1},
+                                    {1.01171875f, 1.015625f},
+                                    {1.00390637f, 1.0078125f},
+                                    {-1.01171875f, -1.015625f},
+                                    {3.14159f, 3.140625f}};
+  for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
+    const esp_real one = 1;
+    esp_real result = 0;
+    const esp_gemm p = {.m = 1,
+                        .n = 1,
+                        .k = 1,
+                        .a = &values[i][0],
+                        .b = &one,
+                        .c = &result,
+                        .lda = 1,
+                        .ldb = 1,
+                        .ldc = 1,
+                        .alpha = 1,
+                        .precision = ESP_BF16};
+    esp_gemm_here(&p);
+    assert_true(result == to_bf16(values[i][0]));
+    assert_true(result == values[i][1]);
+  }
+}
+
 int main(void) {
   fill();
   const struct CMUnitTest tests[] = {
@@ -205,6 +260,7 @@ int main(void) {
       cmocka_unit_test(nothing_to_add_up),
       cmocka_unit_test(threads_do_not_change_the_bits),
       cmocka_unit_test(processors_have_what_they_use),
+      cmocka_unit_test(operands_are_rounded_to_nearest_even),
   };
   return cmocka_run_group_tests_name("products", tests, NULL, NULL);
 }

@@ -284,6 +284,88 @@ static void test_threads(void **state) {
   tear_down(&two);
 }
 
+/* ---- bf16 ---- */
+
+static void skip_without_bf16(void) {
+  if (esp_precision_check(ESP_BF16) == ESP_OK) return;
+  print_message("not tested here: %s\n", esp_error_message());
+  skip();
+}
+
+/* Interrupted with two threads and not with one. */
+static void test_bf16_runs_keep_their_bits(void **state) {
+  (void)state;
+  skip_without_bf16();
+  training whole, resumed, other;
+  set_up(&whole, SETTINGS("training.precision=bf16", "model.mixing=attention", "model.heads=4"));
+  set_up(&resumed, SETTINGS("training.precision=bf16", "model.mixing=attention", "model.heads=4"));
+  set_up(&other, SETTINGS("model.mixing=attention", "model.heads=4"));
+  esp_threads_set(1);
+  expect_ok(go(&whole, NULL, NULL));
+  expect_ok(go(&other, NULL, NULL));
+  esp_threads_set(2);
+  expect_failure(go(&resumed, NULL, &at_once), ESP_ERR_INTERRUPTED, "", "");
+  expect_ok(go_on(&resumed, NULL));
+  esp_threads_set(0);
+  assert_same_runs(&whole, &resumed);
+  const int64_t size = esp_parameters_size(whole.model->parameters);
+  const esp_real *values = esp_parameters_values(whole.model->parameters);
+  assert_memory_not_equal(values, esp_parameters_values(other.model->parameters), (size_t)size * sizeof *values);
+  tear_down(&whole);
+  tear_down(&resumed);
+  tear_down(&other);
+}
+
+/* The first gradient of a run. */
+static void take_gradient(training *t, esp_precision precision) {
+  esp_optimizer *optimizer;
+  esp_loader *loader;
+  const esp_batch *batch;
+  esp_step_result result;
+  const esp_loader_options options = {.batch = 32, .normalisation = t->info.normalisation, .seed = 1};
+  set_up(t, SETTINGS("model.mixing=attention", "model.heads=4", "augmentation.mixup=0", "optimizer.clip_norm=0"));
+  expect_ok(esp_optimizer_create(&optimizer, &t->config.optimizer, t->model->parameters));
+  expect_ok(esp_loader_create(&loader, data, ESP_TRAIN, &options, 0));
+  expect_ok(esp_loader_next(loader, &batch));
+  esp_tape *tape = esp_tape_create();
+  esp_tape_set_precision(tape, precision);
+  const esp_pass pass = {.training = true, .seed = 1};
+  expect_ok(esp_training_step(t->model, optimizer, tape, batch, &pass, 0.1, 1, NULL, &result));
+  int maps = 0;
+  for (int64_t i = 0; i < esp_tape_node_count(tape); i++) {
+    const esp_node *node = esp_tape_node(tape, i);
+    const bool routes = node->input_count > 1 && node->inputs[1] == esp_model_moe(t->model, 0)->router;
+    if (routes) assert_int_equal(node->precision, ESP_FP32);
+    maps += routes;
+  }
+  assert_int_equal(maps, 1);
+  esp_tape_free(tape);
+  esp_loader_close(loader);
+  esp_optimizer_free(optimizer);
+}
+
+/* A factor is off by 2^-9 at most, the gradient by that times the root of the number of layers, and a token in a hundred may
+ * choose another expert: a few percent. */
+static void test_bf16_gradients_point_where_those_of_fp32_do(void **state) {
+  (void)state;
+  skip_without_bf16();
+  training exact, rounded;
+  double both = 0, squares = 0, rounded_squares = 0;
+  take_gradient(&exact, ESP_FP32);
+  take_gradient(&rounded, ESP_BF16);
+  const esp_real *g = esp_parameters_gradients(exact.model->parameters);
+  const esp_real *h = esp_parameters_gradients(rounded.model->parameters);
+  for (int64_t i = 0; i < esp_parameters_size(exact.model->parameters); i++) {
+    both += (double)g[i] * (double)h[i];
+    squares += (double)g[i] * (double)g[i];
+    rounded_squares += (double)h[i] * (double)h[i];
+  }
+  assert_true(both / sqrt(squares * rounded_squares) > 0.98);
+  assert_true(both != squares); /* something is rounded */
+  tear_down(&exact);
+  tear_down(&rounded);
+}
+
 /* ---- numbers that are not finite ---- */
 
 static void test_diverged(void **state) {
@@ -652,6 +734,8 @@ int main(void) {
       cmocka_unit_test(test_resumed_with_state),
       cmocka_unit_test(test_resumed_with_other_settings),
       cmocka_unit_test(test_threads),
+      cmocka_unit_test(test_bf16_runs_keep_their_bits),
+      cmocka_unit_test(test_bf16_gradients_point_where_those_of_fp32_do),
       cmocka_unit_test(test_diverged),
       cmocka_unit_test(test_poisoned),
       cmocka_unit_test(test_poisoned_at_the_end),

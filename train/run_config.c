@@ -11,6 +11,8 @@ static const cyaml_schema_field_t augmentation_fields[] = {
     CYAML_FIELD_INT("cutout", CYAML_FLAG_DEFAULT, esp_augmentation, cutout),
     CYAML_FIELD_FLOAT("mixup", CYAML_FLAG_DEFAULT, esp_augmentation, mixup), CYAML_FIELD_END};
 
+static const cyaml_strval_t precision_names[] = {{"fp32", ESP_FP32}, {"bf16", ESP_BF16}};
+
 static const cyaml_schema_field_t training_fields[] = {
     CYAML_FIELD_FLOAT("epochs", CYAML_FLAG_DEFAULT, esp_training_config, epochs),
     CYAML_FIELD_INT("batch", CYAML_FLAG_DEFAULT, esp_training_config, batch),
@@ -24,6 +26,8 @@ static const cyaml_schema_field_t training_fields[] = {
     CYAML_FIELD_INT("alarm_evaluations", CYAML_FLAG_DEFAULT, esp_training_config, alarm_evaluations),
     CYAML_FIELD_FLOAT("checkpoint_minutes", CYAML_FLAG_DEFAULT, esp_training_config, checkpoint_minutes),
     CYAML_FIELD_INT("compression", CYAML_FLAG_DEFAULT, esp_training_config, compression),
+    CYAML_FIELD_ENUM("precision", CYAML_FLAG_STRICT, esp_training_config, precision, precision_names,
+                     CYAML_ARRAY_LEN(precision_names)),
     CYAML_FIELD_END};
 
 static const cyaml_schema_field_t distillation_fields[] = {
@@ -107,6 +111,11 @@ esp_status esp_run_config_parse(esp_run_config *config, const char *name, const 
   const esp_run_config base = defaults();
   ESP_TRY(esp_yaml_load(config, sizeof *config, &run_schema, &base, name, text, overrides, override_count));
   return check(config);
+}
+
+esp_status esp_training_check(const esp_training_config *config) {
+  const esp_status status = esp_precision_check(config->precision);
+  return status == ESP_OK ? ESP_OK : esp_fail_in(status, "training.precision");
 }
 
 esp_status esp_run_config_save(char **text, const esp_run_config *config) {

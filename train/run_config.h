@@ -3,6 +3,7 @@
 #define ESPALIER_RUN_CONFIG_H
 
 #include <espalier/augment.h>
+#include <espalier/blas.h>
 #include <espalier/model_config.h>
 #include <espalier/optimizer.h>
 #include <espalier/row_pruning.h>
@@ -24,6 +25,7 @@ typedef struct esp_training_config {
   int alarm_evaluations;     /* unused in so many evaluations in a row: alarm */
   double checkpoint_minutes; /* at most so long between two checkpoints; 0: only after evaluations */
   int compression;           /* deflate level of checkpoints, 0..9 */
+  esp_precision precision;   /* of the heavy products of a training step; evaluations are in fp32 */
 } esp_training_config;
 
 /* Knowledge distillation in a run that has a teacher; without one nothing here is used. */
@@ -50,6 +52,9 @@ ESP_API esp_status esp_run_config_load(esp_run_config *config, const char *path,
 /* The same from YAML text; `name` is how messages call it. */
 ESP_API esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text,
                                         const char *const *overrides, size_t override_count) ESP_MUST_CHECK;
+
+/* ESP_ERR_CONFIG if this machine cannot train so: its processor lacks the precision. */
+ESP_API esp_status esp_training_check(const esp_training_config *config) ESP_MUST_CHECK;
 
 /* As YAML text from esp_alloc(). */
 ESP_API esp_status esp_run_config_save(char **text, const esp_run_config *config) ESP_MUST_CHECK;

@@ -250,6 +250,7 @@ static esp_status prepare(run *r) {
   const esp_dataset_info *data = esp_dataset_info_of(job->dataset);
   ESP_TRY(esp_check_data_fits(&job->model->config, job->dataset, true));
   ESP_TRY(esp_augmentation_check(&config->augmentation, data->height, data->width));
+  ESP_TRY(esp_training_check(&config->training));
   ESP_TRY(esp_parameters_freeze(job->model->parameters, config->training.freeze));
   ESP_TRY(take_teacher(r));
   ESP_TRY(esp_optimizer_create(&r->optimizer, &config->optimizer, job->model->parameters));
@@ -273,6 +274,7 @@ static esp_status prepare(run *r) {
   if (job->resume_from) ESP_TRY(check_resumed(r));
   r->tape = esp_tape_create();
   if (!r->tape) return ESP_ERR_MEMORY;
+  esp_tape_set_precision(r->tape, config->training.precision);
   ESP_TRY(esp_metrics_open(&r->metrics, job->folder, job->model, r->step));
   const esp_routing_alarm alarm = {config->training.alarm_share, config->training.alarm_evaluations};
   const int64_t seen = r->step < r->steps ? r->step : r->steps - 1; /* the evaluation at the end is done again */

@@ -116,10 +116,12 @@ typedef struct product_list {
   esp_real *target; /* a gradient */
   const esp_real *dhidden;
   bool accumulate;
+  esp_precision precision;
 } product_list;
 
 static product_list start_list(const esp_node *node) {
-  return (product_list){.shape = factored_shape_of(node), .memory = memory_of(node)};
+  return (product_list){
+      .shape = factored_shape_of(node), .memory = memory_of(node), .precision = node->precision};
 }
 
 static void run_list(product_list *list) {
@@ -129,6 +131,7 @@ static void run_list(product_list *list) {
 
 static void add(product_list *list, esp_gemm product) {
   product.alpha = 1;
+  product.precision = list->precision;
   list->memory.products[list->count++] = product;
 }
 

@@ -124,6 +124,7 @@ static void list_widening(const esp_node *node, esp_gemm *products, const esp_re
                              .c = wide + slices[i].row * s.wide + slices[i].column,
                              .ldc = s.wide,
                              .alpha = 1,
+                             .precision = node->precision,
                              .beta = to.add,
                              .bias = to.bias ? to.bias + slices[i].neuron : NULL};
 }
@@ -144,6 +145,7 @@ static void list_narrowing(const esp_node *node, esp_gemm *products, const esp_r
                              .c = thin + slices[i].row * s.thin,
                              .ldc = s.thin,
                              .alpha = 1,
+                             .precision = node->precision,
                              .beta = to.add || i >= at->groups,
                              .bias = to.bias && i < at->groups ? to.bias + i * s.thin : NULL};
 }
@@ -203,6 +205,7 @@ static void list_weight_gradient(const esp_node *node, esp_gemm *products, esp_r
                              .c = dw + slices[i].neuron * s.thin,
                              .ldc = s.thin,
                              .alpha = 1,
+                             .precision = node->precision,
                              .beta = accumulate};
 }
 

@@ -118,15 +118,24 @@ double esp_router_norm(const esp_moe *moe, int expert) {
 
 /* --- forward --------------------------------------------------------------------------------------------- */
 
-/* tokens [T, width] -> [T, rows of the router], by products or by cosines over a temperature. */
-static esp_tensor *make_logits(const esp_moe *moe, esp_tape *tape, esp_tensor *tokens) {
+static esp_tensor *multiply_by_router(const esp_moe *moe, esp_tape *tape, esp_tensor *tokens) {
   esp_tensor *router = moe->router;
-  if (!router) return NULL;
   const int64_t width = esp_tensor_columns(router);
   if (router->rank == 3) router = esp_reshape(tape, router, 2, (const int64_t[]){esp_tensor_rows(router), width});
   if (!moe->config.router.cosine) return esp_linear_map(tape, tokens, router, NULL);
   esp_tensor *logits = esp_linear_map(tape, esp_unit_rows(tape, tokens), esp_unit_rows(tape, router), NULL);
   return esp_scale(tape, logits, 1 / moe->config.router.temperature);
+}
+
+/* tokens [T, width] -> [T, rows of the router], by products or by cosines over a temperature; in fp32 always, for choices hang
+ * on small differences. */
+static esp_tensor *make_logits(const esp_moe *moe, esp_tape *tape, esp_tensor *tokens) {
+  if (!moe->router) return NULL;
+  const esp_precision precision = esp_tape_precision(tape);
+  esp_tape_set_precision(tape, ESP_FP32);
+  esp_tensor *logits = multiply_by_router(moe, tape, tokens);
+  esp_tape_set_precision(tape, precision);
+  return logits;
 }
 
 static void add_loss(esp_auxiliary_losses *losses, esp_loss_kind kind, int block, double weight, esp_tensor *raw) {
