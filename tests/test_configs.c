@@ -78,7 +78,11 @@ static void v_moe_shrinks_as_published(void **state) {
   }
 }
 
-/* Whatever the router: the counter says what a model of these settings then has. */
+static bool is_running_average(const esp_parameter *p) {
+  return p->kind == ESP_KIND_STATE && (strstr(p->tensor.name, "norm.mean") || strstr(p->tensor.name, "norm.variance"));
+}
+
+/* Whatever the router: the counter says what a model of these settings then has, the averages of batch norms apart. */
 static void counted_parameters_are_those_of_the_model(void **state) {
   (void)state;
   static const char *const paths[] = {CONFIGS "toy-v-moe.yaml", CONFIGS "toy-e3.yaml", CONFIGS "toy-switch.yaml",
@@ -94,7 +98,8 @@ static void counted_parameters_are_those_of_the_model(void **state) {
       esp_config_cost(&config, NULL, &cost);
       if (esp_model_create(&model, &config, NULL, 1) != ESP_OK) fail_msg("%s", esp_error_message());
       for (int64_t p = 0; p < esp_parameters_count(model->parameters); p++)
-        count += esp_parameters_at(model->parameters, p)->count;
+        if (!is_running_average(esp_parameters_at(model->parameters, p)))
+          count += esp_parameters_at(model->parameters, p)->count;
       assert_int_equal(cost.parameters, count);
       esp_model_free(model);
     }
