@@ -78,7 +78,7 @@ def print_row(row):
 
 def print_head(about):
     print(f"torch {about['torch']} ({about['blas']}, {about['capability']}); "
-          f"espalier {about['espalier']} (BLAS kernel {about['blas_kernel']})")
+          f"espalier {about['espalier']} (own kernels {about['product_kernel']}, BLAS kernel {about['blas_kernel']})")
     print(f"environment: {about['environment']}")
     print(f"{'images per second, threads:':28} {'torch 1':>9} {'torch 2':>9} {'espalier 1':>11} {'espalier 2':>11}"
           f" {'ratio':>7} {'of best':>8} {'MB torch':>9} {'MB espalier':>11} {'ratio':>7}", flush=True)
@@ -88,7 +88,7 @@ def describe(found):
     ours, theirs = found["espalier", 2][0], found["torch", 2][0]
     names = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
     return {"torch": theirs["torch"], "blas": theirs["blas"], "capability": theirs["capability"],
-            "espalier": ours["version"], "blas_kernel": ours["blas_kernel"],
+            "espalier": ours["version"], "blas_kernel": ours["blas_kernel"], "product_kernel": ours["product_kernel"],
             "environment": ", ".join(f"{name}={os.environ.get(name, '(unset)')}" for name in names)}
 
 

@@ -25,10 +25,11 @@ static esp_status open_part(const loaded *l, const arguments *a, esp_dataset **d
 }
 
 static json_t *evaluation_json(const loaded *l, const esp_dataset *dataset, const esp_evaluation *e) {
-  return json_pack("{s:s, s:s, s:f, s:f, s:I, s:f, s:f, s:i, s:s}", "checkpoint", l->path, "data",
+  return json_pack("{s:s, s:s, s:f, s:f, s:I, s:f, s:f, s:i, s:s, s:s}", "checkpoint", l->path, "data",
                    esp_dataset_info_of(dataset)->name, "accuracy", e->accuracy, "loss", e->loss, "examples",
                    (json_int_t)e->examples, "seconds", e->seconds, "images_per_second",
-                   (double)e->examples / e->seconds, "threads", esp_threads(), "blas_kernel", esp_blas_kernel());
+                   (double)e->examples / e->seconds, "threads", esp_threads(), "blas_kernel", esp_blas_kernel(),
+                   "product_kernel", esp_gemm_kernel());
 }
 
 static int show_evaluation(const arguments *a, const loaded *l, const esp_dataset *dataset, const esp_evaluation *e) {

@@ -16,8 +16,8 @@ export ESPALIER=$PWD/build/release/espalier
 
 train() { # RUN COMMAND...
   [ -f "$out/$1/results.json" ] || "$ESPALIER" "${@:2}" --out "$out/$1" --overwrite
-  jq -r --arg run "$1" '"\($run): \(.accuracy * 10000 | round / 100) % in \(.seconds | round) s, \(.threads) threads, \(.blas_kernel)"' \
-    "$out/$1/results.json"
+  local text='"\($run): \(.accuracy * 10000 | round / 100) % in \(.seconds | round) s, \(.threads) threads, '
+  jq -r --arg run "$1" "$text"'\(.product_kernel) and \(.blas_kernel)"' "$out/$1/results.json"
 }
 
 train fashion-mnist pretrain examples/configs/fashion-mnist.yaml --data fashion-mnist

@@ -311,9 +311,9 @@ json_t *esp_sweep_json(const esp_sweep *sweep) {
     if (row) add_costs(row, &sweep->rows[i]);
     json_array_append_new(rows, row);
   }
-  return json_pack("{s:o, s:o, s:I, s:i, s:s, s:o}", "settings", settings_json(&sweep->settings), "models",
+  return json_pack("{s:o, s:o, s:I, s:i, s:s, s:s, s:o}", "settings", settings_json(&sweep->settings), "models",
                    models_json(&sweep->settings), "cells", (json_int_t)sweep->cell_count, "threads", esp_threads(),
-                   "blas_kernel", esp_blas_kernel(), "summary", rows);
+                   "blas_kernel", esp_blas_kernel(), "product_kernel", esp_gemm_kernel(), "summary", rows);
 }
 
 esp_status esp_sweep_record_close(const esp_sweep *sweep) {

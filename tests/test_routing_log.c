@@ -163,6 +163,29 @@ static void the_alarm_waits_for_its_evaluations(void **state) {
   tear_down(&f);
 }
 
+static void a_file_of_other_columns_is_set_aside(void **state) {
+  (void)state;
+  static const char old_rows[] = "step,layer,share\n1,blocks.1.moe,0.5\n";
+  static char text[TEXT_SIZE];
+  char path[TESTING_PATH_SIZE + 64];
+  fixture f;
+  set_up(&f, 1);
+  expect_ok(esp_routing_log_close(f.log));
+  snprintf(path, sizeof path, "%s/routing.csv", f.folder);
+  FILE *file = fopen(path, "w");
+  assert_non_null(file);
+  fputs(old_rows, file);
+  fclose(file);
+  open_log(&f, 1);
+  evaluate(&f, 2, even);
+  read_text(&f, "routing.csv.old", text);
+  assert_string_equal(text, old_rows);
+  read_text(&f, "routing.csv", text);
+  assert_int_equal(strncmp(text, "step,epoch,layer,expert,", 24), 0);
+  assert_non_null(strstr(text, "\n2,0.2000,blocks.1.moe,0,0,16,15,"));
+  tear_down(&f);
+}
+
 /* As if the process had died after step 4, of which only a checkpoint after step 2 is left. */
 static void a_resumed_log_is_the_uninterrupted_one(void **state) {
   (void)state;
@@ -191,6 +214,7 @@ int main(void) {
       cmocka_unit_test(rows_hold_what_was_seen),
       cmocka_unit_test(pairs_and_classes_by_hand),
       cmocka_unit_test(the_alarm_waits_for_its_evaluations),
+      cmocka_unit_test(a_file_of_other_columns_is_set_aside),
       cmocka_unit_test(a_resumed_log_is_the_uninterrupted_one),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

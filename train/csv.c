@@ -29,9 +29,29 @@ static esp_status cut_after(esp_csv *csv, const char *header, int64_t step) {
   return keep ? ESP_OK : write_header(csv, header);
 }
 
+/* An empty file, of a run that was stopped at once, has the right columns, too. */
+static bool has_columns(const char *path, const char *header) {
+  char line[LINE_SIZE] = "";
+  FILE *file = fopen(path, "r");
+  if (!file) return true; /* it will be opened again, and the failure told */
+  const bool is_empty = !fgets(line, sizeof line, file);
+  fclose(file);
+  const size_t length = strlen(header);
+  return is_empty || (strncmp(line, header, length) == 0 && line[length] == '\n');
+}
+
+/* Rows of other columns than before would make no sense below the old header. */
+static esp_status set_aside_other_columns(const esp_csv *csv, const char *header) {
+  char old[ESP_PATH_SIZE + 8];
+  if (has_columns(csv->path, header)) return ESP_OK;
+  snprintf(old, sizeof old, "%s.old", csv->path);
+  return rename(csv->path, old) == 0 ? ESP_OK : failed(csv);
+}
+
 esp_status esp_csv_open(esp_csv *csv, const char *folder, const char *name, const char *header, int64_t step) {
   *csv = (esp_csv){.file = NULL};
   ESP_TRY(esp_folder_path(csv->path, folder, name));
+  if (step > 0) ESP_TRY(set_aside_other_columns(csv, header));
   const bool continues = step > 0 && esp_file_exists(csv->path);
   csv->file = fopen(csv->path, continues ? "r+" : "w");
   if (!csv->file) return failed(csv);

@@ -17,7 +17,8 @@ typedef struct esp_csv {
 } esp_csv;
 
 /* Opens folder/name, whose first column is the step. Rows after `step` (of a run that is being resumed), and one that
- * was not written to its end, are cut off; with step 0 all of them. A new file gets `header`, a line without its end. */
+ * was not written to its end, are cut off; with step 0 all of them. A new file gets `header`, a line without its end. A
+ * file of a resumed run whose header is another (an older program wrote it) is set aside as NAME.old. */
 ESP_API esp_status esp_csv_open(esp_csv *csv, const char *folder, const char *name, const char *header,
                                 int64_t step) ESP_MUST_CHECK;
 
