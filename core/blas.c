@@ -34,16 +34,14 @@ typedef struct product_plan {
   tiling tiles;
 } product_plan;
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static int64_t pieces(int64_t length, int64_t piece) { return (length + piece - 1) / piece; }
 
-static int64_t halved(int64_t length, int64_t multiple) { return (length / 2 + multiple - 1) / multiple * multiple; }
+static int64_t halved(int64_t length, int64_t multiple) { return round_up(length / 2, multiple); }
 
 static bool worth_cutting(const esp_gemm *p) { return (double)p->m * (double)p->n * (double)p->k > 1e6; }
 
 static int64_t even(int64_t length, int64_t piece, int64_t multiple) {
-  return pieces(pieces(length, pieces(length, piece)), multiple) * multiple;
+  return round_up(pieces(length, pieces(length, piece)), multiple);
 }
 
 static tiling choose_tiling(const esp_gemm *p, int64_t rows, int64_t columns, int64_t multiple, int64_t enough) {

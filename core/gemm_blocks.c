@@ -94,10 +94,6 @@ typedef struct gemm_block {
   gemm_ahead next_broadcast, next_vector;
 } gemm_block;
 
-static int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static int64_t steps_of(const gemm_kernels *kernels, int64_t k) { return (k + kernels->pair - 1) / kernels->pair; }
 
 /* Equal parts of k, in elements, of `most` steps at most. */

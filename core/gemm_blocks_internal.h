@@ -5,6 +5,10 @@
 #include "gemm_kernels_internal.h"
 #include <espalier/blas.h>
 
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
 /* The columns of C that a piece of a product may have. */
 enum { GEMM_MOST_COLUMNS = 768 };
 

@@ -95,11 +95,9 @@ static void convolve_parts(void *context, int64_t begin, int64_t end) {
     for (int64_t i = esp_part_begin(s.images, part); i < esp_part_begin(s.images, part + 1); i++) {
       esp_real *y = node->outputs[0]->data + i * s.pixels * s.out;
       make_patches(&s, node->inputs[0]->data + i * s.height * s.width * s.channels, patches);
-      if (node->inputs[2])
-        for (int64_t p = 0; p < s.pixels; p++) memcpy(y + p * s.out, node->inputs[2]->data, (size_t)s.out * sizeof *y);
       esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = s.pixels, .n = s.out, .k = s.patch, .a = patches, .lda = s.patch,
                                 .b = node->inputs[1]->data, .ldb = s.patch, .c = y, .ldc = s.out, .alpha = 1,
-                                .beta = node->inputs[2] != NULL, .precision = node->precision});
+                                .bias = node->inputs[2] ? node->inputs[2]->data : NULL, .precision = node->precision});
     }
   }
 }
