@@ -56,16 +56,7 @@ static void test_filters(void **state) {
 
 /* --- the study on a trained model ------------------------------------------------------------------------ */
 
-static const char settings[] = "model:\n"
-                               "  stem: {kind: convolution, channels: [8], pools: [4, 2]}\n"
-                               "  width: 16\n"
-                               "  blocks: 2\n"
-                               "  mixing: convolution\n"
-                               "  kernel: 3\n"
-                               "  layers: [moe, mone]\n"
-                               "  moe: {experts: 4, top_k: 2, hidden: 16, neurons_kept: 0.5}\n"
-                               "optimizer: {learning_rate: 0.01}\n"
-                               "training: {epochs: 2, batch: 64}\n";
+static const char settings[] = TRAINED_SETTINGS("moe, mone", "experts: 4, top_k: 2, hidden: 16, neurons_kept: 0.5");
 
 static double mean_loss(const esp_sparsify_point *points, int order) {
   double sum = 0;

@@ -7,16 +7,7 @@
 
 enum { EXPERTS = 32, QUARTER = 8, LAYERS = 2, DOMAINS = 3, SIDE = 32, CALIBRATION_IMAGES = 600 };
 
-static const char settings[] = "model:\n"
-                               "  stem: {kind: convolution, channels: [8], pools: [4, 2]}\n"
-                               "  width: 16\n"
-                               "  blocks: 2\n"
-                               "  mixing: convolution\n"
-                               "  kernel: 3\n"
-                               "  layers: [moe, moe]\n"
-                               "  moe: {experts: 32, top_k: 4, hidden: 8}\n"
-                               "optimizer: {learning_rate: 0.01}\n"
-                               "training: {epochs: 2, batch: 64}\n";
+static const char settings[] = TRAINED_SETTINGS("moe, moe", "experts: 32, top_k: 4, hidden: 8");
 
 static trained t;
 static char folder[TESTING_PATH_SIZE];
