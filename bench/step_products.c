@@ -128,21 +128,23 @@ static esp_real *operand(int64_t count) {
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 esp_status esp_product_stage_set(esp_product_stage *stage, const esp_step_product *products, int count) {
-  int64_t a = 0, b = 0, c = 0;
+  int64_t a = 0, b = 0, c = 0, partial = 0;
   for (int i = 0; i < count; i++) {
     const esp_step_product *p = &products[i];
     a = larger(a, p->groups * p->m * p->k);
     b = larger(b, p->groups * p->k * p->n);
     c = larger(c, p->groups * p->m * p->n);
+    if (p->transpose_a) partial = larger(partial, ESP_GEMM_PARTIALS * p->m * p->n);
   }
-  *stage = (esp_product_stage){operand(a), operand(b), operand(c)};
-  return stage->a && stage->b && stage->c ? ESP_OK : ESP_ERR_MEMORY;
+  *stage = (esp_product_stage){operand(a), operand(b), operand(c), operand(partial)};
+  return stage->a && stage->b && stage->c && stage->partial ? ESP_OK : ESP_ERR_MEMORY;
 }
 
 void esp_product_stage_clear(esp_product_stage *stage) {
   esp_free(stage->a);
   esp_free(stage->b);
   esp_free(stage->c);
+  esp_free(stage->partial);
 }
 
 static esp_gemm product_of(const esp_product_run *run, int64_t group) {
@@ -190,7 +192,11 @@ static esp_status run_as_program(const esp_product_run *run) {
   esp_gemm *list = esp_alloc((size_t)run->product->groups, sizeof *list);
   if (!list) return ESP_ERR_MEMORY;
   for (int64_t group = 0; group < run->product->groups; group++) list[group] = product_of(run, group);
-  esp_gemm_run(list, run->product->groups);
+  const esp_step_product *p = run->product;
+  if (p->transpose_a && !p->transpose_b && !p->attention && run->way == ESP_WAY_PROGRAM)
+    esp_gemm_sums(list, p->groups, run->stage->partial);
+  else
+    esp_gemm_run(list, p->groups);
   esp_free(list);
   return ESP_OK;
 }

@@ -1,5 +1,5 @@
-/* The matrix products of a model's training step, taken from its settings, and what this machine makes of them: with the
- * kernels that the program chooses, and with OpenBLAS. */
+/* The matrix products of a model's training step, taken from its settings, and what this machine makes of them: with
+ * the kernels that the program chooses, and with OpenBLAS. */
 #ifndef ESPALIER_STEP_PRODUCTS_H
 #define ESPALIER_STEP_PRODUCTS_H
 
@@ -9,8 +9,8 @@
 
 enum { ESP_MOST_STEP_PRODUCTS = 48, ESP_STEP_PRODUCT_NAME = 40 };
 
-/* `groups` products of one shape that the program hands over as one list (an expert's each, or an image's and head's), and
- * how often a step has such a list. C [m, n] = op(A) [m, k] op(B) [k, n]. */
+/* `groups` products of one shape that the program hands over as one list (an expert's each, or an image's and head's),
+ * and how often a step has such a list. C [m, n] = op(A) [m, k] op(B) [k, n]. */
 typedef struct esp_step_product {
   char name[ESP_STEP_PRODUCT_NAME]; /* "experts up, dW" */
   int64_t m, n, k, groups;
@@ -20,8 +20,9 @@ typedef struct esp_step_product {
 } esp_step_product;
 
 /* Of a step of `images` images: forward, and with `training` the gradients of inputs (dX) and of weights (dW), the
- * latter alone for the stem, whose input is an image. Experts have even loads. Models of patches, attention and mixtures of
- * one member whose tokens choose; blocks of a kind are alike. Returns how many, at most ESP_MOST_STEP_PRODUCTS. */
+ * latter alone for the stem, whose input is an image. Experts have even loads. Models of patches, attention and
+ * mixtures of one member whose tokens choose; blocks of a kind are alike. Returns how many, at most
+ * ESP_MOST_STEP_PRODUCTS. */
 int esp_step_products(const esp_model_config *config, int64_t images, bool training, esp_step_product *products);
 
 /* Multiply-adds times two of all uses in a step. */
@@ -30,13 +31,14 @@ double esp_step_product_flops(const esp_step_product *product);
 /* Operands for any of the products, and the ways to compute them. */
 typedef struct esp_product_stage {
   esp_real *a, *b, *c;
+  esp_real *partial; /* for esp_gemm_sums() */
 } esp_product_stage;
 
 esp_status esp_product_stage_set(esp_product_stage *stage, const esp_step_product *products, int count) ESP_MUST_CHECK;
 void esp_product_stage_clear(esp_product_stage *stage);
 
 typedef enum esp_product_way {
-  ESP_WAY_PROGRAM,   /* esp_gemm_run() with the whole list */
+  ESP_WAY_PROGRAM,   /* esp_gemm_run(), or esp_gemm_sums() where sums are over rows, with the whole list */
   ESP_WAY_SLABS,     /* every thread a slab of rows of its own, of one product after another, uncut but for that */
   ESP_WAY_WHOLE,     /* whole products in parallel; with one thread, or one product, one product after another */
   ESP_WAY_BLAS_LIST, /* the same three by OpenBLAS; the first as the program would without own kernels */

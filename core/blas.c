@@ -17,22 +17,8 @@ void openblas_set_num_threads(int threads);
  * OpenBLAS packs both operands of every tile anew, so large tiles are nearer its best (uncut columns most of all: then
  * the rows are packed once). The own kernels pack the vector operand once a thread if it fits into their scratch. Own
  * tiles are multiples of what the kernels take at once. */
-enum { TILE_ROWS = 512, TILE_COLUMNS = 1024, SMALLEST_TILE = 64, ENOUGH_TILES = 4 };
+enum { TILE_ROWS = 512, TILE_COLUMNS = 1024, SMALLEST_TILE = 64 };
 enum { OWN_TILE_ROWS = 480, OWN_TILE_ROWS_PACKED = 240, OWN_TILE = 48 };
-
-typedef struct tiling {
-  int64_t rows, columns; /* of a tile */
-  int64_t across;        /* tiles side by side */
-  int64_t count;
-} tiling;
-
-/* How a product is computed. Depends on its shape and the number of products in its list only: that is what makes
- * results independent of the threads. */
-typedef struct product_plan {
-  const gemm_kernels *kernels; /* NULL: OpenBLAS, or few rows */
-  bool swapped;
-  tiling tiles;
-} product_plan;
 
 static int64_t pieces(int64_t length, int64_t piece) { return (length + piece - 1) / piece; }
 
@@ -44,7 +30,7 @@ static int64_t even(int64_t length, int64_t piece, int64_t multiple) {
   return round_up(pieces(length, pieces(length, piece)), multiple);
 }
 
-static tiling choose_tiling(const esp_gemm *p, int64_t rows, int64_t columns, int64_t multiple, int64_t enough) {
+static gemm_tiling choose_tiling(const esp_gemm *p, int64_t rows, int64_t columns, int64_t multiple, int64_t enough) {
   while (worth_cutting(p) && pieces(p->m, rows) * pieces(p->n, columns) < enough) {
     if (4 * rows >= columns && rows > SMALLEST_TILE)
       rows = halved(rows, multiple);
@@ -54,7 +40,7 @@ static tiling choose_tiling(const esp_gemm *p, int64_t rows, int64_t columns, in
       break;
   }
   const int64_t across = pieces(p->n, columns);
-  return (tiling){rows, columns, across, pieces(p->m, rows) * across};
+  return (gemm_tiling){rows, columns, across, pieces(p->m, rows) * across};
 }
 
 /* Before the first product of all: it may come from any thread. */
@@ -162,18 +148,20 @@ static const gemm_kernels *kernels_for(const esp_gemm *p) {
   return gemm_kernels_for(p->way);
 }
 
-static product_plan choose_plan(const esp_gemm *p, int64_t products) {
-  const int64_t enough = pieces(ENOUGH_TILES, products);
-  product_plan plan = {.kernels = kernels_for(p)};
-  if (!plan.kernels) {
-    plan.tiles = choose_tiling(p, smaller(p->m, TILE_ROWS), smaller(p->n, TILE_COLUMNS), 16, enough);
-    return plan;
-  }
-  plan.swapped = gemm_swaps(p, plan.kernels);
-  const int64_t most = gemm_keeps_packed(p, plan.kernels, plan.swapped) ? OWN_TILE_ROWS_PACKED : OWN_TILE_ROWS;
-  const int64_t rows = plan.swapped ? p->m : even(p->m, most, OWN_TILE);
-  const int64_t columns = even(p->n, plan.swapped ? most : GEMM_MOST_COLUMNS, OWN_TILE);
-  plan.tiles = choose_tiling(p, rows, columns, OWN_TILE, enough);
+gemm_tiling gemm_tiling_of(const esp_gemm *p, const gemm_plan *plan, int64_t tiles) {
+  if (p->m <= 0 || p->n <= 0) return (gemm_tiling){.rows = 1, .columns = 1};
+  if (!plan->kernels) return choose_tiling(p, smaller(p->m, TILE_ROWS), smaller(p->n, TILE_COLUMNS), 16, tiles);
+  const int64_t most = gemm_keeps_packed(p, plan->kernels, plan->order) ? OWN_TILE_ROWS_PACKED : OWN_TILE_ROWS;
+  const int64_t rows = plan->order == GEMM_COLUMNS ? even(p->m, most, OWN_TILE) : p->m;
+  const int64_t columns = even(p->n, plan->order == GEMM_COLUMNS ? GEMM_MOST_COLUMNS : most, OWN_TILE);
+  return choose_tiling(p, rows, columns, OWN_TILE, tiles);
+}
+
+gemm_plan gemm_plan_for(const esp_gemm *p, int64_t tiles) {
+  gemm_plan plan = {.kernels = kernels_for(p)};
+  if (plan.kernels) plan.order = gemm_order_for(p, plan.kernels);
+  plan.rows_apart = !p->transpose_a && (plan.kernels || is_thin(p));
+  plan.tiles = gemm_tiling_of(p, &plan, tiles);
   return plan;
 }
 
@@ -187,78 +175,19 @@ static void start_with_bias(esp_gemm *p) {
   p->beta = 1;
 }
 
-static void run_piece(esp_gemm product, const product_plan *plan, uint64_t list) {
+void gemm_run_planned(esp_gemm product, const gemm_plan *plan, uint64_t list) {
   if (product.m <= 0 || product.n <= 0) return;
   if (product.bias && (!plan->kernels || product.beta != 0 || product.k <= 0)) start_with_bias(&product);
   if (product.k <= 0)
     scale_c(&product);
   else if (plan->kernels)
-    gemm_run_piece(&product, plan->kernels, plan->swapped, list);
+    gemm_run_piece(&product, plan->kernels, plan->order, list);
   else if (is_thin(&product) && product.transpose_b)
     run_thin_transposed(&product);
   else if (is_thin(&product))
     run_thin(&product);
   else
     call_blas(&product);
-}
-
-static void run_tile(const esp_gemm *p, int64_t products, int64_t index, uint64_t list) {
-  const product_plan plan = choose_plan(p, products);
-  const tiling *t = &plan.tiles;
-  const int64_t row = index / t->across * t->rows, column = index % t->across * t->columns;
-  esp_gemm tile = *p;
-  tile.m = smaller(t->rows, p->m - row);
-  tile.n = smaller(t->columns, p->n - column);
-  tile.a = p->a + (p->transpose_a ? row : row * p->lda);
-  tile.b = p->b + (p->transpose_b ? column * p->ldb : column);
-  tile.c = p->c + row * p->ldc + column;
-  if (p->bias) tile.bias = p->bias + column;
-  run_piece(tile, &plan, list);
-}
-
-/* The own kernels have columns to a limit: a product that has more is cut, as in a list. */
-void esp_gemm_here(const esp_gemm *product) {
-  if (product->m <= 0 || product->n <= 0) return;
-  const int64_t tiles = choose_plan(product, ENOUGH_TILES).tiles.count;
-  for (int64_t i = 0; i < tiles; i++) run_tile(product, ENOUGH_TILES, i, 0);
-}
-
-typedef struct product_list {
-  const esp_gemm *products;
-  int64_t count;
-  uint64_t number; /* of this list since the program began, from 1 */
-} product_list;
-
-/* The last product whose first tile is not after `tile`. */
-static const esp_gemm *find_product(const product_list *list, int64_t tile) {
-  int64_t low = 0, high = list->count;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    if (list->products[middle].first_tile <= tile)
-      low = middle;
-    else
-      high = middle;
-  }
-  return &list->products[low];
-}
-
-static void run_tiles(void *context, int64_t begin, int64_t end) {
-  const product_list *list = context;
-  for (int64_t i = begin; i < end; i++) {
-    const esp_gemm *product = find_product(list, i);
-    run_tile(product, list->count, i - product->first_tile, list->number);
-  }
-}
-
-void esp_gemm_run(esp_gemm *products, int64_t count) {
-  int64_t tiles = 0;
-  for (int64_t i = 0; i < count; i++) {
-    products[i].first_tile = tiles;
-    if (products[i].m > 0 && products[i].n > 0) tiles += choose_plan(&products[i], count).tiles.count;
-  }
-  static atomic_uint_fast64_t lists;
-  product_list list = {products, count, atomic_fetch_add(&lists, 1) + 1};
-  esp_parallel_for_uneven(tiles, 1, run_tiles, &list);
 }
 
 typedef struct column_sums {
@@ -298,8 +227,10 @@ bool esp_gemm_has(esp_gemm_way way) {
 
 esp_status esp_precision_check(esp_precision precision) {
   if (precision == ESP_FP32 || gemm_bf16()) return ESP_OK;
-  return esp_fail(ESP_ERR_CONFIG, "bf16 needs a processor with AVX-512 BF16 (avx512_bf16 in /proc/cpuinfo) and products of floats; "
-                                  "here there is %s. Use fp32", sizeof(esp_real) == sizeof(float) ? "no such processor" : "double");
+  return esp_fail(ESP_ERR_CONFIG,
+                  "bf16 needs a processor with AVX-512 BF16 (avx512_bf16 in /proc/cpuinfo) and products of floats; "
+                  "here there is %s. Use fp32",
+                  sizeof(esp_real) == sizeof(float) ? "no such processor" : "double");
 }
 
 const char *esp_gemm_kernel(void) {

@@ -1,6 +1,7 @@
-/* Matrix products, by own kernels where the processor has AVX-512, or AVX2 and FMA (gemm_blocks.c), by OpenBLAS otherwise. They
- * compute, single-threaded, tiles whose size depends on the shapes only; OpenMP deals the tiles out. So the bits of a
- * product are the same for any number of threads, with the pthread and with the OpenMP build of OpenBLAS. */
+/* Matrix products, by own kernels where the processor has AVX-512, or AVX2 and FMA (gemm_blocks.c), by OpenBLAS
+ * otherwise. How a product adds up depends on its shape only; OpenMP deals out its rows or tiles (gemm_lists.c), each of
+ * which one thread computes. So its bits are the same for any number of threads, with the pthread and with the OpenMP
+ * build of OpenBLAS. */
 #ifndef ESPALIER_BLAS_H
 #define ESPALIER_BLAS_H
 
@@ -28,8 +29,8 @@ typedef enum esp_precision {
 ESP_API esp_status esp_precision_check(esp_precision precision) ESP_MUST_CHECK;
 
 /* C [m, n] = alpha op(A) [m, k] op(B) [k, n] + beta C + bias, the latter [n] added to each row; row-major with leading
- * dimensions lda, ldb, ldc. A and B are only read: their rows may overlap (lda less than a row's length, as where the rows are
- * windows of an image). */
+ * dimensions lda, ldb, ldc. A and B are only read: their rows may overlap (lda less than a row's length, as where the
+ * rows are windows of an image). */
 typedef struct esp_gemm {
   bool transpose_a, transpose_b;
   int64_t m, n, k;
@@ -48,6 +49,11 @@ ESP_API bool esp_gemm_has(esp_gemm_way way);
 
 /* All `count` products, in parallel. Their C must not overlap. */
 ESP_API void esp_gemm_run(esp_gemm *products, int64_t count);
+
+/* Products A^T B, without a bias, whose sums are over many rows of A and B: in parts, a thread its own rows of the
+ * list. `partial`: room for ESP_GEMM_PARTIALS times m n elements of the largest. */
+enum { ESP_GEMM_PARTIALS = 3 };
+ESP_API void esp_gemm_sums(esp_gemm *products, int64_t count, esp_real *partial);
 
 /* One product on the calling thread: for use inside parallel loops. */
 ESP_API void esp_gemm_here(const esp_gemm *product);

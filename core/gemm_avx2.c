@@ -10,6 +10,7 @@
 #define VECTORS 2
 #define PANEL 24
 #define PAIR 1
+#define DOT_ROWS 2
 #define KERNELS gemm_avx2_kernels
 #define KERNELS_NAME "AVX2"
 
@@ -35,6 +36,11 @@ VECTOR_FUNCTION void v_store_part(float *to, vec v, int64_t count) {
   float values[LANES];
   _mm256_storeu_ps(values, v);
   for (int64_t i = 0; i < count; i++) to[i] = values[i];
+}
+
+VECTOR_FUNCTION void v_store_sums(float *to, const vec sums[4]) {
+  const vec fours = _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
 }
 
 /* Pairs of rows, then of pairs: rows of four columns each, whose halves are sorted last. */

@@ -1,6 +1,6 @@
-/* Kernels of matrix products whose operands are rounded to bf16 when they are packed, for processors with AVX-512 and its
- * bf16 dot product, which adds products of two pairs to a float. Rounding is to nearest, ties to even; denormal numbers are
- * taken for 0. */
+/* Kernels of matrix products whose operands are rounded to bf16 when they are packed, for processors with AVX-512 and
+ * its bf16 dot product, which adds products of two pairs to a float. Rounding is to nearest, ties to even; denormal
+ * numbers are taken for 0. */
 #if defined(__x86_64__) && !defined(ESP_DOUBLE)
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512bf16")))

@@ -18,6 +18,8 @@ enum {
   MOST_TILE_COLUMNS = 48,
   IN_PLACE_ROWS = 64,       /* so few do not pay for packing the vector operand ... */
   IN_PLACE_ELEMENTS = 8192, /* ... and so many of what is broadcast stay in the first-level cache, in whatever order */
+  DOT_PRODUCT_ROWS = 64,    /* more rows pay for packing or for vectors that are not full, ... */
+  DOT_PRODUCT_STEPS = 128,  /* ... shorter sums do not pay for adding up the elements of a vector */
   SCRATCHES = 128           /* more threads than so many wait for each other */
 };
 
@@ -57,7 +59,7 @@ static gemm_scratch *take_scratch(void) {
 
 static void give_back(gemm_scratch *scratch) { atomic_flag_clear_explicit(&scratch->taken, memory_order_release); }
 
-/* --- a piece of a product ------------------------------------------------------------------------------------------ */
+/* --- a piece of a product ----------------------------------------------------------------------------------------- */
 
 /* Element (x, i), i being summed over: data[x * ld + i] if it lies along the sum, else data[i * ld + x]. */
 typedef struct operand {
@@ -77,8 +79,8 @@ typedef struct gemm_work {
   bool broadcast_in_place, vector_in_place;
 } gemm_work;
 
-/* What the next block will read for the first time, asked for line by line while this one is computed: memory is too far
- * away, and the parts of rows are too short, for the processor to see it coming. */
+/* What the next block will read for the first time, asked for line by line while this one is computed: memory is too
+ * far away, and the parts of rows are too short, for the processor to see it coming. */
 typedef struct gemm_ahead {
   const float *from;
   int64_t ld, width, rows;
@@ -158,7 +160,8 @@ static const float *broadcast_row(const gemm_work *w, const gemm_tile *tile, int
   return tile->broadcast + row / panel * panel * tile->steps + row % panel;
 }
 
-/* Where the sums of the first steps are added to what was there, or to a bias, those of the next are added to the first. */
+/* Where the sums of the first steps are added to what was there, or to a bias, those of the next are added to the
+ * first. */
 static void set_target(const gemm_work *w, const gemm_block *b, int64_t row, int64_t column, gemm_tile *tile) {
   const esp_gemm *p = w->piece;
   tile->c = p->c + row * p->ldc + column;
@@ -210,13 +213,16 @@ static void ask_ahead(gemm_ahead *a) {
 static void run_tiles(const gemm_work *w, gemm_block *b, gemm_tile tile, int64_t row, int64_t rows) {
   const gemm_tile all = tile;
   const int vectors = (int)(round_up(tile.columns, w->kernels->lanes) / w->kernels->lanes);
-  for (int64_t r = 0; r < rows; r += w->kernels->rows) {
+  const int64_t most = w->kernels->rows, tiles = (rows + most - 1) / most;
+  const int64_t height = w->broadcast.along ? (rows + tiles - 1) / tiles : most; /* panels have whole tiles */
+  for (int64_t r = 0; r < rows; r += height) {
     ask_ahead(&b->next_broadcast);
     ask_ahead(&b->next_vector);
     tile.broadcast = broadcast_row(w, &all, row + r);
     tile.c = all.c + r * all.c_row;
     tile.add = all.add + r * all.add_row;
-    w->kernels->multiply(&tile, (int)smaller(w->kernels->rows, rows - r), vectors);
+    w->kernels->multiply(&tile, (int)smaller(height, rows - r), vectors);
+    tile.ahead = 0; /* the first of the tiles has asked */
   }
 }
 
@@ -248,6 +254,8 @@ static void run_block(const gemm_work *w, gemm_block *b) {
     tile.columns = smaller(w->wide, w->vector.count - column);
     tile.vector_step = w->vector_in_place ? w->vector.ld : round_up(tile.columns, w->kernels->lanes);
     tile.vector = b->vector + (w->vector_in_place ? column : column * tile.steps);
+    const bool is_last = column + w->wide >= w->vector.count;
+    tile.ahead = w->vector_in_place && !is_last ? w->wide : 0;
     if (w->swapped)
       run_swapped_panel(w, b, tile, column);
     else
@@ -269,23 +277,60 @@ static void run_blocks(const gemm_work *w, bool is_packed) {
   }
 }
 
-/* --- choices --------------------------------------------------------------------------------------------------------- */
+/* All rows of A by a vector's width of rows of B, while the next ones are asked for. */
+static void run_dots(const esp_gemm *p, const gemm_kernels *kernels) {
+  const operand b = {p->b, p->ldb, p->n, true};
+  const int64_t parts = (p->m + kernels->dot_rows - 1) / kernels->dot_rows;
+  const gemm_tile whole = {.steps = p->k,
+                           .row = p->lda,
+                           .vector_step = p->ldb,
+                           .c_row = p->ldc,
+                           .add_row = p->bias ? 0 : p->ldc,
+                           .alpha = p->alpha,
+                           .beta = p->bias ? 1 : p->beta};
+  for (int64_t column = 0; column < p->n; column += kernels->lanes) {
+    gemm_tile tile = whole;
+    gemm_ahead next = {.lines = 0};
+    tile.columns = smaller(kernels->lanes, p->n - column);
+    tile.vector = p->b + column * p->ldb;
+    if (column + kernels->lanes < p->n)
+      next = look_ahead(&b, 0, p->k, column + kernels->lanes, smaller(kernels->lanes, p->n - column - kernels->lanes),
+                        parts);
+    for (int64_t part = 0; part < parts; part++) {
+      const int64_t row = p->m * part / parts;
+      ask_ahead(&next);
+      tile.broadcast = p->a + row * p->lda;
+      tile.c = p->c + row * p->ldc + column;
+      tile.add = p->bias ? p->bias + column : tile.c;
+      kernels->dot(&tile, (int)(p->m * (part + 1) / parts - row));
+    }
+  }
+}
 
-/* Of a row of B, in multiply-adds of a vector unit an element: what it costs to pack it transposed; swapped, the rows of A
- * that fill up a vector, packing those, and transposing C. */
-bool gemm_swaps(const esp_gemm *p, const gemm_kernels *kernels) {
-  if (!p->transpose_b || p->transpose_a || p->m > GEMM_MOST_COLUMNS) return false;
+/* --- choices ------------------------------------------------------------------------------------------------------ */
+
+/* Of a row of B, in multiply-adds of a vector unit an element: what it costs to pack it transposed; swapped, the rows
+ * of A that fill up a vector, packing those, and transposing C. */
+static bool rows_are_cheaper(const esp_gemm *p, const gemm_kernels *kernels) {
   const double pack = 0.5, lanes = kernels->lanes, rows = (double)p->m;
   const double filled = (double)round_up(p->m, kernels->lanes);
   return (filled - rows) / lanes + pack * rows * (1 / (double)p->n + 1 / (double)p->k) < pack;
 }
 
-bool gemm_keeps_packed(const esp_gemm *p, const gemm_kernels *kernels, bool swapped) {
-  const int64_t columns = round_up(swapped ? p->m : p->n, kernels->lanes);
+gemm_order gemm_order_for(const esp_gemm *p, const gemm_kernels *kernels) {
+  if (!p->transpose_b || p->transpose_a) return GEMM_COLUMNS;
+  if (kernels->dot_rows && p->m <= DOT_PRODUCT_ROWS && p->k >= DOT_PRODUCT_STEPS) return GEMM_SUMS;
+  return p->m <= GEMM_MOST_COLUMNS && rows_are_cheaper(p, kernels) ? GEMM_ROWS : GEMM_COLUMNS;
+}
+
+bool gemm_keeps_packed(const esp_gemm *p, const gemm_kernels *kernels, gemm_order order) {
+  if (order == GEMM_SUMS) return false;
+  const int64_t columns = round_up(order == GEMM_ROWS ? p->m : p->n, kernels->lanes);
   return smaller(columns, GEMM_MOST_COLUMNS) * steps_of(kernels, p->k) <= MOST_STEPS * GEMM_MOST_COLUMNS;
 }
 
-static gemm_work set_work(const esp_gemm *p, const gemm_kernels *kernels, bool swapped) {
+static gemm_work set_work(const esp_gemm *p, const gemm_kernels *kernels, gemm_order order) {
+  const bool swapped = order == GEMM_ROWS;
   const operand a = {p->a, p->lda, p->m, !p->transpose_a}, b = {p->b, p->ldb, p->n, p->transpose_b};
   gemm_work w = {
       .piece = p, .kernels = kernels, .broadcast = swapped ? b : a, .vector = swapped ? a : b, .swapped = swapped};
@@ -298,7 +343,7 @@ static gemm_work set_work(const esp_gemm *p, const gemm_kernels *kernels, bool s
   w.rows = in_panels ? smaller(PACKED_ROWS, round_up(w.broadcast.count, kernels->panel)) : BLOCK_ROWS;
   w.length =
       block_length(kernels, p->k, in_panels ? smaller(MOST_STEPS, PACKED_ELEMENTS / w.rows / 16 * 16) : MOST_STEPS);
-  w.keeps = gemm_keeps_packed(p, kernels, swapped);
+  w.keeps = gemm_keeps_packed(p, kernels, order);
   return w;
 }
 
@@ -309,8 +354,12 @@ static bool is_packed(const gemm_work *w, uint64_t list) {
          last->ld == w->vector.ld && last->columns == w->vector.count && last->k == w->piece->k;
 }
 
-void gemm_run_piece(const esp_gemm *piece, const gemm_kernels *kernels, bool swapped, uint64_t list) {
-  gemm_work w = set_work(piece, kernels, swapped);
+void gemm_run_piece(const esp_gemm *piece, const gemm_kernels *kernels, gemm_order order, uint64_t list) {
+  if (order == GEMM_SUMS) {
+    run_dots(piece, kernels);
+    return;
+  }
+  gemm_work w = set_work(piece, kernels, order);
   w.scratch = take_scratch();
   run_blocks(&w, w.keeps && is_packed(&w, list));
   if (!w.vector_in_place)
@@ -348,15 +397,17 @@ const gemm_kernels *gemm_kernels_for(esp_gemm_way way) {
 
 const gemm_kernels *gemm_bf16(void) { return NULL; }
 
-bool gemm_swaps(const esp_gemm *product, const gemm_kernels *kernels) { return product && kernels && false; }
-
-bool gemm_keeps_packed(const esp_gemm *product, const gemm_kernels *kernels, bool swapped) {
-  return product && kernels && swapped && false;
+gemm_order gemm_order_for(const esp_gemm *product, const gemm_kernels *kernels) {
+  return product && kernels ? GEMM_COLUMNS : GEMM_ROWS;
 }
 
-void gemm_run_piece(const esp_gemm *piece, const gemm_kernels *kernels, bool swapped, uint64_t list) {
-  esp_panic("product of %lld rows by kernels for float%s: %p %llu", (long long)piece->m, swapped ? ", swapped" : "",
-            (const void *)kernels, (unsigned long long)list);
+bool gemm_keeps_packed(const esp_gemm *product, const gemm_kernels *kernels, gemm_order order) {
+  return product && kernels && order && false;
+}
+
+void gemm_run_piece(const esp_gemm *piece, const gemm_kernels *kernels, gemm_order order, uint64_t list) {
+  esp_panic("product of %lld rows by kernels for float: %p %d %llu", (long long)piece->m, (const void *)kernels, order,
+            (unsigned long long)list);
 }
 
 #endif

@@ -18,15 +18,21 @@ const gemm_kernels *gemm_kernels_for(esp_gemm_way way);
 /* Those whose operands are bf16; NULL if the processor has none. */
 const gemm_kernels *gemm_bf16(void);
 
-/* Whether C^T = op(B)^T op(A)^T is cheaper: B is then read in place and the rows of A are the vectors. Depends on the
- * shape only. */
-bool gemm_swaps(const esp_gemm *product, const gemm_kernels *kernels);
+/* What the vectors hold. */
+typedef enum gemm_order {
+  GEMM_COLUMNS, /* columns of C */
+  GEMM_ROWS,    /* rows of C: C^T = op(B)^T op(A)^T is computed, and B read in place */
+  GEMM_SUMS     /* parts of its sums: both operands are read in place */
+} gemm_order;
+
+/* The cheapest, which depends on the shape only. */
+gemm_order gemm_order_for(const esp_gemm *product, const gemm_kernels *kernels);
 
 /* Whether a thread that computes one piece of a product after another packs the vector operand once. */
-bool gemm_keeps_packed(const esp_gemm *product, const gemm_kernels *kernels, bool swapped);
+bool gemm_keeps_packed(const esp_gemm *product, const gemm_kernels *kernels, gemm_order order);
 
-/* `piece`: a product, or some rows and columns of one, whose m (swapped: n) is what is not packed. `list`: pieces with the
- * same number other than 0 and the same b are parts of the same products, with the same operands. */
-void gemm_run_piece(const esp_gemm *piece, const gemm_kernels *kernels, bool swapped, uint64_t list);
+/* `piece`: a product, or some rows and columns of one, whose m (GEMM_ROWS: n) is what is not packed. `list`: pieces
+ * with the same number other than 0 and the same b are parts of the same products, with the same operands. */
+void gemm_run_piece(const esp_gemm *piece, const gemm_kernels *kernels, gemm_order order, uint64_t list);
 
 #endif

@@ -7,14 +7,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Strides count floats. A tile of C: c[r, q] = alpha sum over i < steps of broadcast[r, i] vector[i, q] + beta add[r, q].
- * Kernels for bf16 take a pair of elements of the sum for one, which fills the place of a float. */
+/* Strides count floats. A tile of C: c[r, q] = alpha sum over i < steps of broadcast[r, i] vector[i, q] + beta add[r,
+ * q]. Kernels for bf16 take a pair of elements of the sum for one, which fills the place of a float. */
 typedef struct gemm_tile {
   int64_t steps;
   const float *broadcast; /* [r, i] is at r * row + i * step */
   int64_t row, step;
   const float *vector; /* [i, q] is at i * vector_step + q */
   int64_t vector_step;
+  int64_t ahead; /* [0, 0] + ahead is where those begin that will be needed after this panel; 0: nothing is asked for */
   float *c;
   int64_t c_row;
   const float *add; /* read unless beta is 0: C itself, or a bias with add_row = 0 */
@@ -30,15 +31,21 @@ typedef struct gemm_kernels {
   int panel;                /* columns of a packed panel of the broadcast operand: a multiple of rows and of lanes */
   /* A tile of `rows` rows and `vectors` vectors. */
   void (*multiply)(const gemm_tile *tile, int rows, int vectors);
-  /* Panels of `wide` columns one after another, each [steps, columns], from a matrix [k, width] whose rows are `ld` apart.
-   * The last has width % wide columns, rounded up to a multiple of `least` (of lanes) by zeros. */
+  /* A tile of `rows` <= dot_rows rows and at most `lanes` columns whose operands both lie along the sum: [r, i] is at
+   * broadcast + r * row + i, [i, q] at vector + q * vector_step + i. dot_rows is 0 for kernels that have no such
+   * tile. */
+  int dot_rows;
+  void (*dot)(const gemm_tile *tile, int rows);
+  /* Panels of `wide` columns one after another, each [steps, columns], from a matrix [k, width] whose rows are `ld`
+   * apart. The last has width % wide columns, rounded up to a multiple of `least` (of lanes) by zeros. */
   void (*pack)(float *to, const float *from, int64_t ld, int64_t k, int64_t width, int64_t wide, int64_t least);
-  /* to [steps, stride] = the transpose of from [width, k]. Columns from width to stride, a multiple of lanes, become 0. */
+  /* to [steps, stride] = the transpose of from [width, k]. Columns from width to stride, a multiple of lanes, become
+   * 0. */
   void (*pack_transposed)(float *to, int64_t stride, const float *from, int64_t ld, int64_t k, int64_t width);
   /* to [rows, stride] = from [rows, k]; stride is at least the steps and a multiple of lanes. NULL: from is as good. */
   void (*pack_rows)(float *to, int64_t stride, const float *from, int64_t ld, int64_t k, int64_t rows);
-  /* C [q, r] = alpha from [r, q]^T + beta add [q, r]: r < tile->steps rows `row` apart at tile->broadcast, q < tile->columns;
-   * whole vectors of both are there to be read. */
+  /* C [q, r] = alpha from [r, q]^T + beta add [q, r]: r < tile->steps rows `row` apart at tile->broadcast, q <
+   * tile->columns; whole vectors of both are there to be read. */
   void (*finish_transposed)(const gemm_tile *tile);
 } gemm_kernels;
 

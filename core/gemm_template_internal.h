@@ -5,8 +5,9 @@
  *   vec                         a vector of LANES floats, and for it v_zero(), v_load(from), v_load_part(from, count),
  *                               v_store(to, v), v_store_part(to, v, count), v_broadcast(from), v_set(x),
  *                               v_multiply_add(a, b, sum), v_multiply(a, b), v_add(a, b), v_transpose(vec[LANES])
- *   if PAIR is 2                v_pairs(first, second) of 2 LANES floats in order, v_pairs_across(first, second): lane j holds
- *                               their elements j, v_multiply_add_pairs(a, b, sum)
+ *   if PAIR is 1                DOT_ROWS: 2 or 6; v_store_sums(to, vec[4]): the sums of the elements of four vectors
+ *   if PAIR is 2                v_pairs(first, second) of 2 LANES floats in order, v_pairs_across(first, second): lane
+ *                               j holds their elements j, v_multiply_add_pairs(a, b, sum)
  *   KERNELS, KERNELS_NAME       what is defined at the end */
 #include "gemm_kernels_internal.h"
 
@@ -75,10 +76,11 @@ INLINE void multiply_tile(const gemm_tile *t, int rows, int vectors) {
   ask_for_rows(t->c, t->c_row, rows, vectors);
   UNROLL for (int r = 0; r < rows; r++) { UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = v_zero(); }
   const float *broadcast = t->broadcast, *vector = t->vector;
-  const int64_t row = t->row, step = t->step, vector_step = t->vector_step;
+  const int64_t row = t->row, step = t->step, vector_step = t->vector_step, ahead = t->ahead;
   for (int64_t i = t->steps; i > 0; i--) {
     vec columns[VECTORS];
     UNROLL for (int v = 0; v < vectors; v++) columns[v] = v_load(vector + v * LANES);
+    if (ahead) { UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(vector + ahead + v * LANES, 0, 2); }
     UNROLL for (int r = 0; r < rows; r++) {
       const vec x = v_broadcast(broadcast + r * row);
       UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = MULTIPLY_ADD(x, columns[v], sums[r][v]);
@@ -138,6 +140,63 @@ static void multiply(const gemm_tile *t, int rows, int vectors) {
   };
   tiles[vectors - 1][rows - 1](t);
 }
+
+#if PAIR == 1
+/* `count` elements of the sums of four columns, from element i on. */
+INLINE void dot_step(const gemm_tile *t, int rows, const float *const b[4], int64_t i, int64_t count,
+                     vec sums[DOT_ROWS][4]) {
+  vec columns[4];
+  UNROLL for (int q = 0; q < 4; q++) columns[q] = load_columns(b[q] + i, count);
+  UNROLL for (int r = 0; r < rows; r++) {
+    const vec x = load_columns(t->broadcast + r * t->row + i, count);
+    UNROLL for (int q = 0; q < 4; q++) sums[r][q] = v_multiply_add(x, columns[q], sums[r][q]);
+  }
+}
+
+/* Four columns of a tile: what lies along the sum is what the vectors hold. Columns that are not there repeat the
+ * last. */
+INLINE void dot_four(const gemm_tile *t, int rows, int64_t column, float *to) {
+  vec sums[DOT_ROWS][4];
+  const float *b[4];
+  int64_t i = 0;
+  UNROLL for (int q = 0; q < 4; q++) {
+    const int64_t there = column + q < t->columns ? column + q : t->columns - 1;
+    b[q] = t->vector + there * t->vector_step;
+  }
+  UNROLL for (int r = 0; r < rows; r++) { UNROLL for (int q = 0; q < 4; q++) sums[r][q] = v_zero(); }
+  for (; i + LANES <= t->steps; i += LANES) dot_step(t, rows, b, i, LANES, sums);
+  if (i < t->steps) dot_step(t, rows, b, i, t->steps - i, sums);
+  UNROLL for (int r = 0; r < rows; r++) v_store_sums(to + r * LANES + column, sums[r]);
+}
+
+INLINE void dot_tile(const gemm_tile *t, int rows) {
+  float sums[DOT_ROWS * LANES] = {0}; /* columns that are not there stay so */
+  const vec alpha = v_set(t->alpha);
+  for (int64_t q = 0; q < t->columns; q += 4) dot_four(t, rows, q, sums);
+  UNROLL for (int r = 0; r < rows; r++) {
+    const vec c = finished(v_load(sums + r * LANES), t->add + r * t->add_row, t->columns, alpha, t->beta);
+    store_columns(t->c + r * t->c_row, c, t->columns);
+  }
+}
+
+#define DOT_TILE(rows)                                                                                                 \
+  TARGET static void dot_##rows(const gemm_tile *t) { dot_tile(t, rows); }
+#if DOT_ROWS == 6
+#define MORE_DOT_TILES DOT_TILE(3) DOT_TILE(4) DOT_TILE(5) DOT_TILE(6)
+#define MORE_DOT_NAMES , dot_3, dot_4, dot_5, dot_6
+#else
+#define MORE_DOT_TILES
+#define MORE_DOT_NAMES
+#endif
+DOT_TILE(1)
+DOT_TILE(2)
+MORE_DOT_TILES
+
+static void dot(const gemm_tile *t, int rows) {
+  static void (*const tiles[DOT_ROWS])(const gemm_tile *) = {dot_1, dot_2 MORE_DOT_NAMES};
+  tiles[rows - 1](t);
+}
+#endif
 
 /* All of a row before the next: what is read is read once, in order. */
 TARGET static void pack(float *to, const float *from, int64_t ld, int64_t k, int64_t width, int64_t wide,
@@ -199,5 +258,8 @@ const gemm_kernels KERNELS = {.name = KERNELS_NAME,
                               .pack_transposed = pack_transposed,
 #if PAIR == 2
                               .pack_rows = pack_rows,
+#else
+                              .dot_rows = DOT_ROWS,
+                              .dot = dot,
 #endif
                               .finish_transposed = finish_transposed};

@@ -107,7 +107,7 @@ static void batch_norm_forward(esp_node *node) {
   }
   for (int64_t j = 0; j < esp_tensor_columns(x); j++)
     k.inverse[j] = (esp_real)(1 / sqrt((double)k.variance[j] + epsilon));
-  esp_parallel_for(esp_tensor_rows(x), esp_row_grain(esp_tensor_columns(x)), normalise_rows, node);
+  esp_parallel_rows(esp_tensor_rows(x), esp_tensor_columns(x), normalise_rows, node);
 }
 
 typedef struct batch_norm_gradient {
@@ -172,7 +172,7 @@ static void batch_norm_backward(esp_node *node) {
   if (!g.dx) return;
   const double share = of_batch(node) ? 1 / (double)esp_tensor_rows(x) : 0;
   for (int64_t j = 0; j < 2 * columns; j++) g.kept.parts[j] *= share;
-  esp_parallel_for(esp_tensor_rows(x), esp_row_grain(columns), gradient_rows, &g);
+  esp_parallel_rows(esp_tensor_rows(x), columns, gradient_rows, &g);
 }
 
 static esp_cost batch_norm_cost(const esp_node *node) { return esp_cost_elementwise(node, 7); }

@@ -55,11 +55,11 @@ ESP_HOT static void multiply_range(void *context, int64_t begin, int64_t end) {
 }
 
 static void add_forward(esp_node *node) {
-  esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, add_range, node);
+  esp_parallel_elements(esp_tensor_count(node->inputs[0]), add_range, node);
 }
 
 static void multiply_forward(esp_node *node) {
-  esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, multiply_range, node);
+  esp_parallel_elements(esp_tensor_count(node->inputs[0]), multiply_range, node);
 }
 
 /* target (+)= source, or source * factor where factor is given (repeated with `period`). */
@@ -87,7 +87,7 @@ ESP_HOT static void accumulate_range(void *context, int64_t begin, int64_t end) 
 }
 
 static void accumulate(int64_t count, accumulation x) {
-  esp_parallel_for(count, ESP_ELEMENTS_PER_RANGE, accumulate_range, &x);
+  esp_parallel_elements(count, accumulate_range, &x);
 }
 
 typedef struct repeat_sum {
@@ -163,7 +163,7 @@ ESP_HOT static void scale_range(void *context, int64_t begin, int64_t end) {
 }
 
 static void scale_forward(esp_node *node) {
-  esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, scale_range, node);
+  esp_parallel_elements(esp_tensor_count(node->inputs[0]), scale_range, node);
 }
 
 static void scale_backward(esp_node *node) {
@@ -225,12 +225,12 @@ static void activation_plan(esp_node *node) {
     }                                                                                                                  \
   }                                                                                                                    \
   static void function##_forward(esp_node *node) {                                                                     \
-    esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, function##_range, node);               \
+    esp_parallel_elements(esp_tensor_count(node->inputs[0]), function##_range, node);               \
   }                                                                                                                    \
   static void function##_backward(esp_node *node) {                                                                    \
     accumulation a = {.source = node->outputs[0]->grad, .factor = node->inputs[0]->data};                              \
     a.target = esp_grad(node->inputs[0], &a.accumulate);                                                               \
-    esp_parallel_for(esp_tensor_count(node->inputs[0]), ESP_ELEMENTS_PER_RANGE, function##_gradient_range, &a);        \
+    esp_parallel_elements(esp_tensor_count(node->inputs[0]), function##_gradient_range, &a);        \
   }                                                                                                                    \
   static esp_cost function##_cost(const esp_node *node) { return esp_cost_elementwise(node, flops); }                  \
   const esp_op esp_op_##function = {op_name,         activation_plan,   function##_forward, function##_backward,       \
@@ -276,7 +276,7 @@ static void glu_rows(void *context, int64_t begin, int64_t end) {
 
 static void glu_forward(esp_node *node) {
   const esp_tensor *h = node->outputs[0];
-  esp_parallel_for(esp_tensor_rows(h), esp_row_grain(esp_tensor_columns(h)), glu_rows, node);
+  esp_parallel_rows(esp_tensor_rows(h), esp_tensor_columns(h), glu_rows, node);
 }
 
 typedef struct glu_gradient {
@@ -302,7 +302,7 @@ static void glu_backward(esp_node *node) {
   glu_gradient s = {.gate = ((const glu_attributes *)node->attributes)->gate,
                     .x = node->inputs[0]->data, .dh = h->grad, .width = esp_tensor_columns(h)};
   s.dx = esp_grad(node->inputs[0], &s.accumulate);
-  esp_parallel_for(esp_tensor_rows(h), esp_row_grain(s.width), glu_gradient_rows, &s);
+  esp_parallel_rows(esp_tensor_rows(h), s.width, glu_gradient_rows, &s);
 }
 
 static esp_cost glu_cost(const esp_node *node) { return esp_cost_elementwise(node, 5); }

@@ -66,7 +66,7 @@ ESP_HOT static void layer_norm_rows(void *context, int64_t begin, int64_t end) {
 
 static void layer_norm_forward(esp_node *node) {
   const esp_tensor *x = node->inputs[0];
-  esp_parallel_for(esp_tensor_rows(x), esp_row_grain(esp_tensor_columns(x)), layer_norm_rows, node);
+  esp_parallel_rows(esp_tensor_rows(x), esp_tensor_columns(x), layer_norm_rows, node);
 }
 
 ESP_HOT static void layer_norm_gradient_parts(void *context, int64_t begin, int64_t end) {
@@ -135,7 +135,7 @@ ESP_HOT static void rms_norm_rows(void *context, int64_t begin, int64_t end) {
 
 static void rms_norm_forward(esp_node *node) {
   const esp_tensor *x = node->inputs[0];
-  esp_parallel_for(esp_tensor_rows(x), esp_row_grain(esp_tensor_columns(x)), rms_norm_rows, node);
+  esp_parallel_rows(esp_tensor_rows(x), esp_tensor_columns(x), rms_norm_rows, node);
 }
 
 ESP_HOT static void rms_norm_gradient_parts(void *context, int64_t begin, int64_t end) {
@@ -199,7 +199,7 @@ ESP_HOT static void unit_rows(void *context, int64_t begin, int64_t end) {
 
 static void unit_forward(esp_node *node) {
   const esp_tensor *x = node->inputs[0];
-  esp_parallel_for(esp_tensor_rows(x), esp_row_grain(esp_tensor_columns(x)), unit_rows, node);
+  esp_parallel_rows(esp_tensor_rows(x), esp_tensor_columns(x), unit_rows, node);
 }
 
 typedef struct unit_gradient {
@@ -227,7 +227,7 @@ ESP_HOT static void unit_gradient_rows(void *context, int64_t begin, int64_t end
 static void unit_backward(esp_node *node) {
   unit_gradient g = {.node = node};
   g.dx = esp_grad(node->inputs[0], &g.accumulate);
-  esp_parallel_for(esp_tensor_rows(node->inputs[0]), esp_row_grain(esp_tensor_columns(node->inputs[0])),
+  esp_parallel_rows(esp_tensor_rows(node->inputs[0]), esp_tensor_columns(node->inputs[0]),
                    unit_gradient_rows, &g);
 }
 

@@ -58,10 +58,18 @@ static void run_batch(const esp_node *node, esp_gemm product, int64_t a_size, in
 static void matmul_forward(esp_node *node) {
   const matmul_attributes *at = node->attributes;
   const matmul_shape s = matmul_shape_of(node);
-  const esp_gemm product = {.transpose_a = at->transpose_a, .transpose_b = at->transpose_b, .m = s.m, .n = s.n, .k = s.k,
-                            .a = node->inputs[0]->data, .lda = at->transpose_a ? s.m : s.k,
-                            .b = node->inputs[1]->data, .ldb = at->transpose_b ? s.k : s.n,
-                            .c = node->outputs[0]->data, .ldc = s.n, .alpha = 1};
+  const esp_gemm product = {.transpose_a = at->transpose_a,
+                            .transpose_b = at->transpose_b,
+                            .m = s.m,
+                            .n = s.n,
+                            .k = s.k,
+                            .a = node->inputs[0]->data,
+                            .lda = at->transpose_a ? s.m : s.k,
+                            .b = node->inputs[1]->data,
+                            .ldb = at->transpose_b ? s.k : s.n,
+                            .c = node->outputs[0]->data,
+                            .ldc = s.n,
+                            .alpha = 1};
   run_batch(node, product, s.m * s.k, s.k * s.n, s.m * s.n);
 }
 
@@ -72,13 +80,35 @@ static void matmul_backward(esp_node *node) {
   bool accumulate;
   esp_real *da = esp_grad(node->inputs[0], &accumulate);
   if (da && !at->transpose_a) /* dA [m, k] = dC op(B)^T */
-    run_batch(node, (esp_gemm){.transpose_b = !at->transpose_b, .m = s.m, .n = s.k, .k = s.n, .a = dc, .lda = s.n, .b = b,
-                               .ldb = at->transpose_b ? s.k : s.n, .c = da, .ldc = s.k, .alpha = 1, .beta = accumulate},
+    run_batch(node,
+              (esp_gemm){.transpose_b = !at->transpose_b,
+                         .m = s.m,
+                         .n = s.k,
+                         .k = s.n,
+                         .a = dc,
+                         .lda = s.n,
+                         .b = b,
+                         .ldb = at->transpose_b ? s.k : s.n,
+                         .c = da,
+                         .ldc = s.k,
+                         .alpha = 1,
+                         .beta = accumulate},
               s.m * s.n, s.k * s.n, s.m * s.k);
   else if (da) /* dA [k, m] = op(B) dC^T */
-    run_batch(node, (esp_gemm){.transpose_a = at->transpose_b, .transpose_b = true, .m = s.k, .n = s.m, .k = s.n, .a = b,
-                               .lda = at->transpose_b ? s.k : s.n, .b = dc, .ldb = s.n, .c = da, .ldc = s.m, .alpha = 1,
-                               .beta = accumulate},
+    run_batch(node,
+              (esp_gemm){.transpose_a = at->transpose_b,
+                         .transpose_b = true,
+                         .m = s.k,
+                         .n = s.m,
+                         .k = s.n,
+                         .a = b,
+                         .lda = at->transpose_b ? s.k : s.n,
+                         .b = dc,
+                         .ldb = s.n,
+                         .c = da,
+                         .ldc = s.m,
+                         .alpha = 1,
+                         .beta = accumulate},
               s.k * s.n, s.m * s.n, s.m * s.k);
   esp_real *db = esp_grad(node->inputs[1], &accumulate);
   if (db && !at->transpose_b) /* dB [k, n] = op(A)^T dC */
@@ -87,9 +117,20 @@ static void matmul_backward(esp_node *node) {
                                .beta = accumulate},
               s.m * s.k, s.m * s.n, s.k * s.n);
   else if (db) /* dB [n, k] = dC^T op(A) */
-    run_batch(node, (esp_gemm){.transpose_a = true, .transpose_b = at->transpose_a, .m = s.n, .n = s.k, .k = s.m, .a = dc,
-                               .lda = s.n, .b = a, .ldb = at->transpose_a ? s.m : s.k, .c = db, .ldc = s.k, .alpha = 1,
-                               .beta = accumulate},
+    run_batch(node,
+              (esp_gemm){.transpose_a = true,
+                         .transpose_b = at->transpose_a,
+                         .m = s.n,
+                         .n = s.k,
+                         .k = s.m,
+                         .a = dc,
+                         .lda = s.n,
+                         .b = a,
+                         .ldb = at->transpose_a ? s.m : s.k,
+                         .c = db,
+                         .ldc = s.k,
+                         .alpha = 1,
+                         .beta = accumulate},
               s.m * s.n, s.m * s.k, s.k * s.n);
 }
 
@@ -110,18 +151,30 @@ esp_tensor *esp_matmul(esp_tape *tape, esp_tensor *a, bool transpose_a, esp_tens
 
 static void linear_map_plan(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *weight = node->inputs[1], *bias = node->inputs[2];
-  esp_require(node, weight->rank == 2 && esp_tensor_columns(x) == weight->shape[1], "needs x [.., in] and weight [out, in]");
+  esp_require(node, weight->rank == 2 && esp_tensor_columns(x) == weight->shape[1],
+              "needs x [.., in] and weight [out, in]");
   esp_require(node, !bias || esp_tensor_count(bias) == weight->shape[0], "the bias needs one entry an output");
   esp_plan_columns(node, 0, weight->shape[0]);
-  if (bias) node->scratch_bytes = (size_t)(ESP_PARTS * weight->shape[0]) * sizeof(esp_real);
+  const int64_t partial = ESP_GEMM_PARTIALS * esp_tensor_count(weight), sums = bias ? ESP_PARTS * weight->shape[0] : 0;
+  node->scratch_bytes = (size_t)(partial > sums ? partial : sums) * sizeof(esp_real);
   node->unread = ESP_UNREAD_INPUT(2) | ESP_UNREAD_OUTPUTS;
 }
 
 static void linear_map_forward(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *weight = node->inputs[1], *bias = node->inputs[2];
   const int64_t rows = esp_tensor_rows(x), out = weight->shape[0], in = weight->shape[1];
-  esp_gemm_run(&(esp_gemm){.transpose_b = true, .m = rows, .n = out, .k = in, .a = x->data, .lda = in, .b = weight->data,
-                           .ldb = in, .c = node->outputs[0]->data, .ldc = out, .alpha = 1, .bias = bias ? bias->data : NULL,
+  esp_gemm_run(&(esp_gemm){.transpose_b = true,
+                           .m = rows,
+                           .n = out,
+                           .k = in,
+                           .a = x->data,
+                           .lda = in,
+                           .b = weight->data,
+                           .ldb = in,
+                           .c = node->outputs[0]->data,
+                           .ldc = out,
+                           .alpha = 1,
+                           .bias = bias ? bias->data : NULL,
                            .precision = node->precision},
                1);
 }
@@ -131,17 +184,27 @@ static void linear_map_backward(esp_node *node) {
   const int64_t rows = esp_tensor_rows(x), out = weight->shape[0], in = weight->shape[1];
   const esp_real *dy = node->outputs[0]->grad;
   bool accumulate;
-  esp_gemm products[2]; /* run together: the few large tiles of dW first, those of dX fill the gaps */
-  int64_t count = 0;
   esp_real *dweight = esp_grad(weight, &accumulate);
   if (dweight)
-    products[count++] = (esp_gemm){.transpose_a = true, .m = out, .n = in, .k = rows, .a = dy, .lda = out, .b = x->data,
-                                   .ldb = in, .c = dweight, .ldc = in, .alpha = 1, .beta = accumulate, .precision = node->precision};
+    esp_gemm_sums(&(esp_gemm){.transpose_a = true,
+                              .m = out,
+                              .n = in,
+                              .k = rows,
+                              .a = dy,
+                              .lda = out,
+                              .b = x->data,
+                              .ldb = in,
+                              .c = dweight,
+                              .ldc = in,
+                              .alpha = 1,
+                              .beta = accumulate,
+                              .precision = node->precision},
+                  1, node->scratch);
   esp_real *dx = esp_grad(x, &accumulate);
   if (dx)
-    products[count++] = (esp_gemm){.m = rows, .n = in, .k = out, .a = dy, .lda = out, .b = weight->data, .ldb = in, .c = dx,
-                                   .ldc = in, .alpha = 1, .beta = accumulate, .precision = node->precision};
-  esp_gemm_run(products, count);
+    esp_gemm_run(&(esp_gemm){.m = rows, .n = in, .k = out, .a = dy, .lda = out, .b = weight->data, .ldb = in, .c = dx,
+                             .ldc = in, .alpha = 1, .beta = accumulate, .precision = node->precision},
+                 1);
   esp_real *dbias = esp_grad(node->inputs[2], &accumulate);
   if (dbias) esp_column_sums(dy, rows, out, dbias, accumulate, node->scratch);
 }

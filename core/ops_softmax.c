@@ -17,7 +17,7 @@ static row_gradient row_gradient_of(esp_node *node) {
 }
 
 static void for_rows(const esp_tensor *tensor, esp_range_body *body, void *context) {
-  esp_parallel_for(esp_tensor_rows(tensor), esp_row_grain(esp_tensor_columns(tensor)), body, context);
+  esp_parallel_rows(esp_tensor_rows(tensor), esp_tensor_columns(tensor), body, context);
 }
 
 /* --- softmax: y_j = e^(x_j - m) / sum_i e^(x_i - m), m the largest;  dx = y (dy - sum_i dy_i y_i) ----------- */

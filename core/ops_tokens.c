@@ -39,9 +39,9 @@ static void attention_plan(esp_node *node) {
   node->unread = ESP_UNREAD_OUTPUTS;
 }
 
-/* Of each of the t rows of scores [t, t]. */
-ESP_HOT static void scaled_softmax(esp_real *restrict scores, int64_t t, esp_real scale) {
-  for (const esp_real *end = scores + t * t; scores < end; scores += t) {
+/* Of each of the rows of scores [rows, t]. */
+ESP_HOT static void scaled_softmax(esp_real *restrict scores, int64_t rows, int64_t t, esp_real scale) {
+  for (const esp_real *end = scores + rows * t; scores < end; scores += t) {
     const esp_real most = esp_largest(scores, t);
     esp_real sum = 0;
     ESP_SUMS(sum)
@@ -52,7 +52,8 @@ ESP_HOT static void scaled_softmax(esp_real *restrict scores, int64_t t, esp_rea
 }
 
 /* dS from P and dP, in place of dP. */
-ESP_HOT static void scaled_softmax_gradient(const esp_real *restrict p, esp_real *restrict dp, int64_t t, esp_real scale) {
+ESP_HOT static void scaled_softmax_gradient(const esp_real *restrict p, esp_real *restrict dp, int64_t t,
+                                            esp_real scale) {
   for (const esp_real *end = p + t * t; p < end; p += t, dp += t) {
     esp_real dot = 0;
     ESP_SUMS(dot)
@@ -61,26 +62,44 @@ ESP_HOT static void scaled_softmax_gradient(const esp_real *restrict p, esp_real
   }
 }
 
+/* What some queries of an image see, in one head. */
+static void attend_some(const esp_node *node, const attention_shape *s, int64_t image, int64_t head, int64_t first,
+                        int64_t count) {
+  const int64_t t = s->tokens, row = 3 * s->width, column = head * s->head_width;
+  const esp_real *qkv = node->inputs[0]->data + image * t * row + column;
+  esp_real *p = (esp_real *)node->saved + ((image * s->heads + head) * t + first) * t;
+  esp_real *y = node->outputs[0]->data + (image * t + first) * s->width + column;
+  esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = count, .n = t, .k = s->head_width, .a = qkv + first * row,
+                            .lda = row, .b = qkv + s->width, .ldb = row, .c = p, .ldc = t, .alpha = 1});
+  scaled_softmax(p, count, t, s->scale);
+  esp_gemm_here(&(esp_gemm){.m = count, .n = s->head_width, .k = t, .a = p, .lda = t, .b = qkv + 2 * s->width,
+                            .ldb = row, .c = y, .ldc = s->width, .alpha = 1});
+}
+
+/* Of few images the queries are dealt out, too: whatever the threads are, for products of fewer rows may add in another
+ * order. */
+enum { FEW_IMAGES = 16, QUERIES = 32 };
+
+static int64_t queries_at_once(const attention_shape *s) { return s->images < FEW_IMAGES ? QUERIES : s->tokens; }
+
+static int64_t query_blocks(const attention_shape *s) {
+  return (s->tokens + queries_at_once(s) - 1) / queries_at_once(s);
+}
+
+/* Item i: block i % blocks of the queries of an image, in all heads. */
 static void attend(void *context, int64_t begin, int64_t end) {
   const esp_node *node = context;
   const attention_shape s = attention_shape_of(node);
-  const int64_t t = s.tokens, row = 3 * s.width;
+  const int64_t blocks = query_blocks(&s), most = queries_at_once(&s);
   for (int64_t i = begin; i < end; i++) {
-    const int64_t image = i / s.heads, head = i % s.heads * s.head_width;
-    const esp_real *q = node->inputs[0]->data + image * t * row + head, *k = q + s.width, *v = k + s.width;
-    esp_real *p = (esp_real *)node->saved + i * t * t;
-    esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = t, .n = t, .k = s.head_width, .a = q, .lda = row, .b = k, .ldb = row,
-                              .c = p, .ldc = t, .alpha = 1});
-    scaled_softmax(p, t, s.scale);
-    esp_gemm_here(&(esp_gemm){.m = t, .n = s.head_width, .k = t, .a = p, .lda = t, .b = v, .ldb = row,
-                              .c = node->outputs[0]->data + image * t * s.width + head, .ldc = s.width, .alpha = 1});
+    const int64_t first = i % blocks * most, count = s.tokens - first < most ? s.tokens - first : most;
+    for (int64_t head = 0; head < s.heads; head++) attend_some(node, &s, i / blocks, head, first, count);
   }
 }
 
 static void attention_forward(esp_node *node) {
   const attention_shape s = attention_shape_of(node);
-  const int64_t count = s.images * s.heads;
-  esp_parallel_for(count, count < 16 ? 1 : 4, attend, node);
+  esp_parallel_rows(s.images * query_blocks(&s), queries_at_once(&s) * s.width, attend, node);
 }
 
 typedef struct attention_gradient {
@@ -95,15 +114,26 @@ static void attend_back(const attention_gradient *g, const attention_shape *s, i
   const int64_t t = s->tokens, row = 3 * s->width, d = s->head_width;
   const int64_t image = i / s->heads, head = i % s->heads * d, offset = image * t * row + head;
   const esp_real *q = node->inputs[0]->data + offset, *k = q + s->width, *v = k + s->width;
-  const esp_real *p = (const esp_real *)node->saved + i * t * t, *dy = node->outputs[0]->grad + image * t * s->width + head;
+  const esp_real *p = (const esp_real *)node->saved + i * t * t,
+                 *dy = node->outputs[0]->grad + image * t * s->width + head;
   esp_real *dq = g->dqkv + offset, *dk = dq + s->width, *dv = dk + s->width;
-  esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = t, .n = d, .k = t, .a = p, .lda = t, .b = dy, .ldb = s->width, .c = dv,
-                            .ldc = row, .alpha = 1, .beta = g->beta});
+  esp_gemm_here(&(esp_gemm){.transpose_a = true,
+                            .m = t,
+                            .n = d,
+                            .k = t,
+                            .a = p,
+                            .lda = t,
+                            .b = dy,
+                            .ldb = s->width,
+                            .c = dv,
+                            .ldc = row,
+                            .alpha = 1,
+                            .beta = g->beta});
   esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = t, .n = t, .k = d, .a = dy, .lda = s->width, .b = v, .ldb = row,
                             .c = ds, .ldc = t, .alpha = 1});
   scaled_softmax_gradient(p, ds, t, s->scale);
-  esp_gemm_here(&(esp_gemm){.m = t, .n = d, .k = t, .a = ds, .lda = t, .b = k, .ldb = row, .c = dq, .ldc = row, .alpha = 1,
-                            .beta = g->beta});
+  esp_gemm_here(&(esp_gemm){
+      .m = t, .n = d, .k = t, .a = ds, .lda = t, .b = k, .ldb = row, .c = dq, .ldc = row, .alpha = 1, .beta = g->beta});
   esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = t, .n = d, .k = t, .a = ds, .lda = t, .b = q, .ldb = row, .c = dk,
                             .ldc = row, .alpha = 1, .beta = g->beta});
 }
@@ -159,12 +189,10 @@ ESP_HOT static void mean_tokens_images(void *context, int64_t begin, int64_t end
   }
 }
 
-static int64_t image_grain(const esp_node *node) {
-  return esp_row_grain(node->inputs[0]->shape[1] * node->inputs[0]->shape[2]);
-}
+static int64_t image_elements(const esp_node *node) { return node->inputs[0]->shape[1] * node->inputs[0]->shape[2]; }
 
 static void mean_tokens_forward(esp_node *node) {
-  esp_parallel_for(node->inputs[0]->shape[0], image_grain(node), mean_tokens_images, node);
+  esp_parallel_rows(node->inputs[0]->shape[0], image_elements(node), mean_tokens_images, node);
 }
 
 typedef struct mean_gradient {
@@ -187,7 +215,7 @@ ESP_HOT static void mean_tokens_gradient_images(void *context, int64_t begin, in
 static void mean_tokens_backward(esp_node *node) {
   mean_gradient g = {.node = node};
   g.dx = esp_grad(node->inputs[0], &g.accumulate);
-  esp_parallel_for(node->inputs[0]->shape[0], image_grain(node), mean_tokens_gradient_images, &g);
+  esp_parallel_rows(node->inputs[0]->shape[0], image_elements(node), mean_tokens_gradient_images, &g);
 }
 
 static esp_cost one_flop(const esp_node *node) {
@@ -259,7 +287,8 @@ static void reshape_backward(esp_node *node) {
 
 static esp_cost no_flops(const esp_node *node) { return esp_cost_elementwise(node, 0); }
 
-const esp_op esp_op_reshape = {"reshape", reshape_plan, reshape_forward, reshape_backward, no_flops, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_reshape = {"reshape",        reshape_plan, reshape_forward,
+                               reshape_backward, no_flops,     {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_reshape(esp_tape *tape, esp_tensor *x, int rank, const int64_t *shape) {
   reshape_attributes at = {.rank = rank};

@@ -32,7 +32,16 @@ typedef void esp_range_body(void *context, int64_t begin, int64_t end);
  * independent. */
 ESP_API void esp_parallel_for(int64_t count, int64_t grain, esp_range_body *body, void *context);
 
-/* The same with ranges dealt out as threads become free: for ranges of uneven cost. */
+/* body(context, begin, end) for as many equal ranges of `rows` rows of `columns` elements as there are threads, or
+ * fewer if that is too little work. In every such loop of as many rows the same rows come to the same thread, which has
+ * them in its cache. Where ranges begin must not matter to the results. */
+ESP_API void esp_parallel_rows(int64_t rows, int64_t columns, esp_range_body *body, void *context);
+
+/* The same for `count` elements; ranges begin at multiples of 64. */
+ESP_API void esp_parallel_elements(int64_t count, esp_range_body *body, void *context);
+
+/* The same for ranges of uneven cost, of at most `grain` of `count`: a thread that has finished its share helps the
+ * others. With a grain of 1 every range is one. */
 ESP_API void esp_parallel_for_uneven(int64_t count, int64_t grain, esp_range_body *body, void *context);
 
 /* Reductions over many rows are cut into this many parts, whatever the number of threads. */

@@ -6,6 +6,8 @@
 #include <espalier/parallel.h>
 #include <espalier/parameters.h>
 
+#include <omp.h>
+
 /* --- statuses ---------------------------------------------------------------------------------------------- */
 
 static void a_failure_leaves_its_message(void **state) {
@@ -442,20 +444,62 @@ static void sums_do_not_depend_on_threads(void **state) {
   assert_true(esp_threads() >= 1);
 }
 
+enum { MOST_VISITED = 20000 };
+
+typedef struct visited {
+  int visits[MOST_VISITED];
+  int64_t starts_at, most; /* ranges begin at multiples of this, and are no longer than that; 0: anything goes */
+} visited;
+
 static void count_visits(void *context, int64_t begin, int64_t end) {
-  int *visits = context;
-  for (int64_t i = begin; i < end; i++) visits[i]++;
+  visited *v = context;
+  assert_true(begin < end);
+  if (v->starts_at) assert_int_equal(begin % v->starts_at, 0);
+  if (v->most) assert_true(end - begin <= v->most);
+  for (int64_t i = begin; i < end; i++) v->visits[i]++;
 }
 
 static void loops_visit_everything_once(void **state) {
   (void)state;
-  const int64_t cases[][2] = {{0, 1}, {1, 1}, {7, 3}, {9, 3}, {100, 1}, {5, 100}};
-  for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
-    int visits[128] = {0};
-    esp_parallel_for(cases[c][0], cases[c][1], count_visits, visits);
-    esp_parallel_for_uneven(cases[c][0], cases[c][1], count_visits, visits);
-    for (int i = 0; i < 128; i++) assert_int_equal(visits[i], i < cases[c][0] ? 2 : 0);
+  static visited v;
+  const int64_t cases[][2] = {{0, 1}, {1, 1}, {7, 3}, {9, 3}, {100, 1}, {5, 100}, {20000, 7}, {16383, 500}};
+  for (int threads = 1; threads <= 4; threads++)
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+      const int64_t count = cases[c][0], grain = cases[c][1];
+      esp_threads_set(threads);
+      memset(&v, 0, sizeof v);
+      v.starts_at = grain;
+      esp_parallel_for(count, grain, count_visits, &v);
+      v.starts_at = 0;
+      v.most = threads > 1 ? grain : 0;
+      esp_parallel_for_uneven(count, grain, count_visits, &v);
+      v.most = 0;
+      esp_parallel_rows(count, grain, count_visits, &v);
+      v.starts_at = 64;
+      esp_parallel_elements(count, count_visits, &v);
+      for (int i = 0; i < MOST_VISITED; i++) assert_int_equal(v.visits[i], i < count ? 4 : 0);
+    }
+  esp_threads_set(0);
+}
+
+/* Who ran which row of a loop. */
+static void note_thread(void *context, int64_t begin, int64_t end) {
+  int *threads = context;
+  for (int64_t i = begin; i < end; i++) threads[i] = omp_get_thread_num();
+}
+
+static void equal_rows_come_to_the_same_thread(void **state) {
+  (void)state;
+  int narrow[200], wide[200];
+  for (int threads = 1; threads <= 3; threads++) {
+    esp_threads_set(threads);
+    esp_parallel_rows(200, 64, note_thread, narrow);
+    esp_parallel_rows(200, 1000, note_thread, wide);
+    assert_memory_equal(narrow, wide, sizeof wide);
+    assert_int_equal(narrow[0], 0);
+    assert_int_equal(narrow[199], threads - 1);
   }
+  esp_threads_set(0);
 }
 
 int main(void) {
@@ -485,6 +529,7 @@ int main(void) {
       cmocka_unit_test(parameters_report_lack_of_memory),
       cmocka_unit_test(sums_do_not_depend_on_threads),
       cmocka_unit_test(loops_visit_everything_once),
+      cmocka_unit_test(equal_rows_come_to_the_same_thread),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

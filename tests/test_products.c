@@ -1,6 +1,6 @@
 /* label: short */
-/* Matrix products in every way that this processor has, against plain loops in double: all transposes, odd sizes, strides,
- * factors, biases, rows that overlap; the same bits for any number of threads. */
+/* Matrix products in every way that this processor has, against plain loops in double: all transposes, odd sizes,
+ * strides, factors, biases, rows that overlap; the same bits for any number of threads. */
 #include "testing.h"
 
 #include <espalier/blas.h>
@@ -29,9 +29,10 @@ static double element(const esp_gemm *p, const esp_real *values, bool transposed
   return (double)(p->precision == ESP_BF16 ? to_bf16(value) : value);
 }
 
-/* A sum of k products in any order, and what is added to it, is off by at most (k + 4) roundings of the sum of their sizes. */
+/* A sum of k products in any order, and what is added to it, is off by at most (k + 4) roundings of the sum of their
+ * sizes. */
 static void check_element(const esp_gemm *p, int64_t i, int64_t j, const char *what) {
-  const double start = (double)p->beta * (double)before[i * p->ldc + j] + (p->bias ? (double)bias[j] : 0);
+  const double start = (double)p->beta * (double)before[p->c - c + i * p->ldc + j] + (p->bias ? (double)bias[j] : 0);
   double sum = 0, sizes = 0;
   for (int64_t k = 0; k < p->k; k++) {
     const double product =
@@ -101,9 +102,9 @@ static void run(esp_gemm *p, int way, bool list) {
 }
 
 static const int64_t sizes[][3] = {
-    {1, 1, 1},      {1, 50, 33},   {3, 7, 5},     {5, 96, 400},   {6, 16, 8},    {8, 48, 16},
-    {9, 49, 17},    {16, 192, 64}, {17, 31, 385}, {23, 200, 7},   {33, 65, 129}, {48, 144, 48},
-    {64, 100, 192}, {95, 97, 390}, {100, 5, 100}, {131, 770, 19}, {250, 66, 40}, {7, 3, 800},
+    {1, 1, 1},     {1, 50, 33},    {3, 7, 5},     {5, 96, 400},  {6, 16, 8},    {8, 48, 16},    {9, 49, 17},
+    {16, 192, 64}, {17, 31, 385},  {23, 200, 7},  {33, 65, 129}, {48, 144, 48}, {64, 100, 192}, {95, 97, 390},
+    {100, 5, 100}, {131, 770, 19}, {250, 66, 40}, {7, 3, 800},   {4, 6, 128},   {13, 35, 150},
 };
 
 static void every_way_is_within_the_rounding_of_its_sums(void **state) {
@@ -187,7 +188,7 @@ static void nothing_to_add_up(void **state) {
 static void threads_do_not_change_the_bits(void **state) {
   (void)state;
   static const int64_t shapes[][3] = {
-      {1000, 192, 200}, {16, 768, 192}, {64, 576, 192}, {200, 192, 1000}, {17, 90, 500}};
+      {1000, 192, 200}, {16, 768, 192}, {64, 576, 192}, {200, 192, 1000}, {17, 90, 500}, {65, 800, 130}, {5, 50, 129}};
   for (int way = ESP_GEMM_BEST; way < WAYS; way++)
     for (size_t s = 0; has(way) && s < sizeof shapes / sizeof shapes[0]; s++)
       for (int variant = 0; variant < 4; variant++) {
@@ -206,6 +207,38 @@ static void threads_do_not_change_the_bits(void **state) {
           if (threads == 1) memcpy(again, c, (size_t)count * sizeof *c);
           assert_memory_equal(again, c, (size_t)count * sizeof *c);
         }
+      }
+  esp_threads_set(0);
+}
+
+/* Sums over the rows of a list, whose parts begin within products, at the beginning of one, and several times within
+ * one; a product without rows; few rows in all. */
+static void sums_over_the_rows_of_a_list(void **state) {
+  (void)state;
+  static const int64_t rows[][3] = {{700, 0, 801}, {0, 513, 1540}, {2000, 3, 0}, {300, 300, 600}, {5, 40, 0}};
+  static esp_real partial[ESP_GEMM_PARTIALS * 90 * 70];
+  for (int way = ESP_GEMM_BEST; way < WAYS; way++)
+    for (size_t s = 0; has(way) && s < sizeof rows / sizeof rows[0]; s++)
+      for (int threads = 1; threads <= 3; threads++) {
+        esp_gemm list[3];
+        int64_t row = 0;
+        esp_threads_set(threads);
+        for (int i = 0; i < 3; i++) {
+          list[i] = product(90 - 9 * i, 70, rows[s][i], true, false, 0);
+          list[i].a += row * 90;
+          list[i].b += row * 70;
+          list[i].c += i * 90 * 70;
+          list[i].beta = (esp_real)(i % 2);
+          set_way(&list[i], way);
+          row += rows[s][i];
+        }
+        memcpy(c, before, sizeof c);
+        esp_gemm_sums(list, 3, partial);
+        for (int i = 0; threads == 1 && i < 3; i++)
+          for (int64_t r = 0; r < list[i].m; r++)
+            for (int64_t q = 0; q < list[i].n; q++) check_element(&list[i], r, q, way_names[way]);
+        if (threads == 1) memcpy(again, c, sizeof c);
+        assert_memory_equal(again, c, sizeof c);
       }
   esp_threads_set(0);
 }
@@ -259,6 +292,7 @@ int main(void) {
       cmocka_unit_test(what_is_not_a_number_stays_visible),
       cmocka_unit_test(nothing_to_add_up),
       cmocka_unit_test(threads_do_not_change_the_bits),
+      cmocka_unit_test(sums_over_the_rows_of_a_list),
       cmocka_unit_test(processors_have_what_they_use),
       cmocka_unit_test(operands_are_rounded_to_nearest_even),
   };

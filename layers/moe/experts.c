@@ -32,7 +32,7 @@ static void dispatch_rows(void *context, int64_t begin, int64_t end) {
 }
 
 static void dispatch_forward(esp_node *node) {
-  esp_parallel_for(routing_of(node)->rows, esp_row_grain(esp_tensor_columns(node->inputs[0])), dispatch_rows, node);
+  esp_parallel_rows(routing_of(node)->rows, esp_tensor_columns(node->inputs[0]), dispatch_rows, node);
 }
 
 typedef struct token_gradient {
@@ -59,10 +59,11 @@ ESP_HOT static void dispatch_gradient_tokens(void *context, int64_t begin, int64
 static void dispatch_backward(esp_node *node) {
   token_gradient g = {.node = node};
   g.dx = esp_grad(node->inputs[0], &g.accumulate);
-  esp_parallel_for(routing_of(node)->tokens, esp_row_grain(esp_tensor_columns(node->inputs[0])), dispatch_gradient_tokens, &g);
+  esp_parallel_rows(routing_of(node)->tokens, esp_tensor_columns(node->inputs[0]), dispatch_gradient_tokens, &g);
 }
 
-const esp_op esp_op_dispatch = {"dispatch", dispatch_plan, dispatch_forward, dispatch_backward, no_flops, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_dispatch = {"dispatch",        dispatch_plan, dispatch_forward,
+                                dispatch_backward, no_flops,      {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_dispatch(esp_tape *tape, esp_tensor *x, const esp_routing *routing) {
   return esp_tape_apply(tape, &esp_op_dispatch, &x, 1, &(routing_attributes){routing}, sizeof(routing_attributes));
@@ -96,7 +97,7 @@ ESP_HOT static void combine_tokens(void *context, int64_t begin, int64_t end) {
 }
 
 static void combine_forward(esp_node *node) {
-  esp_parallel_for(routing_of(node)->tokens, esp_row_grain(esp_tensor_columns(node->inputs[0])), combine_tokens, node);
+  esp_parallel_rows(routing_of(node)->tokens, esp_tensor_columns(node->inputs[0]), combine_tokens, node);
 }
 
 typedef struct combine_gradient {
@@ -133,7 +134,7 @@ static void combine_backward(esp_node *node) {
   combine_gradient g = {.node = node};
   g.dx = esp_grad(node->inputs[0], &g.add_x);
   g.dgates = esp_grad(node->inputs[1], &g.add_gates);
-  esp_parallel_for(routing_of(node)->tokens, esp_row_grain(esp_tensor_columns(node->inputs[0])), combine_gradient_tokens, &g);
+  esp_parallel_rows(routing_of(node)->tokens, esp_tensor_columns(node->inputs[0]), combine_gradient_tokens, &g);
 }
 
 static esp_cost combine_cost(const esp_node *node) { 
@@ -141,7 +142,8 @@ static esp_cost combine_cost(const esp_node *node) {
   return esp_cost_elementwise(node, 2.0 * (double)r->slots / (double)r->tokens);
 }
 
-const esp_op esp_op_combine = {"combine", combine_plan, combine_forward, combine_backward, combine_cost, {1e-4, 1e-7, NULL}};
+const esp_op esp_op_combine = {"combine",        combine_plan, combine_forward,
+                               combine_backward, combine_cost, {1e-4, 1e-7, NULL}};
 
 esp_tensor *esp_combine(esp_tape *tape, esp_tensor *rows, esp_tensor *gates, const esp_routing *routing) {
   return esp_tape_apply(tape, &esp_op_combine, (esp_tensor *[]){rows, gates}, 2, &(routing_attributes){routing},

@@ -6,7 +6,8 @@
 /* --- factored map: Y_e = H_e U_e^T + X_e S_e^T + b_e with H_e = X_e V_e^T, for the rows of each group e -------------
  * S_e has the rows that the list names, the others are 0. With two parts (gate | up) U is block-diagonal: part p of Y
  * is made of part p of H.
- * dH = dY U;  dU = dY^T H;  dV = dH^T X;  dS = (dY's columns that the list names)^T X;  dX = dH V + (these columns) S. */
+ * dH = dY U;  dU = dY^T H;  dV = dH^T X;  dS = (dY's columns that the list names)^T X;  dX = dH V + (these columns)
+ * S. */
 
 typedef struct factored_attributes {
   const int64_t *first_row;
@@ -159,7 +160,7 @@ static void move_columns(const esp_node *node, const group *g, esp_real *wide, e
   if (g->whole || g->listed == 0) return;
   columns_job job = {node->inputs[LIST]->data + g->sparse, wide + g->first * s.out,
                      memory_of(node).packed + g->first * s.most, s.out, g->listed};
-  esp_parallel_for(g->count, esp_row_grain(g->listed), body, &job);
+  esp_parallel_rows(g->count, g->listed, body, &job);
 }
 
 /* --- forward --- */

@@ -265,12 +265,12 @@ static void gathered_forward(esp_node *node) {
   const int64_t rows = esp_tensor_rows(node->inputs[0]), width = esp_tensor_columns(node->inputs[0]);
   const int64_t tasks = count_tiles(at) * count_parts(node);
   compute_gate(node, &w);
-  esp_parallel_for(rows, esp_row_grain(most_neurons(at)), select_rows, node);
+  esp_parallel_rows(rows, most_neurons(at), select_rows, node);
   if (rows * at->selection.kept * width < WEIGHTS_PER_TASK)
     run_tasks(node, 0, tasks);
   else
     esp_parallel_for_uneven(tasks, 1, run_tasks, node);
-  esp_parallel_for(rows, esp_row_grain(width), finish_rows, node);
+  esp_parallel_rows(rows, width, finish_rows, node);
 }
 
 static esp_cost gathered_cost(const esp_node *node) {

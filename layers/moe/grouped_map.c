@@ -5,10 +5,11 @@
 
 /* --- grouped map: Y_g = X_g B_g^T + b_g (transpose) or X_g B_g + b_g for the rows of each group g -------------
  * B_g [width_g, thin] in both cases: a group's own width is on the side of the neurons, which is Y with `transpose`
- * and X without. dX_g = dY_g B_g resp. dY_g B_g^T;  dB_g = dY_g^T X_g resp. X_g^T dY_g;  db_g = the column sums of dY_g.
+ * and X without. dX_g = dY_g B_g resp. dY_g B_g^T;  dB_g = dY_g^T X_g resp. X_g^T dY_g;  db_g = the column sums of
+ * dY_g.
  *
- * The wide side is a rectangle [rows, parts x f], f the largest width. A narrower group's matrix is `parts` matrices one
- * after another (gate, up), which make columns 0.., f.. and so on; its other columns are 0. */
+ * The wide side is a rectangle [rows, parts x f], f the largest width. A narrower group's matrix is `parts` matrices
+ * one after another (gate, up), which make columns 0.., f.. and so on; its other columns are 0. */
 
 typedef struct grouped_attributes {
   const int64_t *first_row;
@@ -45,7 +46,7 @@ static grouped_shape grouped_shape_of(const esp_node *node) {
 }
 
 static slice *slices_of(const esp_node *node) {
-  return (slice *)((esp_gemm *)node->saved + 2 * grouped_shape_of(node).slices);
+  return (slice *)((esp_gemm *)node->saved + grouped_shape_of(node).slices);
 }
 
 static int64_t bank_rows(const grouped_attributes *at, const grouped_shape *s) {
@@ -76,8 +77,9 @@ static void grouped_plan(esp_node *node) {
   esp_require(node, at->first_row[at->groups] == esp_tensor_rows(x), "the groups do not cover the rows");
   const int64_t out = s.transpose ? s.wide : s.thin;
   esp_plan_columns(node, 0, out);
-  node->saved_bytes = (size_t)s.slices * (2 * sizeof(esp_gemm) + sizeof(slice)); /* room for two lists of products */
-  if (node->inputs[2]) node->scratch_bytes = (size_t)((ESP_PARTS + 1) * out) * sizeof(esp_real);
+  node->saved_bytes = (size_t)s.slices * (sizeof(esp_gemm) + sizeof(slice)); /* room for a list of products */
+  const int64_t partial = ESP_GEMM_PARTIALS * s.wide * s.thin, sums = node->inputs[2] ? (ESP_PARTS + 1) * out : 0;
+  node->scratch_bytes = (size_t)(partial > sums ? partial : sums) * sizeof(esp_real);
   node->unread = ESP_UNREAD_INPUT(2) | ESP_UNREAD_OUTPUTS;
 }
 
@@ -130,7 +132,8 @@ static void list_widening(const esp_node *node, esp_gemm *products, const esp_re
 }
 
 /* thin = wide B + bias, or + thin. Must be run part by part, for the parts add up. */
-static void list_narrowing(const esp_node *node, esp_gemm *products, const esp_real *wide, esp_real *thin, addition to) {
+static void list_narrowing(const esp_node *node, esp_gemm *products, const esp_real *wide, esp_real *thin,
+                           addition to) {
   const grouped_shape s = grouped_shape_of(node);
   const grouped_attributes *at = node->attributes;
   const slice *slices = slices_of(node);
@@ -209,23 +212,17 @@ static void list_weight_gradient(const esp_node *node, esp_gemm *products, esp_r
                              .beta = accumulate};
 }
 
-/* The gradients of weights and inputs are one list, as far as may be. */
 static void run_gradients(const esp_node *node, esp_real *dw, bool add_w, esp_real *dx, bool add_x) {
   const grouped_shape s = grouped_shape_of(node);
   esp_gemm *products = node->saved;
-  int64_t count = 0, first = 0, at_once = 1;
   if (dw) {
     list_weight_gradient(node, products, dw, add_w);
-    count = first = s.slices;
+    esp_gemm_sums(products, s.slices, node->scratch);
   }
-  if (dx) {
-    at_once = list_map(node, !s.transpose, products + count, node->outputs[0]->grad, dx, (addition){add_x, NULL});
-    count += s.slices;
-    first += at_once;
-  }
-  esp_gemm_run(products, first);
-  run_list(products + first, count - first, at_once);
-  if (dx && !s.transpose && !add_x) clear_padding(node, dx);
+  if (!dx) return;
+  const int64_t at_once = list_map(node, !s.transpose, products, node->outputs[0]->grad, dx, (addition){add_x, NULL});
+  run_list(products, s.slices, at_once);
+  if (!s.transpose && !add_x) clear_padding(node, dx);
 }
 
 static void add_sums(const esp_real *sums, int64_t count, esp_real *target, bool accumulate) {

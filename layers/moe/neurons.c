@@ -65,7 +65,8 @@ static void remember(esp_threshold_search *search, const bounds *b, esp_real thr
 
 /* A threshold that exactly `kept` < width magnitudes reach. If there is none, because of ties, the one the tied ones
  * have, and *tied is true. */
-static esp_real find_threshold(esp_threshold_search *search, const esp_real *x, int64_t width, int64_t kept, bool *tied) {
+static esp_real find_threshold(esp_threshold_search *search, const esp_real *x, int64_t width, int64_t kept,
+                               bool *tied) {
   enum { ESTIMATES = 6, NONZERO_STEP = 2 };
   bounds b = {0, bits_of((esp_real)INFINITY) + 1, width, 0};
   *tied = false;
@@ -90,11 +91,13 @@ static esp_real find_threshold(esp_threshold_search *search, const esp_real *x, 
   return real_of(b.low);
 }
 
-ESP_HOT static void mask_reaching(const esp_real *restrict x, int64_t width, esp_real threshold, uint8_t *restrict mask) {
+ESP_HOT static void mask_reaching(const esp_real *restrict x, int64_t width, esp_real threshold,
+                                  uint8_t *restrict mask) {
   for (int64_t j = 0; j < width; j++) mask[j] = (uint8_t)!(esp_abs(x[j]) < threshold);
 }
 
-ESP_HOT static int64_t mask_above(const esp_real *restrict x, int64_t width, esp_real threshold, uint8_t *restrict mask) {
+ESP_HOT static int64_t mask_above(const esp_real *restrict x, int64_t width, esp_real threshold,
+                                  uint8_t *restrict mask) {
   real_bits above = 0;
   for (int64_t j = 0; j < width; j++) above += !(esp_abs(x[j]) <= threshold);
   for (int64_t j = 0; j < width; j++) mask[j] = (uint8_t)!(esp_abs(x[j]) <= threshold);
@@ -181,7 +184,7 @@ static void select_rows(void *context, int64_t begin, int64_t end) {
 }
 
 static void neuron_forward(esp_node *node) {
-  esp_parallel_for(esp_tensor_rows(node->inputs[0]), esp_row_grain(esp_tensor_columns(node->inputs[0])), select_rows,
+  esp_parallel_rows(esp_tensor_rows(node->inputs[0]), esp_tensor_columns(node->inputs[0]), select_rows,
                    node);
 }
 
@@ -203,7 +206,7 @@ static void neuron_backward(esp_node *node) {
   mask_gradient g = {.node = node};
   g.dh = esp_grad(node->inputs[0], &g.accumulate);
   if (!g.dh) return;
-  esp_parallel_for(esp_tensor_rows(node->inputs[0]), esp_row_grain(esp_tensor_columns(node->inputs[0])),
+  esp_parallel_rows(esp_tensor_rows(node->inputs[0]), esp_tensor_columns(node->inputs[0]),
                    mask_gradient_rows, &g);
 }
 
