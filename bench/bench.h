@@ -25,8 +25,9 @@ typedef struct esp_bench {
   FILE *table;         /* where tables go; NULL: nowhere */
   struct json_t *comparisons; /* gets an object of each: name, cases[] of name, median_seconds, best_seconds, ratio and,
                                  where known, flops, gflops, limit_share, least_ratio, reached */
-  struct json_t *figures; /* an object that gets what a suite has found, by name: numbers, and an object for what is split
-                             up; NULL: not wanted */
+  /* an object that gets what a suite has found, by name: numbers, and an object for what is split up; NULL: not
+   * wanted */
+  struct json_t *figures;
 } esp_bench;
 
 /* One way to do the work of a comparison. */
@@ -52,6 +53,10 @@ typedef struct esp_bench_suite {
 
 /* All suites; ends with a row whose name is NULL. A new one is a file of this folder and a row here. */
 extern const esp_bench_suite esp_bench_suites[];
+
+/* Nanoseconds that a cache line takes from one thread to another, which is more where the cores have no cache in
+ * common; 0 with one thread. */
+double esp_bench_core_distance(void);
 
 /* Measures, prints a table, adds to bench->comparisons. Each case runs often enough in a round that the clock can tell,
  * and once before the first. `results` [count], count <= ESP_BENCH_CASES; NULL: not wanted. ESP_ERR_MEMORY, or what a

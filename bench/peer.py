@@ -4,7 +4,7 @@ loop over experts. bench/peer.sh runs it beside Espalier; alone it prints one JS
 
 The model is that of `espalier bench train`: images of 32 x 32 x 3, patches of 4 x 4, pre-norm blocks of attention and SwiGLU,
 every second of them a mixture (softmax over all experts, top-k, gates renormalised, Switch's balance loss 0.01), AdamW,
-float32, random images made once.
+float32 (or autocast to bfloat16), random images made once.
 """
 import argparse
 import json
@@ -39,16 +39,16 @@ class Mixture(nn.Module):
 
     def forward(self, x):
         tokens = x.reshape(-1, x.shape[-1])
-        scores = self.router(tokens).softmax(dim=-1)
+        scores = self.router(tokens).float().softmax(dim=-1)
         gates, chosen = scores.topk(self.top_k, dim=-1)
         gates = gates / gates.sum(dim=-1, keepdim=True)
-        result = torch.zeros_like(tokens)
+        result = torch.zeros_like(tokens, dtype=torch.float32)
         loads = []
         for number, expert in enumerate(self.experts):
             token, slot = torch.where(chosen == number)
             loads.append(token.numel() / chosen.numel())
             if token.numel():
-                result.index_add_(0, token, expert(tokens[token]) * gates[token, slot].unsqueeze(-1))
+                result.index_add_(0, token, expert(tokens[token]).float() * gates[token, slot].unsqueeze(-1))
         self.balance = len(self.experts) * (torch.tensor(loads) * scores.mean(dim=0)).sum()
         return result.view_as(x)
 
@@ -122,7 +122,8 @@ def make_step(options):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
 
     def train():
-        loss = functional.cross_entropy(model(images), labels) + 0.01 * model.balance()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.bf16):
+            loss = functional.cross_entropy(model(images), labels) + 0.01 * model.balance()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -155,6 +156,7 @@ def parse():
                         "batch": 128, "steps": 11, "warm-up": 2, "threads": 2}.items():
         parser.add_argument("--" + name, type=int, default=value)
     parser.add_argument("--infer", action="store_true", help="forward passes only")
+    parser.add_argument("--bf16", action="store_true", help="train under autocast to bfloat16")
     return parser.parse_args()
 
 

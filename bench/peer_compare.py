@@ -11,9 +11,10 @@ TEACHING = {"width": 64, "depth": 2, "heads": 2, "dense": 176, "hidden": 128, "e
 # What is compared: a name, the suite of `espalier bench`, the peer's options, and how many steps one thread count gets.
 CONTESTS = [
     ("training, reference model", "step-reference", {}, 11),
+    ("training, reference, bf16", "step-reference-bf16", {"bf16": True}, 11),
     ("training, teaching model", "step-teaching", TEACHING, 51),
     ("inference, batch 128", "images-reference", {"infer": True}, 11),
-    ("inference, single image", "image-reference", {"infer": True, "batch": 1}, 101),
+    ("inference, single image", "image-reference", {"infer": True, "batch": 1}, 401),
 ]
 THREADS = (1, 2)
 
@@ -78,7 +79,8 @@ def print_row(row):
 
 def print_head(about):
     print(f"torch {about['torch']} ({about['blas']}, {about['capability']}); "
-          f"espalier {about['espalier']} (own kernels {about['product_kernel']}, BLAS kernel {about['blas_kernel']})")
+          f"espalier {about['espalier']} (own kernels {about['product_kernel']}, BLAS kernel {about['blas_kernel']}); "
+          f"{about['core_distance_nanoseconds']:.0f} ns from one core to the other")
     print(f"environment: {about['environment']}")
     print(f"{'images per second, threads:':28} {'torch 1':>9} {'torch 2':>9} {'espalier 1':>11} {'espalier 2':>11}"
           f" {'ratio':>7} {'of best':>8} {'MB torch':>9} {'MB espalier':>11} {'ratio':>7}", flush=True)
@@ -89,7 +91,15 @@ def describe(found):
     names = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
     return {"torch": theirs["torch"], "blas": theirs["blas"], "capability": theirs["capability"],
             "espalier": ours["version"], "blas_kernel": ours["blas_kernel"], "product_kernel": ours["product_kernel"],
+            "core_distance_nanoseconds": statistics.median(
+                result["core_distance_nanoseconds"] for result in found["espalier", 2]),
             "environment": ", ".join(f"{name}={os.environ.get(name, '(unset)')}" for name in names)}
+
+
+def has_bf16():
+    """Whether the processor multiplies bf16, without which Espalier refuses to."""
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        return "avx512_bf16" in file.read()
 
 
 def parse():
@@ -106,6 +116,8 @@ def main():
     options = parse()
     rows, about = [], None
     for name, suite, settings, steps in CONTESTS:
+        if "bf16" in settings and not has_bf16():
+            continue
         found = measure(options, suite, settings, 1 if options.quick else steps)
         rows.append(summarise(name, found))
         if about is None:

@@ -11,6 +11,7 @@ esp_status esp_bench_infer(esp_bench *bench);
 esp_status esp_bench_checkpoint(esp_bench *bench);
 esp_status esp_bench_data(esp_bench *bench);
 esp_status esp_bench_step_reference(esp_bench *bench);
+esp_status esp_bench_step_reference_bf16(esp_bench *bench);
 esp_status esp_bench_step_teaching(esp_bench *bench);
 esp_status esp_bench_images_reference(esp_bench *bench);
 esp_status esp_bench_image_reference(esp_bench *bench);

@@ -24,7 +24,7 @@ static esp_status find_suite(const char *name, const esp_bench_suite **suite) {
 static int list_suites(bool as_json) {
   json_t *list = json_array();
   for (const esp_bench_suite *s = esp_bench_suites; s->name; s++) {
-    if (!as_json) printf("  %-12s %s\n", s->name, s->help);
+    if (!as_json) printf("  %-20s %s\n", s->name, s->help);
     json_array_append_new(list, json_pack("{s:s, s:s}", "name", s->name, "help", s->help));
   }
   if (as_json) return print_json(json_pack("{s:o}", "suites", list));
@@ -34,12 +34,12 @@ static int list_suites(bool as_json) {
 
 static const char *clock_name(const esp_bench *bench) { return bench->processor_time ? "processor" : "wall"; }
 
-static json_t *bench_json(const esp_bench_suite *suite, const esp_bench *bench) {
-  json_t *json = json_pack("{s:s, s:s, s:i, s:s, s:s, s:i, s:s, s:I, s:O}", "suite", suite->name, "version", esp_version(),
-                   "threads", esp_threads(), "blas_kernel", esp_blas_kernel(), "product_kernel",
-                   esp_gemm_kernel(), "rounds", bench->rounds, "clock",
-                   clock_name(bench), "peak_memory_bytes", (json_int_t)esp_bench_peak_memory(), "comparisons",
-                   bench->comparisons);
+static json_t *bench_json(const esp_bench_suite *suite, const esp_bench *bench, double distance) {
+  json_t *json =
+      json_pack("{s:s, s:s, s:i, s:f, s:s, s:s, s:i, s:s, s:I, s:O}", "suite", suite->name, "version", esp_version(),
+                "threads", esp_threads(), "core_distance_nanoseconds", distance, "blas_kernel", esp_blas_kernel(),
+                "product_kernel", esp_gemm_kernel(), "rounds", bench->rounds, "clock", clock_name(bench),
+                "peak_memory_bytes", (json_int_t)esp_bench_peak_memory(), "comparisons", bench->comparisons);
   json_object_update(json, bench->figures);
   return json;
 }
@@ -50,13 +50,16 @@ static int run_suite(const esp_bench_suite *suite, const arguments *a, int round
                      .table = a->json ? NULL : stdout,
                      .comparisons = json_array(),
                      .figures = json_object()};
+  const double distance = esp_bench_core_distance();
   if (!a->json)
-    printf("suite %s, espalier %s: %d threads, own kernels %s, BLAS kernel %s, %d rounds\n\n", suite->name, esp_version(),
+    printf("suite %s, espalier %s: %d threads, own kernels %s, BLAS kernel %s, %d rounds\n", suite->name, esp_version(),
            esp_threads(), esp_gemm_kernel(), esp_blas_kernel(), rounds);
+  if (!a->json && distance > 0) printf("a cache line takes %.0f ns from one thread to another\n", distance);
+  if (!a->json) putchar('\n');
   const esp_status status = suite->run(&bench);
   int code = status == ESP_OK ? EXIT_DONE : report_failure(status);
   if (status == ESP_OK && a->json)
-    code = print_json(bench_json(suite, &bench));
+    code = print_json(bench_json(suite, &bench, distance));
   else if (status == ESP_OK)
     printf("peak memory %.1f MB\n", 1e-6 * (double)esp_bench_peak_memory());
   json_decref(bench.comparisons);
