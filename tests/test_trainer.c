@@ -133,13 +133,13 @@ static size_t read_file(const char *path, char text[TEXT_SIZE]) {
   return size;
 }
 
-/* The file without its column images_per_second. */
+/* The file without its columns images_per_second and seconds. */
 static void read_metrics(const training *t, char text[TEXT_SIZE]) {
   const size_t size = read_file(file_of(t, "metrics.csv"), text);
   size_t kept = 0;
   int column = 1;
   for (size_t i = 0; i < size; i++) {
-    if (column != 23 || text[i] == '\n') text[kept++] = text[i];
+    if ((column != 23 && column != 24) || text[i] == '\n') text[kept++] = text[i];
     column = text[i] == '\n' ? 1 : column + (text[i] == ',');
   }
   text[kept] = '\0';
@@ -236,13 +236,28 @@ static void test_resumed_once(void **state) {
   tear_down(&resumed);
 }
 
+/* Stopped after the last checkpoint, before anybody knew. */
+static void test_resumed_at_the_end(void **state) {
+  (void)state;
+  static char before[TEXT_SIZE], after[TEXT_SIZE];
+  training t;
+  set_up(&t, SETTINGS(NULL));
+  expect_ok(go(&t, NULL, NULL));
+  read_file(file_of(&t, "metrics.csv"), before);
+  expect_ok(go_on(&t, NULL));
+  read_file(file_of(&t, "metrics.csv"), after);
+  assert_string_equal(before, after);
+  assert_int_equal(t.result.final.examples, 1000);
+  tear_down(&t);
+}
+
 /* With running averages, weights from the data and flips by epoch. */
 static void test_resumed_with_state(void **state) {
   (void)state;
   training whole, resumed;
   const char *const *const settings =
-      SETTINGS("model.norm=batch", "model.stem.whitening=5", "model.stem.extra_convolutions=1", "augmentation.reflect=true",
-               "augmentation.flip=true", "augmentation.alternate=true");
+      SETTINGS("model.norm=batch", "model.stem.whitening=5", "model.stem.extra_convolutions=1",
+               "augmentation.reflect=true", "augmentation.flip=true", "augmentation.alternate=true");
   set_up(&whole, settings);
   expect_ok(go(&whole, NULL, NULL));
   assert_true(whole.model->stem.stages[1].convolutions[1].norm.mean->data[0] != 0);
@@ -344,8 +359,8 @@ static void take_gradient(training *t, esp_precision precision) {
   esp_optimizer_free(optimizer);
 }
 
-/* A factor is off by 2^-9 at most, the gradient by that times the root of the number of layers, and a token in a hundred may
- * choose another expert: a few percent. */
+/* A factor is off by 2^-9 at most, the gradient by that times the root of the number of layers, and a token in a
+ * hundred may choose another expert: a few percent. */
 static void test_bf16_gradients_point_where_those_of_fp32_do(void **state) {
   (void)state;
   skip_without_bf16();
@@ -494,7 +509,7 @@ static void test_freeze_nothing(void **state) {
 
 /* ---- metrics ---- */
 
-enum { COLUMNS = 25 };
+enum { COLUMNS = 26 };
 
 /* Splits a line of the file, which it changes, into cells. Returns the next line. */
 static char *next_line(char *line, char *cells[COLUMNS]) {
@@ -519,7 +534,8 @@ static char *next_line(char *line, char *cells[COLUMNS]) {
 static void check_training_row(char *const cells[COLUMNS], int step) {
   assert_int_equal(strtol(cells[0], NULL, 10), step);
   for (int c = 3; c < COLUMNS; c++) {
-    const bool computed = c < 7 || c == 11 || c == 12 || c > 18; /* importance, load and entropy have weight 0; no MoNE, no teacher */
+    const bool computed =
+        c < 7 || c == 11 || c == 12 || c > 18; /* importance, load and entropy have weight 0; no MoNE, no teacher */
     if (!*cells[c] == computed) fail_msg("step %d: column %d is %s", step, c + 1, computed ? "empty" : cells[c]);
   }
   const double loss = strtod(cells[3], NULL), task = strtod(cells[4], NULL), balance = strtod(cells[5], NULL);
@@ -528,11 +544,11 @@ static void check_training_row(char *const cells[COLUMNS], int step) {
   assert_true(fabs(weighted - 0.01 * balance) < 1e-5 &&
               balance > 1.9); /* two layers, each at least about 1 */
   assert_true(rate >= 0 && rate <= 1e-3);
-  for (int c = 23; c < COLUMNS; c++) assert_true(strtod(cells[c], NULL) >= 1 && strtod(cells[c], NULL) <= 4);
+  for (int c = 24; c < COLUMNS; c++) assert_true(strtod(cells[c], NULL) >= 1 && strtod(cells[c], NULL) <= 4);
 }
 
 static void check_test_row(char *const cells[COLUMNS], int step) {
-  static const int empty[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 23, 24};
+  static const int empty[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 24, 25};
   assert_int_equal(strtol(cells[0], NULL, 10), step);
   for (size_t i = 0; i < sizeof empty / sizeof empty[0]; i++) assert_string_equal(cells[empty[i]], "");
   assert_true(strtod(cells[3], NULL) > 0 && strtod(cells[19], NULL) <= 1);
@@ -544,7 +560,7 @@ static void test_metrics(void **state) {
   static const char header[] =
       "step,epoch,split,loss,task_loss,balance_raw,balance_weighted,importance_raw,importance_weighted,"
       "load_raw,load_weighted,z_raw,z_weighted,entropy_raw,entropy_weighted,neuron_balance_raw,neuron_balance_weighted,"
-      "distillation_raw,distillation_weighted,accuracy,learning_rate,gradient_norm,images_per_second,imbalance.blocks.0,imbalance.blocks.1\n";
+      "distillation_raw,distillation_weighted,accuracy,learning_rate,gradient_norm,images_per_second,seconds,imbalance.blocks.0,imbalance.blocks.1\n";
   training t;
   set_up(&t, SETTINGS("training.log_every=5"));
   expect_ok(go(&t, NULL, NULL));
@@ -556,10 +572,13 @@ static void test_metrics(void **state) {
     bool test;
   } rows[] = {{4, false}, {4, true}, {5, false}, {7, false}, {7, true}, {10, false}, {10, true}};
   char *cells[COLUMNS], *line = text + strlen(header);
+  double seconds = 0;
   for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
     line = next_line(line, cells);
     assert_string_equal(cells[2], rows[r].test ? "test" : "train");
     (rows[r].test ? check_test_row : check_training_row)(cells, rows[r].step);
+    assert_true(strtod(cells[23], NULL) >= seconds);
+    seconds = strtod(cells[23], NULL);
   }
   assert_string_equal(line, "");
   assert_true(strtod(cells[19], NULL) == t.result.final.accuracy);
@@ -613,7 +632,8 @@ static void mean_logits(const training *t, int64_t i, esp_real mean[ESP_MAX_EXPE
     for (int64_t p = 0; way && p < c->image_height * width / 2; p++)
       for (int64_t j = 0; j < channels; j++) {
         const int64_t row = p / (width / 2) * width, column = p % (width / 2);
-        esp_real *left = &x->data[(row + column) * channels + j], *right = &x->data[(row + width - 1 - column) * channels + j];
+        esp_real *left = &x->data[(row + column) * channels + j],
+                 *right = &x->data[(row + width - 1 - column) * channels + j];
         const esp_real kept = *left;
         *left = *right;
         *right = kept;
@@ -732,6 +752,7 @@ int main(void) {
       cmocka_unit_test(test_resumed_after_each_step),
       cmocka_unit_test(test_resumed_once),
       cmocka_unit_test(test_resumed_with_state),
+      cmocka_unit_test(test_resumed_at_the_end),
       cmocka_unit_test(test_resumed_with_other_settings),
       cmocka_unit_test(test_threads),
       cmocka_unit_test(test_bf16_runs_keep_their_bits),

@@ -22,6 +22,7 @@ static esp_status cut_after(esp_csv *csv, const char *header, int64_t step) {
   bool first = true;
   while (fgets(line, sizeof line, csv->file)) {
     if (!strchr(line, '\n') || (!first && strtoll(line, NULL, 10) > step)) break;
+    if (!first) snprintf(csv->last, sizeof csv->last, "%.*s", (int)sizeof csv->last - 1, line);
     first = false;
     keep = ftell(csv->file);
   }

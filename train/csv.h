@@ -14,6 +14,7 @@ extern "C" {
 typedef struct esp_csv {
   FILE *file;
   char path[ESP_PATH_SIZE];
+  char last[64]; /* how the last row begins that was there and stays; "" if there is none */
 } esp_csv;
 
 /* Opens folder/name, whose first column is the step. Rows after `step` (of a run that is being resumed), and one that

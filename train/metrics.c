@@ -32,6 +32,7 @@ double esp_window_mean(const esp_window *window, double sum) { return window->st
 
 struct esp_metrics {
   esp_csv csv;
+  double opened; /* esp_seconds() */
   int blocks[ESP_MAX_BLOCKS], block_count; /* the mixture layers */
 };
 
@@ -53,7 +54,7 @@ static esp_status open_file(esp_metrics *metrics, const char *folder, int64_t st
     const char *name = esp_loss_kind_name((esp_loss_kind)kind);
     append(header, ",%s_raw,%s_weighted", name, name);
   }
-  append(header, ",accuracy,learning_rate,gradient_norm,images_per_second");
+  append(header, ",accuracy,learning_rate,gradient_norm,images_per_second,seconds");
   for (int i = 0; i < metrics->block_count; i++) append(header, ",imbalance.blocks.%d", metrics->blocks[i]);
   return esp_csv_open(&metrics->csv, folder, "metrics.csv", header, step);
 }
@@ -69,6 +70,7 @@ esp_status esp_metrics_open(esp_metrics **metrics, const char *folder, const esp
     esp_free(made);
     return status;
   }
+  made->opened = esp_seconds();
   *metrics = made;
   return ESP_OK;
 }
@@ -84,17 +86,28 @@ esp_status esp_metrics_write_training(esp_metrics *metrics, int64_t step, double
     else
       fputs(",,", metrics->csv.file);
   }
-  fprintf(metrics->csv.file, ",%.6g,%.6g,%.6g,%.1f", w->images ? w->correct / (double)w->images : 0, learning_rate,
-          esp_window_mean(w, w->gradient_norm), seconds > 0 ? (double)w->images / seconds : 0);
+  fprintf(metrics->csv.file, ",%.6g,%.6g,%.6g,%.1f,%.1f", w->images ? w->correct / (double)w->images : 0, learning_rate,
+          esp_window_mean(w, w->gradient_norm), seconds > 0 ? (double)w->images / seconds : 0,
+          esp_seconds() - metrics->opened);
   for (int i = 0; i < metrics->block_count; i++)
     fprintf(metrics->csv.file, ",%.4g", esp_window_mean(w, w->imbalance[metrics->blocks[i]]));
   return esp_csv_end_row(&metrics->csv);
 }
 
+/* A run that stopped after its last evaluation, and before it said so, does that again, with the same result. */
+static bool is_written(const esp_metrics *metrics, int64_t step) {
+  long long last;
+  char split[8];
+  return sscanf(metrics->csv.last, "%lld,%*[^,],%7[^,]", &last, split) == 2 && last == step &&
+         strcmp(split, "test") == 0;
+}
+
 esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, double epoch, const esp_evaluation *e) {
+  if (is_written(metrics, step)) return ESP_OK;
   fprintf(metrics->csv.file, "%lld,%.4f,test,%.6g,%.6g", (long long)step, epoch, e->loss, e->loss);
   for (int kind = 0; kind < ESP_LOSS_KINDS; kind++) fputs(",,", metrics->csv.file);
-  fprintf(metrics->csv.file, ",%.6g,,,%.1f", e->accuracy, e->seconds > 0 ? (double)e->examples / e->seconds : 0);
+  fprintf(metrics->csv.file, ",%.6g,,,%.1f,%.1f", e->accuracy,
+          e->seconds > 0 ? (double)e->examples / e->seconds : 0, esp_seconds() - metrics->opened);
   for (int i = 0; i < metrics->block_count; i++) fputc(',', metrics->csv.file);
   return esp_csv_end_row(&metrics->csv);
 }

@@ -32,7 +32,7 @@ ESP_API double esp_window_mean(const esp_window *window, double sum);
 typedef struct esp_metrics esp_metrics;
 
 /* Opens folder/metrics.csv for a model; rows after `step` (of a run that is being resumed) are cut off, with
- * step 0 all of them. Columns that do not apply to a row stay empty. */
+ * step 0 all of them. Columns that do not apply to a row stay empty; the column seconds counts from here. */
 ESP_API esp_status esp_metrics_open(esp_metrics **metrics, const char *folder, const esp_model *model,
                                     int64_t step) ESP_MUST_CHECK;
 ESP_API esp_status esp_metrics_write_training(esp_metrics *metrics, int64_t step, double epoch, double learning_rate,
