@@ -1,4 +1,5 @@
-/* What the own kernels and OpenBLAS give at the shapes of a training step of the reference model: the limit of the step. */
+/* What the own kernels and OpenBLAS give at the shapes of a training step of the reference model: the limit of the
+ * step. */
 #include "stages_internal.h"
 #include "suites_internal.h"
 

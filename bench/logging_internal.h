@@ -15,8 +15,8 @@ typedef struct bench_watched {
 esp_observer bench_watched_observer(bench_watched *watched);
 
 /* Reports the share of the time of steps of `step` seconds that metrics and the routing log take: the observer of each
- * step, the rows of metrics.csv, and for an evaluation after each epoch (50 000 images to train on, 10 000 to evaluate, as
- * CIFAR-10 has) the routing log's observer and rows. */
+ * step, the rows of metrics.csv, and for an evaluation after each epoch (50 000 images to train on, 10 000 to evaluate,
+ * as CIFAR-10 has) the routing log's observer and rows. */
 esp_status bench_logging(const esp_bench *bench, model_stage *stage, double step) ESP_MUST_CHECK;
 
 #endif

@@ -1,5 +1,5 @@
-/* A mixture layer, forward and backward, against a dense layer of as many activated FLOPs, for loads that are even, given,
- * and the router's own choice; and what routing, moving rows and statistics take of it. */
+/* A mixture layer, forward and backward, against a dense layer of as many activated FLOPs, for loads that are even,
+ * given, and the router's own choice; and what routing, moving rows and statistics take of it. */
 #include "logging_internal.h"
 #include "op_times_internal.h"
 #include "stages_internal.h"

@@ -115,7 +115,8 @@ static esp_bench_case make_case(const contest *t, contestant *c) {
   const esp_layer_cost *layer = &cost.layers[0];
   if (t->whole_model)
     return (esp_bench_case){c->name, run_model, c, cost.flops_selected, cost.flops_selected / cost.flops, 0};
-  return (esp_bench_case){c->name, run_layer, c, layer->flops_selected / TOKENS, layer->flops_selected / layer->flops, 0};
+  return (esp_bench_case){c->name, run_layer, c, layer->flops_selected / TOKENS, layer->flops_selected / layer->flops,
+                          0};
 }
 
 static void name_contestant(contestant *c) {

@@ -1,5 +1,5 @@
-/* What MoNE's neuron selection costs in training: forward and backward of a bank of experts with and without it. Both do the
- * same products, so the ratio less 1 is the selection's share. */
+/* What MoNE's neuron selection costs in training: forward and backward of a bank of experts with and without it. Both
+ * do the same products, so the ratio less 1 is the selection's share. */
 #include "suites_internal.h"
 
 #include <espalier/expert_bank.h>

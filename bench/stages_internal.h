@@ -13,7 +13,8 @@ typedef struct bench_model {
 
 /* The model of the defaults: width 192, 6 blocks, 3 heads, dense 512, every second block 8 experts of 384, top-2. */
 extern const bench_model bench_reference_model;
-/* What a lesson trains: width 64, 2 blocks, the second a mixture of 4 experts; hidden sizes in proportion, 176 and 128. */
+/* What a lesson trains: width 64, 2 blocks, the second a mixture of 4 experts; hidden sizes in proportion, 176 and
+ * 128. */
 extern const bench_model bench_teaching_model;
 /* For suites that only have to work. */
 extern const bench_model bench_quick_model;
@@ -35,8 +36,8 @@ typedef struct model_stage {
 esp_status model_stage_set(model_stage *stage, const bench_model *model, int64_t images, bool training) ESP_MUST_CHECK;
 void model_stage_clear(model_stage *stage); /* of a stage that is all zero, too */
 
-/* For esp_bench_case; context: a model_stage. A training step with AdamW, the same with its heavy products in bf16; a forward
- * pass that records nothing. */
+/* For esp_bench_case; context: a model_stage. A training step with AdamW, the same with its heavy products in bf16; a
+ * forward pass that records nothing. */
 esp_status model_stage_train(void *context);
 esp_status model_stage_train_bf16(void *context);
 esp_status model_stage_infer(void *context);

@@ -52,17 +52,17 @@ typedef struct esp_checkpoint_info {
   char *run_config;             /* the resolved config as YAML (esp_alloc), or NULL */
 } esp_checkpoint_info;
 
-/* Writes model, info and, if not NULL, the optimiser's state. compression: 0 none, 1 to 9 as FORMAT.md says. Sets info->digest. Takes
- * as much memory as the uncompressed file. On failure a file that was there is as it was: ESP_ERR_IO (folder missing,
- * disk full ...), ESP_ERR_FORMAT (a layout that cannot be), ESP_ERR_MEMORY. Checkpoints must not be written or read by
- * two threads at once: HDF5 is not made for it. */
+/* Writes model, info and, if not NULL, the optimiser's state. compression: 0 none, 1 to 9 as FORMAT.md says. Sets
+ * info->digest. Takes as much memory as the uncompressed file. On failure a file that was there is as it was:
+ * ESP_ERR_IO (folder missing, disk full ...), ESP_ERR_FORMAT (a layout that cannot be), ESP_ERR_MEMORY. Checkpoints
+ * must not be written or read by two threads at once: HDF5 is not made for it. */
 ESP_API esp_status esp_checkpoint_save(const char *path, const esp_model *model, const esp_optimizer *optimizer,
                                        esp_checkpoint_info *info, int compression) ESP_MUST_CHECK;
 
 /* Reads the model (a new one; freed by esp_model_free()) and the info (its run_config freed by
- * esp_checkpoint_info_clear()). On failure *model is NULL and nothing needs freeing: ESP_ERR_NOT_FOUND, ESP_ERR_USAGE (a
- * folder), ESP_ERR_IO, ESP_ERR_MEMORY, or ESP_ERR_FORMAT for all that is not a whole checkpoint that this program can
- * read; the message names each missing, extra or misshapen parameter (the first five, and how many more). */
+ * esp_checkpoint_info_clear()). On failure *model is NULL and nothing needs freeing: ESP_ERR_NOT_FOUND, ESP_ERR_USAGE
+ * (a folder), ESP_ERR_IO, ESP_ERR_MEMORY, or ESP_ERR_FORMAT for all that is not a whole checkpoint that this program
+ * can read; the message names each missing, extra or misshapen parameter (the first five, and how many more). */
 ESP_API esp_status esp_checkpoint_load(const char *path, esp_model **model, esp_checkpoint_info *info) ESP_MUST_CHECK;
 
 /* Reads the optimiser's state from the same file into an optimiser made for the model that esp_checkpoint_load() gave;
@@ -74,14 +74,15 @@ ESP_API esp_status esp_checkpoint_load_optimizer(const char *path, esp_optimizer
  * bytes. ESP_ERR_NOT_FOUND, saying what was looked for, if it is not there. */
 ESP_API esp_status esp_checkpoint_resolve(char path[], size_t size, const char *run_or_checkpoint) ESP_MUST_CHECK;
 
-/* A new entry at the end of the history: what was done, for people how, and the digests of the checkpoint it started from
- * and of a second one ("": none). What is longer than its member is cut. ESP_ERR_MISMATCH if there is no room. */
+/* A new entry at the end of the history: what was done, for people how, and the digests of the checkpoint it started
+ * from and of a second one ("": none). What is longer than its member is cut. ESP_ERR_MISMATCH if there is no room. */
 ESP_API esp_status esp_checkpoint_add_history(esp_checkpoint_info *info, const char *action, const char *detail,
                                               const char *parent, const char *reference) ESP_MUST_CHECK;
 
 ESP_API void esp_checkpoint_info_clear(esp_checkpoint_info *info);
 
-/* "0123456789abcdef": FNV-1a, 64 bits, over the architecture text, the layouts and the parameters' names, shapes and bytes. */
+/* "0123456789abcdef": FNV-1a, 64 bits, over the architecture text, the layouts and the parameters' names, shapes and
+ * bytes. */
 ESP_API esp_status esp_model_digest(const esp_model *model, char digest[ESP_DIGEST_SIZE]) ESP_MUST_CHECK;
 
 #ifdef __cplusplus

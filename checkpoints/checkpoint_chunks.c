@@ -1,7 +1,7 @@
-/* Compressed chunks, made here as HDF5's filters shuffle, deflate and Fletcher-32 would, so that every reader undoes them, but
- * faster: of a trained float32 only the byte with the exponent can be compressed, and deflate takes its time to find out
- * that the others cannot. So bytes that look like noise are stored as they are, and at level 1 the others only have runs and
- * Huffman codes, which is all there is to gain. */
+/* Compressed chunks, made here as HDF5's filters shuffle, deflate and Fletcher-32 would, so that every reader undoes
+ * them, but faster: of a trained float32 only the byte with the exponent can be compressed, and deflate takes its time
+ * to find out that the others cannot. So bytes that look like noise are stored as they are, and at level 1 the others
+ * only have runs and Huffman codes, which is all there is to gain. */
 #include "checkpoint_hdf5_internal.h"
 #include <espalier/memory.h>
 
@@ -122,8 +122,8 @@ static bool next_chunk(const esp_h5_array *array, const hsize_t *chunk, hsize_t 
   return false;
 }
 
-/* Where the chunk begins in memory, and how many elements of it there are: a chunk is whole slices of the last dimensions,
- * so that they lie together (set_chunk() in checkpoint_hdf5.c). */
+/* Where the chunk begins in memory, and how many elements of it there are: a chunk is whole slices of the last
+ * dimensions, so that they lie together (set_chunk() in checkpoint_hdf5.c). */
 static size_t locate(const esp_h5_array *array, const hsize_t *chunk, const hsize_t *offset, size_t *count) {
   size_t first = 0;
   *count = 1;

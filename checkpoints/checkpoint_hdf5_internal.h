@@ -40,8 +40,8 @@ typedef struct esp_h5_array {
 esp_status esp_h5_write(hid_t place, const char *name, const esp_h5_array *array, const void *values,
                         int level);
 
-/* Fills a new dataset that has these filters, chunk by chunk, compressing at level 1 to 9; the elements in memory are as in
- * the file. */
+/* Fills a new dataset that has these filters, chunk by chunk, compressing at level 1 to 9; the elements in memory are
+ * as in the file. */
 esp_status esp_h5_write_chunks(hid_t data, const esp_h5_array *array, const hsize_t *chunk, const void *values,
                                int level);
 

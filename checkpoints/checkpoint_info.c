@@ -175,7 +175,8 @@ esp_status esp_info_read(hid_t file, esp_checkpoint_info *info) {
 esp_status esp_checkpoint_add_history(esp_checkpoint_info *info, const char *action, const char *detail,
                                       const char *parent, const char *reference) {
   if (info->history_count == ESP_MAX_HISTORY)
-    return esp_fail(ESP_ERR_MISMATCH, "the model has been through %d actions already, the most a checkpoint can tell of",
+    return esp_fail(ESP_ERR_MISMATCH,
+                    "the model has been through %d actions already, the most a checkpoint can tell of",
                     ESP_MAX_HISTORY);
   esp_history_entry *entry = &info->history[info->history_count++];
   *entry = (esp_history_entry){.steps = 0};

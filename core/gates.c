@@ -37,9 +37,12 @@ static const struct {
   values_of *values;
   curve_of *curve;
 } gates[] = {
-    [ESP_GATE_IDENTITY] = {identity_values, identity_curve}, [ESP_GATE_RELU] = {relu_values, relu_curve},
-    [ESP_GATE_GELU] = {gelu_values, gelu_curve},             [ESP_GATE_SILU] = {silu_values, silu_curve},
-    [ESP_GATE_SIGMOID] = {sigmoid_values, sigmoid_curve},    [ESP_GATE_SQUARED_RELU] = {squared_relu_values, squared_relu_curve},
+    [ESP_GATE_IDENTITY] = {identity_values, identity_curve},
+    [ESP_GATE_RELU] = {relu_values, relu_curve},
+    [ESP_GATE_GELU] = {gelu_values, gelu_curve},
+    [ESP_GATE_SILU] = {silu_values, silu_curve},
+    [ESP_GATE_SIGMOID] = {sigmoid_values, sigmoid_curve},
+    [ESP_GATE_SQUARED_RELU] = {squared_relu_values, squared_relu_curve},
 };
 
 void esp_gate_values(esp_gate_kind kind, const esp_real *x, int64_t count, esp_real *value) {

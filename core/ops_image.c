@@ -95,9 +95,19 @@ static void convolve_parts(void *context, int64_t begin, int64_t end) {
     for (int64_t i = esp_part_begin(s.images, part); i < esp_part_begin(s.images, part + 1); i++) {
       esp_real *y = node->outputs[0]->data + i * s.pixels * s.out;
       make_patches(&s, node->inputs[0]->data + i * s.height * s.width * s.channels, patches);
-      esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = s.pixels, .n = s.out, .k = s.patch, .a = patches, .lda = s.patch,
-                                .b = node->inputs[1]->data, .ldb = s.patch, .c = y, .ldc = s.out, .alpha = 1,
-                                .bias = node->inputs[2] ? node->inputs[2]->data : NULL, .precision = node->precision});
+      esp_gemm_here(&(esp_gemm){.transpose_b = true,
+                                .m = s.pixels,
+                                .n = s.out,
+                                .k = s.patch,
+                                .a = patches,
+                                .lda = s.patch,
+                                .b = node->inputs[1]->data,
+                                .ldb = s.patch,
+                                .c = y,
+                                .ldc = s.out,
+                                .alpha = 1,
+                                .bias = node->inputs[2] ? node->inputs[2]->data : NULL,
+                                .precision = node->precision});
     }
   }
 }
@@ -152,7 +162,8 @@ static void convolution_backward(esp_node *node) {
   if (dweight) esp_add_parts(parts, s.out * s.patch, dweight, add_weight);
   esp_real *dbias = esp_grad(node->inputs[2], &add_bias);
   if (dbias)
-    esp_column_sums(node->outputs[0]->grad, s.images * s.pixels, s.out, dbias, add_bias, parts + ESP_PARTS * s.out * s.patch);
+    esp_column_sums(node->outputs[0]->grad, s.images * s.pixels, s.out, dbias, add_bias,
+                    parts + ESP_PARTS * s.out * s.patch);
 }
 
 static esp_cost convolution_cost(const esp_node *node) {
@@ -216,7 +227,8 @@ ESP_HOT static void depthwise_image(const depthwise_shape *s, const esp_real *x,
 }
 
 /* dw[o] += dy[p] x[p + o]. */
-ESP_HOT static void depthwise_weight_gradient(const depthwise_shape *s, const esp_real *x, const esp_real *dy, esp_real *dw) {
+ESP_HOT static void depthwise_weight_gradient(const depthwise_shape *s, const esp_real *x, const esp_real *dy,
+                                              esp_real *dw) {
   const int64_t c = s->channels, k = s->kernel;
   for (int64_t row = 0; row < s->height; row++)
     for (int64_t column = 0; column < s->width; column++) {
@@ -309,7 +321,8 @@ static void pool_plan(esp_node *node) {
   const esp_tensor *x = node->inputs[0];
   esp_require(node, x->rank == 4 && at->size > 0 && x->shape[1] % at->size == 0 && x->shape[2] % at->size == 0,
               "needs [N, H, W, C] with H and W divisible by the window's size");
-  esp_plan_output(node, 0, 4, (const int64_t[]){x->shape[0], x->shape[1] / at->size, x->shape[2] / at->size, x->shape[3]});
+  esp_plan_output(node, 0, 4,
+                  (const int64_t[]){x->shape[0], x->shape[1] / at->size, x->shape[2] / at->size, x->shape[3]});
 }
 
 /* Offset in the input of the first pixel of output pixel (row, column) of image i, row counting over images. */
@@ -423,7 +436,8 @@ static esp_cost pool_cost(const esp_node *node) {
 
 const esp_op esp_op_max_pool = {"max pool", pool_plan, max_pool_forward, max_pool_backward,
                                 pool_cost,  {1e-5, 1e-7, "two largest pixels of a window are equal"}};
-const esp_op esp_op_mean_pool = {"mean pool", pool_plan, mean_pool_forward, mean_pool_backward, pool_cost, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_mean_pool = {"mean pool",        pool_plan, mean_pool_forward,
+                                 mean_pool_backward, pool_cost, {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_max_pool(esp_tape *tape, esp_tensor *x, int64_t size) {
   return esp_tape_apply(tape, &esp_op_max_pool, &x, 1, &(pool_attributes){size}, sizeof(pool_attributes));

@@ -1,6 +1,7 @@
 /* Products of one vector with chosen rows of a matrix: what is left of a matrix product when there is one row to
  * multiply, or when each row needs other parts of the matrix. They read each chosen row once, which is all they cost
- * where memory is the limit. The bits of a product depend on the vector and the row alone, not on what is chosen too. */
+ * where memory is the limit. The bits of a product depend on the vector and the row alone, not on what is chosen
+ * too. */
 #ifndef ESPALIER_ROW_PRODUCTS_H
 #define ESPALIER_ROW_PRODUCTS_H
 

@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Memory whose life has ended before the step has: gradients that were used, results that were forgotten. Reusing it keeps
- * a step in the cache, and its memory near that of what backward needs. Ordered by address, neighbours joined. */
+/* Memory whose life has ended before the step has: gradients that were used, results that were forgotten. Reusing it
+ * keeps a step in the cache, and its memory near that of what backward needs. Ordered by address, neighbours joined. */
 enum { SPARE_BUFFERS = 256, SPARE_GRAIN = 64 };
 
 typedef struct spare_buffer {
@@ -231,8 +231,9 @@ static esp_status take_grad(esp_tape *tape, esp_tensor *tensor) {
 }
 
 /* --- gradients in memory that is there already ------------------------------------------------------------------
- * When a node's turn comes its output's gradient is complete and nobody but the node will read it. An input that has none
- * yet can have that memory, two inputs share it until one of them is to be changed or is dead. Leaves keep their own. */
+ * When a node's turn comes its output's gradient is complete and nobody but the node will read it. An input that has
+ * none yet can have that memory, two inputs share it until one of them is to be changed or is dead. Leaves keep their
+ * own. */
 
 static void stop_sharing(esp_tensor *tensor) {
   if (tensor->grad_sharer) tensor->grad_sharer->grad_sharer = NULL;
@@ -323,8 +324,8 @@ static esp_status recall_what_backward_reads(esp_tape *tape, esp_node *node) {
   return ESP_OK;
 }
 
-/* Only the node that made a tensor reads its gradient, so after that node's backward it is dead; so is what was recalled
- * for the nodes that use it. */
+/* Only the node that made a tensor reads its gradient, so after that node's backward it is dead; so is what was
+ * recalled for the nodes that use it. */
 static void release_outputs(esp_tape *tape, esp_node *node) {
   for (int i = 0; i < node->output_count; i++) {
     esp_tensor *output = node->outputs[i];
@@ -424,7 +425,8 @@ static bool all_finite(const esp_real *values, int64_t count) {
 
 static bool results_are_finite(esp_tape *tape, const esp_node *node) {
   for (int i = 0; i < node->output_count; i++)
-    if (recall(tape, node->outputs[i]) == ESP_OK && !all_finite(node->outputs[i]->data, esp_tensor_count(node->outputs[i])))
+    if (recall(tape, node->outputs[i]) == ESP_OK &&
+        !all_finite(node->outputs[i]->data, esp_tensor_count(node->outputs[i])))
       return false;
   return true;
 }

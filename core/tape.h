@@ -91,16 +91,18 @@ typedef enum esp_op_phase {
 /* Someone who wants to know where a step's time goes. */
 typedef struct esp_tape_timer {
   double (*clock)(void); /* in seconds */
-  /* Called after each op's function has run, on the thread that runs the step; the spans of two calls do not overlap. */
+  /* Called after each op's function has run, on the thread that runs the step; the spans of two calls do not
+   * overlap. */
   void (*op)(void *context, const esp_node *node, esp_op_phase phase, double begin, double end);
   void *context;
 } esp_tape_timer;
 
-/* From now on, until another is set; NULL: none, as at first. *timer must outlive its use. Without one no clock is read. */
+/* From now on, until another is set; NULL: none, as at first. *timer must outlive its use. Without one no clock is
+ * read. */
 ESP_API void esp_tape_set_timer(esp_tape *tape, const esp_tape_timer *timer);
 
-/* The precision of the heavy products (linear maps, expert banks, convolutions) of the next ops, until another is set; fp32
- * at first. One that esp_precision_check() allows. */
+/* The precision of the heavy products (linear maps, expert banks, convolutions) of the next ops, until another is set;
+ * fp32 at first. One that esp_precision_check() allows. */
 ESP_API void esp_tape_set_precision(esp_tape *tape, esp_precision precision);
 ESP_API esp_precision esp_tape_precision(const esp_tape *tape);
 
@@ -113,9 +115,9 @@ ESP_API esp_tensor *esp_tape_tensor(esp_tape *tape, int rank, const int64_t *sha
 /* `bytes` bytes in the step arena, not set. NULL if memory is short; the tape's status then says so. */
 ESP_API void *esp_tape_take(esp_tape *tape, size_t bytes);
 
-/* Says that the rest of the forward pass will not look at `tensor`, an op's result (or a view of one; NULL and leaves are
- * left alone): its memory goes to the next results. If backward needs its values, its op computes them once more, so
- * this is for results that are cheap to compute or that no backward reads. */
+/* Says that the rest of the forward pass will not look at `tensor`, an op's result (or a view of one; NULL and leaves
+ * are left alone): its memory goes to the next results. If backward needs its values, its op computes them once more,
+ * so this is for results that are cheap to compute or that no backward reads. */
 ESP_API void esp_tape_forget(esp_tape *tape, esp_tensor *tensor);
 
 /* The same in a pass that records nothing, where no backward will follow; otherwise nothing. */
@@ -130,7 +132,8 @@ ESP_API esp_tensor *esp_tape_apply(esp_tape *tape, const esp_op *op, esp_tensor 
                                    const void *attributes, size_t attributes_size);
 
 /* d loss / d (every leaf that requires it); `loss` has one element. Gradients of results live only until the node that
- * made the result has used them, and may take the memory of a result that nobody is left to read: its data are NULL then. */
+ * made the result has used them, and may take the memory of a result that nobody is left to read: its data are NULL
+ * then. */
 ESP_API esp_status esp_tape_backward(esp_tape *tape, esp_tensor *loss) ESP_MUST_CHECK;
 
 /* For backward functions: where the gradient of `tensor` goes. `*accumulate` says whether to add to what is

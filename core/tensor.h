@@ -31,7 +31,8 @@ typedef struct esp_tensor {
   const char *name;          /* of a parameter; NULL otherwise */
   struct esp_node *producer; /* the node whose output this is; NULL for leaves */
   const struct esp_node *first_reader; /* the first recorded node that takes it; NULL: none does */
-  struct esp_tensor *grad_sharer;      /* whose gradient lies in the same memory, as long as neither changes; NULL: nobody's */
+  /* whose gradient lies in the same memory, as long as neither changes; NULL: nobody's */
+  struct esp_tensor *grad_sharer;
 } esp_tensor;
 
 ESP_API int64_t esp_tensor_count(const esp_tensor *tensor);

@@ -1,6 +1,6 @@
-/* Elementary functions as straight-line code, so that loops over them become vector instructions. In float esp_exp() is good
- * to about one unit in the last place and esp_erf() to 6e-7 absolutely; in double (gradient checks) they are libm's.
- * Not-a-number comes through. */
+/* Elementary functions as straight-line code, so that loops over them become vector instructions. In float esp_exp() is
+ * good to about one unit in the last place and esp_erf() to 6e-7 absolutely; in double (gradient checks) they are
+ * libm's. Not-a-number comes through. */
 #ifndef ESPALIER_VECTOR_MATH_H
 #define ESPALIER_VECTOR_MATH_H
 
@@ -26,8 +26,8 @@ static inline double esp_log(double x) { return log(x); }
 
 #define ESP_LITERAL(x) (x##f)
 
-/* Between them e^x is a normal number. Not known to the compiler, which would make branches and blends of the two comparisons
- * instead of two instructions. */
+/* Between them e^x is a normal number. Not known to the compiler, which would make branches and blends of the two
+ * comparisons instead of two instructions. */
 ESP_API extern const float esp_exp_low, esp_exp_high;
 
 /* e^x = 2^n e^r, n the nearest integer to x log2(e), |r| <= ln(2) / 2; e^r by its Taylor polynomial of degree

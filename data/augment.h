@@ -16,9 +16,9 @@ typedef struct esp_augmentation {
   int crop_padding; /* pixels of padding on each side before a random crop to the old size */
   bool reflect;     /* the padding mirrors the image; else it is the mean colour */
   bool flip;        /* mirrored left to right with probability 1/2 */
-  bool
-      alternate; /* with flip: a coin for each image of the split, then in every second epoch the other way round, so that
-                       two epochs show all images both ways (Jordan, arXiv 2404.00498, section 3.6) */
+  /* with flip: a coin for each image of the split, then in every second epoch the other way round, so that two
+   * epochs show all images both ways (Jordan, arXiv 2404.00498, section 3.6) */
+  bool alternate;
   int cutout;    /* side of the square set to the mean, in pixels; its centre is uniform over the image */
   double mixup; /* alpha of Beta(alpha, alpha) */
 } esp_augmentation;

@@ -74,7 +74,8 @@ static void take_image(const request *r, int64_t index, uint64_t position, float
   }
   const int channels = r->dataset->info.channels;
   const int64_t size = esp_dataset_image_size(r->dataset);
-  esp_augment_image(r->dataset, r->split, index, &r->normalisation, r->augmentation, r->seed, position, position, image);
+  esp_augment_image(r->dataset, r->split, index, &r->normalisation, r->augmentation, r->seed, position, position,
+                    image);
   for (int64_t i = 0; i < size; i++)
     image[i] = image[i] * r->normalisation.deviation[i % channels] + r->normalisation.mean[i % channels];
 }

@@ -53,7 +53,8 @@ int main(void) {
       esp_combine(tape, esp_grouped_map(tape, hidden, &down, NULL, false, routing->first_row, EXPERTS), gates, routing);
 
   esp_tensor *selected =
-      esp_neuron_top_k(tape, hidden, pre, &(esp_neuron_selection){.kept = 1, .ranking = ESP_GATE_SILU}, NULL); /* the one op more: the neuron with the larger |SiLU(gate)| */
+      esp_neuron_top_k(tape, hidden, pre, &(esp_neuron_selection){.kept = 1, .ranking = ESP_GATE_SILU},
+                       NULL); /* the one op more: the neuron with the larger |SiLU(gate)| */
   esp_tensor *mone = esp_combine(tape, esp_grouped_map(tape, selected, &down, NULL, false, routing->first_row, EXPERTS),
                                  gates, routing);
   if (!moe || !mone) return 1;

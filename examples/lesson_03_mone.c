@@ -1,5 +1,5 @@
-/* Lesson 3: from an MoE to a MoNE. The same weights, of which a token uses only some neurons of each expert; what that does
- * to the gradient; and how many neurons a trained MoE and a trained MoNE can do without.
+/* Lesson 3: from an MoE to a MoNE. The same weights, of which a token uses only some neurons of each expert; what that
+ * does to the gradient; and how many neurons a trained MoE and a trained MoNE can do without.
  *
  * Introduces: esp_model_create, esp_observer, esp_training_step, esp_sparsify. */
 #include <espalier/core.h>
@@ -35,8 +35,8 @@ static esp_status open_loader(const lesson *l, esp_loader **loader) {
   return esp_loader_create(loader, l->dataset, ESP_TRAIN, &options, 0);
 }
 
-/* kept: share of an expert's neurons that a token uses; 0: an MoE. A parameter's start depends on seed and name only, so
- * that all these models start alike. */
+/* kept: share of an expert's neurons that a token uses; 0: an MoE. A parameter's start depends on seed and name only,
+ * so that all these models start alike. */
 static esp_model *make_model(const lesson *l, double kept) {
   esp_model_config config = l->config.model;
   config.layers[0] = kept > 0 ? ESP_LAYER_MONE : ESP_LAYER_MOE;

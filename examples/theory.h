@@ -1,13 +1,14 @@
-/* The simulation behind pruning by router-norm change (Chowdhury et al., ICML 2024, arXiv 2405.16646): a two-layer mixture
- * with expert-choice routing learns a task of which only four of sixteen experts know something, and the norms of their
- * routing vectors tell which. Shared by the lesson and its regression test.
+/* The simulation behind pruning by router-norm change (Chowdhury et al., ICML 2024, arXiv 2405.16646): a two-layer
+ * mixture with expert-choice routing learns a task of which only four of sixteen experts know something, and the norms
+ * of their routing vectors tell which. Shared by the lesson and its regression test.
  *
- * Reconstruction: the paper's theorems give the setting (binary labels, orthonormal patterns, expert choice, experts with
- * a fixed output layer, logistic loss, plain SGD); sizes, rates and noise are ours.
+ * Reconstruction: the paper's theorems give the setting (binary labels, orthonormal patterns, expert choice, experts
+ * with a fixed output layer, logistic loss, plain SGD); sizes, rates and noise are ours.
  *
  * A sample has 16 tokens: one is o_1 (label +1) or o_2 (label -1), the others are random irrelevant patterns.
  *   f(x) = sum_s sum_{j in J_s} G_sj sum_r a_sr ReLU(<w_sr, x_j>),  J_s = the 4 tokens with the largest <w_s, x_j>,
- * G = softmax over J_s, a_sr = +-1/8 fixed. Experts start with a liking for one pattern each: two for o_1, two for o_2. */
+ * G = softmax over J_s, a_sr = +-1/8 fixed. Experts start with a liking for one pattern each: two for o_1, two for
+ * o_2. */
 #ifndef ESPALIER_EXAMPLE_THEORY_H
 #define ESPALIER_EXAMPLE_THEORY_H
 
@@ -65,7 +66,8 @@ static inline double theory_norm(const theory *t, int expert) {
   return sqrt(squares);
 }
 
-/* Routing vectors and neurons near a pattern; two experts know o_1 and vote for it, two o_2, the rest something else. */
+/* Routing vectors and neurons near a pattern; two experts know o_1 and vote for it, two o_2, the rest something
+ * else. */
 static inline void theory_start(theory *t) {
   esp_random random = esp_random_stream(t->seed, ESP_PURPOSE_TEST, 0);
   for (int s = 0; s < THEORY_EXPERTS; s++) {

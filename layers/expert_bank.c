@@ -122,7 +122,8 @@ static esp_tensor *apply_filter(const esp_expert_bank *bank, esp_tape *tape, con
   esp_tensor *changed = trace->selected ? esp_tape_tensor(tape, 2, trace->selected->shape) : NULL;
   if (!changed) return NULL;
   memcpy(changed->data, trace->selected->data, (size_t)esp_tensor_count(changed) * sizeof *changed->data);
-  filter->rows(filter->context, bank, first_row, &(esp_bank_trace){trace->pre, trace->activation, changed, NULL, trace->mask});
+  filter->rows(filter->context, bank, first_row,
+               &(esp_bank_trace){trace->pre, trace->activation, changed, NULL, trace->mask});
   return changed;
 }
 

@@ -44,8 +44,8 @@ typedef struct esp_bank_trace {
   const uint8_t *mask;    /* [rows, f] 1 where a neuron is selected; NULL without a selection: all are */
 } esp_bank_trace;
 
-/* Someone who intervenes between the neurons and the down matrices, to study a trained model: for evaluation passes only,
- * because no gradient knows of it. */
+/* Someone who intervenes between the neurons and the down matrices, to study a trained model: for evaluation passes
+ * only, because no gradient knows of it. */
 typedef struct esp_neuron_filter {
   /* trace: `pre` and `activation` are there to look at; `selected`, a copy of its own, is to be changed in place. */
   void (*rows)(void *context, const esp_expert_bank *bank, const int64_t *first_row, const esp_bank_trace *trace);
@@ -54,9 +54,9 @@ typedef struct esp_neuron_filter {
 } esp_neuron_filter;
 
 /* Declares "scope.gate_up" or "scope.up", "scope.down" and their biases. experts = 0: a dense layer's.
- * widths: [experts] neurons of each expert if they differ (they must outlive the bank), the largest being `hidden`; NULL:
- * all have `hidden`. `residual_scale` multiplies the initial deviation of `down`. identical: all experts start alike,
- * which those of different widths cannot. */
+ * widths: [experts] neurons of each expert if they differ (they must outlive the bank), the largest being `hidden`;
+ * NULL: all have `hidden`. `residual_scale` multiplies the initial deviation of `down`. identical: all experts start
+ * alike, which those of different widths cannot. */
 ESP_API esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
                                            int experts, int width, int hidden, const int32_t *widths,
                                            const esp_feed_forward_config *config, double residual_scale,
@@ -66,14 +66,15 @@ ESP_API esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters
 ESP_API esp_neuron_selection esp_expert_bank_selection(const esp_expert_bank *bank, const int64_t *first_row,
                                                        int64_t kept);
 
-/* The same for experts that the layout, which must outlive the bank, says are factored (factors.h). Matrices start at 0. */
-ESP_API esp_status esp_expert_bank_declare_factored(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
-                                                    const esp_expert_layout *layout, int width, int hidden,
-                                                    const esp_feed_forward_config *config) ESP_MUST_CHECK;
+/* The same for experts that the layout, which must outlive the bank, says are factored (factors.h). Matrices start at
+ * 0. */
+ESP_API esp_status esp_expert_bank_declare_factored(esp_expert_bank *bank, esp_parameters *parameters,
+                                                    const char *scope, const esp_expert_layout *layout, int width,
+                                                    int hidden, const esp_feed_forward_config *config) ESP_MUST_CHECK;
 
 /* x [rows, width], sorted by expert: those of expert e are rows first_row[e] .. first_row[e + 1] - 1. Of each row's
- * neurons `kept` stay (all: no selection); `filter` (NULL: none) then has its say. Returns [rows, width]; fills *trace if
- * it is not NULL. */
+ * neurons `kept` stay (all: no selection); `filter` (NULL: none) then has its say. Returns [rows, width]; fills *trace
+ * if it is not NULL. */
 ESP_API esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
                                             const int64_t *first_row, int64_t kept, const esp_neuron_filter *filter,
                                             esp_bank_trace *trace);
@@ -86,10 +87,11 @@ typedef enum esp_neuron_path {
 } esp_neuron_path;
 
 /* Whether gathering `kept` of `neurons` neurons is expected to be faster than masking them, with so many rows for each
- * expert that has any. A share of 1/8 or less is gathered always, of 1/4 from width 256 on or for one row, of 1/2 for few
- * rows: 8 from width 512 on, 2 from 256, 1 from 128. Found with `espalier bench gather --threads 1` for widths from 64 to
- * 1024, 1 to 128 rows, and OpenBLAS's AVX2 and AVX-512 kernels, and chosen to err towards masking. With two matrices only
- * down is skipped, which was not measured: one row and 1/4 are asked for. */
+ * expert that has any. A share of 1/8 or less is gathered always, of 1/4 from width 256 on or for one row, of 1/2 for
+ * few rows: 8 from width 512 on, 2 from 256, 1 from 128. Found with `espalier bench gather --threads 1` for widths from
+ * 64 to
+ * 1024, 1 to 128 rows, and OpenBLAS's AVX2 and AVX-512 kernels, and chosen to err towards masking. With two matrices
+ * only down is skipped, which was not measured: one row and 1/4 are asked for. */
 ESP_API bool esp_gathering_pays(double rows, int64_t neurons, int64_t width, int64_t kept, bool gated);
 
 /* Whether the bank takes the gathered path: if it keeps a part of its neurons and is not factored, the tape does not

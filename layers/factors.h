@@ -1,6 +1,6 @@
-/* Factored expert weights: each matrix W [out, in] of an expert is U V + S, U [out, rank], V [rank, in], and of S only the
- * rows that are listed are there (MC-SMoE: Li et al., ICLR 2024, arXiv 2310.01334, section 3.2). A row of S belongs to an
- * output neuron of the matrix: of gate and up to a hidden neuron, of down to a channel of the layer's output. */
+/* Factored expert weights: each matrix W [out, in] of an expert is U V + S, U [out, rank], V [rank, in], and of S only
+ * the rows that are listed are there (MC-SMoE: Li et al., ICLR 2024, arXiv 2310.01334, section 3.2). A row of S belongs
+ * to an output neuron of the matrix: of gate and up to a hidden neuron, of down to a channel of the layer's output. */
 #ifndef ESPALIER_FACTORS_H
 #define ESPALIER_FACTORS_H
 
@@ -10,11 +10,11 @@
 extern "C" {
 #endif
 
-/* Sets bank->rank and declares what stands in the place of a bank's "up" and "down" (and of "gate_up") if layout->rank is above 0:
- *   NAME_u [experts, out, rank], NAME_v [experts, parts x rank, in], NAME_s [n, in], NAME_rows [n] and, if layout->pruning,
- *   NAME_importance and NAME_last_importance [n];
- * n is the sum of layout->sparse_rows, or 1, for an unused row, if that is 0 (no tensor is empty); parts is 2 where gate and up lie together. All start at 0: who makes a factored
- * model fills them. The layout must outlive the bank. */
+/* Sets bank->rank and declares what stands in the place of a bank's "up" and "down" (and of "gate_up") if layout->rank
+ *   is above 0: NAME_u [experts, out, rank], NAME_v [experts, parts x rank, in], NAME_s [n, in], NAME_rows [n] and, if
+ *   layout->pruning, NAME_importance and NAME_last_importance [n];
+ * n is the sum of layout->sparse_rows, or 1, for an unused row, if that is 0 (no tensor is empty); parts is 2 where
+ * gate and up lie together. All start at 0: who makes a factored model fills them. The layout must outlive the bank. */
 ESP_API esp_status esp_factors_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
                                        const esp_expert_layout *layout) ESP_MUST_CHECK;
 

@@ -9,26 +9,38 @@ static const cyaml_strval_t stem_names[] = {
     {"patch", ESP_STEM_PATCH}, {"convolution", ESP_STEM_CONVOLUTION}, {"flatten", ESP_STEM_FLATTEN}};
 static const cyaml_strval_t mixing_names[] = {
     {"attention", ESP_MIXING_ATTENTION}, {"convolution", ESP_MIXING_CONVOLUTION}, {"none", ESP_MIXING_NONE}};
-static const cyaml_strval_t norm_names[] = {{"layer", ESP_NORM_LAYER}, {"rms", ESP_NORM_RMS}, {"batch", ESP_NORM_BATCH}};
+static const cyaml_strval_t norm_names[] = {
+    {"layer", ESP_NORM_LAYER}, {"rms", ESP_NORM_RMS}, {"batch", ESP_NORM_BATCH}};
 static const cyaml_strval_t activation_names[] = {
     {"relu", ESP_ACTIVATION_RELU}, {"gelu", ESP_ACTIVATION_GELU}, {"swiglu", ESP_ACTIVATION_SWIGLU},
     {"squared_relu", ESP_ACTIVATION_SQUARED_RELU}, {"glu", ESP_ACTIVATION_GLU}, {"geglu", ESP_ACTIVATION_GEGLU},
     {"reglu", ESP_ACTIVATION_REGLU}, {"squared_reglu", ESP_ACTIVATION_SQUARED_REGLU}};
-static const cyaml_strval_t balance_score_names[] = {{"all", ESP_BALANCE_SCORES_ALL}, {"selected", ESP_BALANCE_SCORES_SELECTED}};
-static const cyaml_strval_t neuron_balance_names[] = {{"abs", ESP_NEURON_BALANCE_ABS}, {"norm", ESP_NEURON_BALANCE_NORM}};
-static const cyaml_strval_t ranking_names[] = {{"activation", ESP_RANK_ACTIVATION}, {"pre_activation", ESP_RANK_PRE_ACTIVATION}};
-static const cyaml_strval_t layer_names[] = {{"dense", ESP_LAYER_DENSE}, {"moe", ESP_LAYER_MOE}, {"mone", ESP_LAYER_MONE}};
+static const cyaml_strval_t balance_score_names[] = {{"all", ESP_BALANCE_SCORES_ALL},
+                                                     {"selected", ESP_BALANCE_SCORES_SELECTED}};
+static const cyaml_strval_t neuron_balance_names[] = {{"abs", ESP_NEURON_BALANCE_ABS},
+                                                      {"norm", ESP_NEURON_BALANCE_NORM}};
+static const cyaml_strval_t ranking_names[] = {{"activation", ESP_RANK_ACTIVATION},
+                                               {"pre_activation", ESP_RANK_PRE_ACTIVATION}};
+static const cyaml_strval_t layer_names[] = {
+    {"dense", ESP_LAYER_DENSE}, {"moe", ESP_LAYER_MOE}, {"mone", ESP_LAYER_MONE}};
 static const cyaml_strval_t score_names[] = {{"softmax", ESP_SCORE_SOFTMAX}, {"sigmoid", ESP_SCORE_SIGMOID}};
 
-static const cyaml_strval_t policy_names[] = {{"token_choice", ESP_ROUTER_TOKEN_CHOICE}, {"expert_choice", ESP_ROUTER_EXPERT_CHOICE}, {"soft", ESP_ROUTER_SOFT}, {"hash", ESP_ROUTER_HASH}, {"even", ESP_ROUTER_EVEN}};
-static const cyaml_strval_t balance_names[] = {{"all_choices", ESP_BALANCE_ALL_CHOICES}, {"first_choice", ESP_BALANCE_FIRST_CHOICE}};
+static const cyaml_strval_t policy_names[] = {{"token_choice", ESP_ROUTER_TOKEN_CHOICE},
+                                              {"expert_choice", ESP_ROUTER_EXPERT_CHOICE},
+                                              {"soft", ESP_ROUTER_SOFT},
+                                              {"hash", ESP_ROUTER_HASH},
+                                              {"even", ESP_ROUTER_EVEN}};
+static const cyaml_strval_t balance_names[] = {{"all_choices", ESP_BALANCE_ALL_CHOICES},
+                                               {"first_choice", ESP_BALANCE_FIRST_CHOICE}};
 
 static const cyaml_schema_value_t int_entry = {CYAML_VALUE_INT(CYAML_FLAG_DEFAULT, int)};
 static const cyaml_schema_value_t number_entry = {CYAML_VALUE_FLOAT(CYAML_FLAG_DEFAULT, double)};
-static const cyaml_schema_value_t layer_entry = {CYAML_VALUE_ENUM(CYAML_FLAG_STRICT, esp_layer_kind, layer_names, CYAML_ARRAY_LEN(layer_names))};
+static const cyaml_schema_value_t layer_entry = {
+    CYAML_VALUE_ENUM(CYAML_FLAG_STRICT, esp_layer_kind, layer_names, CYAML_ARRAY_LEN(layer_names))};
 
 static const cyaml_schema_field_t router_fields[] = {
-    CYAML_FIELD_ENUM("policy", CYAML_FLAG_STRICT, esp_router_config, policy, policy_names, CYAML_ARRAY_LEN(policy_names)),
+    CYAML_FIELD_ENUM("policy", CYAML_FLAG_STRICT, esp_router_config, policy, policy_names,
+                     CYAML_ARRAY_LEN(policy_names)),
     CYAML_FIELD_ENUM("score", CYAML_FLAG_STRICT, esp_router_config, score, score_names, CYAML_ARRAY_LEN(score_names)),
     CYAML_FIELD_BOOL("score_selected_only", CYAML_FLAG_DEFAULT, esp_router_config, score_selected_only),
     CYAML_FIELD_BOOL("renormalise", CYAML_FLAG_DEFAULT, esp_router_config, renormalise),
@@ -41,13 +53,16 @@ static const cyaml_schema_field_t router_fields[] = {
     CYAML_FIELD_BOOL("batch_priority", CYAML_FLAG_DEFAULT, esp_router_config, batch_priority),
     CYAML_FIELD_INT("group_images", CYAML_FLAG_DEFAULT, esp_router_config, group_images),
     CYAML_FIELD_INT("slots", CYAML_FLAG_DEFAULT, esp_router_config, slots),
-    CYAML_FIELD_ENUM("balance", CYAML_FLAG_STRICT, esp_router_config, balance, balance_names, CYAML_ARRAY_LEN(balance_names)),
-    CYAML_FIELD_ENUM("balance_scores", CYAML_FLAG_STRICT, esp_router_config, balance_scores, balance_score_names, CYAML_ARRAY_LEN(balance_score_names)),
+    CYAML_FIELD_ENUM("balance", CYAML_FLAG_STRICT, esp_router_config, balance, balance_names,
+                     CYAML_ARRAY_LEN(balance_names)),
+    CYAML_FIELD_ENUM("balance_scores", CYAML_FLAG_STRICT, esp_router_config, balance_scores, balance_score_names,
+                     CYAML_ARRAY_LEN(balance_score_names)),
     CYAML_FIELD_FLOAT("balance_weight", CYAML_FLAG_DEFAULT, esp_router_config, balance_weight),
     CYAML_FIELD_FLOAT("importance_weight", CYAML_FLAG_DEFAULT, esp_router_config, importance_weight),
     CYAML_FIELD_FLOAT("load_weight", CYAML_FLAG_DEFAULT, esp_router_config, load_weight),
     CYAML_FIELD_FLOAT("z_weight", CYAML_FLAG_DEFAULT, esp_router_config, z_weight),
-    CYAML_FIELD_FLOAT("entropy_weight", CYAML_FLAG_DEFAULT, esp_router_config, entropy_weight), CYAML_FIELD_END};
+    CYAML_FIELD_FLOAT("entropy_weight", CYAML_FLAG_DEFAULT, esp_router_config, entropy_weight),
+    CYAML_FIELD_END};
 
 static const cyaml_schema_field_t moe_fields[] = {
     CYAML_FIELD_INT("experts", CYAML_FLAG_DEFAULT, esp_moe_config, experts),
@@ -56,12 +71,16 @@ static const cyaml_schema_field_t moe_fields[] = {
     CYAML_FIELD_INT("hidden", CYAML_FLAG_DEFAULT, esp_moe_config, hidden),
     CYAML_FIELD_INT("shared_hidden", CYAML_FLAG_DEFAULT, esp_moe_config, shared_hidden),
     CYAML_FIELD_FLOAT("neurons_kept", CYAML_FLAG_DEFAULT, esp_moe_config, neurons_kept),
-    CYAML_FIELD_SEQUENCE("neurons_kept_per_layer", CYAML_FLAG_DEFAULT, esp_moe_config, neurons_kept_per_layer, &number_entry, 0, ESP_MAX_BLOCKS),
-    CYAML_FIELD_ENUM("neuron_ranking", CYAML_FLAG_STRICT, esp_moe_config, neuron_ranking, ranking_names, CYAML_ARRAY_LEN(ranking_names)),
-    CYAML_FIELD_ENUM("neuron_balance", CYAML_FLAG_STRICT, esp_moe_config, neuron_balance, neuron_balance_names, CYAML_ARRAY_LEN(neuron_balance_names)),
+    CYAML_FIELD_SEQUENCE("neurons_kept_per_layer", CYAML_FLAG_DEFAULT, esp_moe_config, neurons_kept_per_layer,
+                         &number_entry, 0, ESP_MAX_BLOCKS),
+    CYAML_FIELD_ENUM("neuron_ranking", CYAML_FLAG_STRICT, esp_moe_config, neuron_ranking, ranking_names,
+                     CYAML_ARRAY_LEN(ranking_names)),
+    CYAML_FIELD_ENUM("neuron_balance", CYAML_FLAG_STRICT, esp_moe_config, neuron_balance, neuron_balance_names,
+                     CYAML_ARRAY_LEN(neuron_balance_names)),
     CYAML_FIELD_FLOAT("neuron_balance_weight", CYAML_FLAG_DEFAULT, esp_moe_config, neuron_balance_weight),
     CYAML_FIELD_BOOL("identical_experts", CYAML_FLAG_DEFAULT, esp_moe_config, identical_experts),
-    CYAML_FIELD_MAPPING("router", CYAML_FLAG_DEFAULT, esp_moe_config, router, router_fields), CYAML_FIELD_END};
+    CYAML_FIELD_MAPPING("router", CYAML_FLAG_DEFAULT, esp_moe_config, router, router_fields),
+    CYAML_FIELD_END};
 
 static const cyaml_schema_field_t stem_fields[] = {
     CYAML_FIELD_ENUM("kind", CYAML_FLAG_STRICT, esp_stem_config, kind, stem_names, CYAML_ARRAY_LEN(stem_names)),
@@ -73,7 +92,8 @@ static const cyaml_schema_field_t stem_fields[] = {
     CYAML_FIELD_END};
 
 static const cyaml_schema_field_t feed_forward_fields[] = {
-    CYAML_FIELD_ENUM("activation", CYAML_FLAG_STRICT, esp_feed_forward_config, activation, activation_names, CYAML_ARRAY_LEN(activation_names)),
+    CYAML_FIELD_ENUM("activation", CYAML_FLAG_STRICT, esp_feed_forward_config, activation, activation_names,
+                     CYAML_ARRAY_LEN(activation_names)),
     CYAML_FIELD_BOOL("bias", CYAML_FLAG_DEFAULT, esp_feed_forward_config, bias),
     CYAML_FIELD_INT("hidden", CYAML_FLAG_DEFAULT, esp_feed_forward_config, hidden), CYAML_FIELD_END};
 
@@ -85,7 +105,8 @@ const cyaml_schema_field_t esp_model_fields[] = {
     CYAML_FIELD_MAPPING("stem", CYAML_FLAG_DEFAULT, esp_model_config, stem, stem_fields),
     CYAML_FIELD_INT("width", CYAML_FLAG_DEFAULT, esp_model_config, width),
     CYAML_FIELD_INT("blocks", CYAML_FLAG_DEFAULT, esp_model_config, blocks),
-    CYAML_FIELD_ENUM("mixing", CYAML_FLAG_STRICT, esp_model_config, mixing, mixing_names, CYAML_ARRAY_LEN(mixing_names)),
+    CYAML_FIELD_ENUM("mixing", CYAML_FLAG_STRICT, esp_model_config, mixing, mixing_names,
+                     CYAML_ARRAY_LEN(mixing_names)),
     CYAML_FIELD_INT("heads", CYAML_FLAG_DEFAULT, esp_model_config, heads),
     CYAML_FIELD_INT("kernel", CYAML_FLAG_DEFAULT, esp_model_config, kernel),
     CYAML_FIELD_BOOL("positions", CYAML_FLAG_DEFAULT, esp_model_config, positions),
@@ -96,17 +117,34 @@ const cyaml_schema_field_t esp_model_fields[] = {
     CYAML_FIELD_MAPPING("moe", CYAML_FLAG_DEFAULT, esp_model_config, moe, moe_fields),
     CYAML_FIELD_END};
 
-static const cyaml_schema_value_t model_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, esp_model_config, esp_model_fields)};
+static const cyaml_schema_value_t model_schema = {
+    CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, esp_model_config, esp_model_fields)};
 
 const esp_model_config esp_model_defaults = {
-    .stem = {.kind = ESP_STEM_PATCH, .patch = 4, .channels = {64}, .channels_count = 1, .pools = {2, 2}, .pools_count = 2},
-    .width = 192, .blocks = 6, .mixing = ESP_MIXING_ATTENTION, .heads = 3, .kernel = 5, .positions = true,
+    .stem =
+        {.kind = ESP_STEM_PATCH, .patch = 4, .channels = {64}, .channels_count = 1, .pools = {2, 2}, .pools_count = 2},
+    .width = 192,
+    .blocks = 6,
+    .mixing = ESP_MIXING_ATTENTION,
+    .heads = 3,
+    .kernel = 5,
+    .positions = true,
     .norm = ESP_NORM_LAYER,
     .feed_forward = {.activation = ESP_ACTIVATION_SWIGLU, .hidden = 512},
-    .layers = {ESP_LAYER_DENSE, ESP_LAYER_MOE}, .layers_count = 2,
-    .moe = {.experts = 8, .top_k = 2, .members = 1, .hidden = 384, .neurons_kept = 0.5, .neuron_balance = ESP_NEURON_BALANCE_NORM,
-            .router = {.score = ESP_SCORE_SOFTMAX, .renormalise = true, .temperature = 0.1, .capacity = ESP_DROPLESS,
-                       .evaluation_capacity = ESP_DROPLESS, .group_images = 8,
+    .layers = {ESP_LAYER_DENSE, ESP_LAYER_MOE},
+    .layers_count = 2,
+    .moe = {.experts = 8,
+            .top_k = 2,
+            .members = 1,
+            .hidden = 384,
+            .neurons_kept = 0.5,
+            .neuron_balance = ESP_NEURON_BALANCE_NORM,
+            .router = {.score = ESP_SCORE_SOFTMAX,
+                       .renormalise = true,
+                       .temperature = 0.1,
+                       .capacity = ESP_DROPLESS,
+                       .evaluation_capacity = ESP_DROPLESS,
+                       .group_images = 8,
                        .balance_weight = 0.01}},
 };
 
@@ -191,12 +229,13 @@ static esp_status check_pools(const esp_model_config *c) {
 static esp_status check_stages(const esp_model_config *c) {
   const int components = ESP_STAGE_KERNEL * ESP_STAGE_KERNEL * c->image_channels;
   if (c->stem.extra_convolutions < 0 || c->stem.extra_convolutions > ESP_MAX_EXTRA)
-    return esp_fail(ESP_ERR_CONFIG, "model.stem.extra_convolutions is %d; a stage may have 0 to %d", c->stem.extra_convolutions,
-                    ESP_MAX_EXTRA);
+    return esp_fail(ESP_ERR_CONFIG, "model.stem.extra_convolutions is %d; a stage may have 0 to %d",
+                    c->stem.extra_convolutions, ESP_MAX_EXTRA);
   if (c->stem.whitening < 0 || c->stem.whitening > components)
-    return esp_fail(ESP_ERR_CONFIG,
-                    "model.stem.whitening is %d; patches of 3 x 3 pixels with %d channels have %d components (0: no whitening)",
-                    c->stem.whitening, c->image_channels, components);
+    return esp_fail(
+        ESP_ERR_CONFIG,
+        "model.stem.whitening is %d; patches of 3 x 3 pixels with %d channels have %d components (0: no whitening)",
+        c->stem.whitening, c->image_channels, components);
   return ESP_OK;
 }
 
@@ -209,14 +248,15 @@ static esp_status check_stem(const esp_model_config *c) {
     ESP_TRY(check_pools(c));
     ESP_TRY(check_stages(c));
     if (stem->pools_count != stem->channels_count + 1)
-      return esp_fail(ESP_ERR_CONFIG,
-                      "model.stem.pools has %u entries and model.stem.channels %u; each stage needs a pool, the last one "
-                      "(which gives model.width) too: %u entries, 1 for no pooling",
-                      stem->pools_count, stem->channels_count, stem->channels_count + 1);
+      return esp_fail(
+          ESP_ERR_CONFIG,
+          "model.stem.pools has %u entries and model.stem.channels %u; each stage needs a pool, the last one "
+          "(which gives model.width) too: %u entries, 1 for no pooling",
+          stem->pools_count, stem->channels_count, stem->channels_count + 1);
   }
   if (c->image_height % reduction(stem) || c->image_width % reduction(stem))
-    return esp_fail(ESP_ERR_CONFIG, "model.stem divides images by %d, which does not divide %d x %d pixels", reduction(stem),
-                    c->image_height, c->image_width);
+    return esp_fail(ESP_ERR_CONFIG, "model.stem divides images by %d, which does not divide %d x %d pixels",
+                    reduction(stem), c->image_height, c->image_width);
   return ESP_OK;
 }
 
@@ -237,10 +277,11 @@ static esp_status check_neurons_kept(const esp_moe_config *moe) {
   for (unsigned i = 0; i < moe->neurons_kept_per_layer_count; i++) {
     const double kept = moe->neurons_kept_per_layer[i];
     if (kept > 0 && kept <= moe->hidden && (kept <= 1 || kept == floor(kept))) continue;
-    return esp_fail(ESP_ERR_CONFIG,
-                    "entry %u of model.moe.neurons_kept_per_layer is %g; it must be a share in (0, 1] or a whole number "
-                    "of neurons from 2 to %d (model.moe.hidden)",
-                    i + 1, kept, moe->hidden);
+    return esp_fail(
+        ESP_ERR_CONFIG,
+        "entry %u of model.moe.neurons_kept_per_layer is %g; it must be a share in (0, 1] or a whole number "
+        "of neurons from 2 to %d (model.moe.hidden)",
+        i + 1, kept, moe->hidden);
   }
   return ESP_OK;
 }
@@ -252,8 +293,8 @@ static esp_status check_moe(const esp_moe_config *moe) {
   if (moe->experts > ESP_MAX_EXPERTS)
     return esp_fail(ESP_ERR_CONFIG, "model.moe.experts is %d; at most %d are possible", moe->experts, ESP_MAX_EXPERTS);
   if (moe->top_k > moe->experts)
-    return esp_fail(ESP_ERR_CONFIG, "model.moe.top_k is %d, but there are only %d experts (model.moe.experts)", moe->top_k,
-                    moe->experts);
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.top_k is %d, but there are only %d experts (model.moe.experts)",
+                    moe->top_k, moe->experts);
   if (moe->shared_hidden < 0)
     return esp_fail(ESP_ERR_CONFIG, "model.moe.shared_hidden is %d; it must be 0 or positive", moe->shared_hidden);
   return check_neurons_kept(moe);
@@ -272,10 +313,11 @@ static esp_status check_members(const esp_moe_config *moe) {
 
 static esp_status check_capacity(const char *key, double factor) {
   if (factor == ESP_DROPLESS || (factor > 0 && isfinite(factor))) return ESP_OK;
-  return esp_fail(ESP_ERR_CONFIG,
-                  "model.moe.router.%s is %g, with which no expert could serve a token; give a positive factor of an even "
-                  "share (V-MoE 1.05), or leave it away (%d) for a layer that drops nothing",
-                  key, factor, ESP_DROPLESS);
+  return esp_fail(
+      ESP_ERR_CONFIG,
+      "model.moe.router.%s is %g, with which no expert could serve a token; give a positive factor of an even "
+      "share (V-MoE 1.05), or leave it away (%d) for a layer that drops nothing",
+      key, factor, ESP_DROPLESS);
 }
 
 static esp_status check_router(const esp_model_config *c) {
@@ -299,8 +341,10 @@ static esp_status check_router(const esp_model_config *c) {
     return esp_fail(ESP_ERR_CONFIG, "model.moe.router.temperature is %g; cosines are divided by it, so it must be "
                     "positive", r->temperature);
   if (r->slots > 0 && r->policy != ESP_ROUTER_SOFT)
-    return esp_fail(ESP_ERR_CONFIG, "model.moe.router.slots is %d, but only with model.moe.router.policy soft do experts "
-                    "have slots; leave it out", r->slots);
+    return esp_fail(ESP_ERR_CONFIG,
+                    "model.moe.router.slots is %d, but only with model.moe.router.policy soft do experts "
+                    "have slots; leave it out",
+                    r->slots);
   return esp_router_policy_of(r->policy)->check(c);
 }
 
@@ -324,8 +368,12 @@ esp_status esp_model_config_check(const esp_model_config *c) {
   const struct {
     const char *key;
     int value;
-  } sizes[] = {{"image_height", c->image_height}, {"image_width", c->image_width}, {"image_channels", c->image_channels},
-               {"classes", c->classes}, {"width", c->width}, {"blocks", c->blocks}};
+  } sizes[] = {{"image_height", c->image_height},
+               {"image_width", c->image_width},
+               {"image_channels", c->image_channels},
+               {"classes", c->classes},
+               {"width", c->width},
+               {"blocks", c->blocks}};
   for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) ESP_TRY(check_positive(sizes[i].key, sizes[i].value));
   if (c->blocks > ESP_MAX_BLOCKS)
     return esp_fail(ESP_ERR_CONFIG, "model.blocks is %d; at most %d are possible", c->blocks, ESP_MAX_BLOCKS);

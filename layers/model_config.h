@@ -75,14 +75,16 @@ typedef enum esp_balance_kind {
 /* Whose scores the balance loss means over the tokens. */
 typedef enum esp_balance_scores {
   ESP_BALANCE_SCORES_ALL,     /* each token's over all experts (Switch, DeepSeek) */
-  ESP_BALANCE_SCORES_SELECTED /* 0 but for the chosen experts: as arXiv 2510.05781 prints its eq. 5; reconstruction: read so
-                                 from reviewers' quotes. It can be lowered by scoring the chosen experts low */
+  /* 0 but for the chosen experts: as arXiv 2510.05781 prints its eq. 5; reconstruction: read so from reviewers' quotes.
+   * It can be lowered by scoring the chosen experts low */
+  ESP_BALANCE_SCORES_SELECTED
 } esp_balance_scores;
 
 /* What q of a neuron the neuron balance loss means over an expert's tokens. */
 typedef enum esp_neuron_balance_kind {
-  ESP_NEURON_BALANCE_ABS, /* |G_j| where selected, else 0: the closest reading of arXiv 2510.05781. G does not sum to 1, so
-                             that shrinking |G| lowers the loss as balancing does */
+  /* |G_j| where selected, else 0: the closest reading of arXiv 2510.05781. G does not sum to 1, so that shrinking |G|
+   * lowers the loss as balancing does */
+  ESP_NEURON_BALANCE_ABS,
   ESP_NEURON_BALANCE_NORM /* |G_j| / sum_l |G_l|, of all neurons: shrinking changes nothing; 1 at perfect balance */
 } esp_neuron_balance_kind;
 
@@ -99,8 +101,8 @@ typedef struct esp_router_config {
   double noise;     /* training only: normal noise of standard deviation noise / experts on the logits */
   double bias_rate; /* > 0: selection, not the gates, adds a bias to the scores, which is moved by this much after each
                        training step, up where the load was below the mean (Wang et al., arXiv 2408.15664) */
-  double capacity, evaluation_capacity; /* slots of an expert over an even share, in training and otherwise; ESP_DROPLESS:
-                                           as many as are wanted */
+  /* slots of an expert over an even share, in training and otherwise; ESP_DROPLESS: as many as are wanted */
+  double capacity, evaluation_capacity;
   bool batch_priority;   /* with a capacity: tokens are served by descending gate, not by position */
   int group_images;      /* images that share a capacity; expert choice: among whose tokens an expert chooses;
                             0: the whole batch */
@@ -139,8 +141,9 @@ typedef struct esp_stem_config {
   int pools[ESP_MAX_STAGES]; /* convolution: size of the max pooling after each stage, the last included */
   unsigned pools_count;
   int extra_convolutions; /* convolution: of each stage after its pooling, each with norm and GELU */
-  int whitening;          /* convolution: before the stages one whose weights stay fixed, the first so many principal components of
-                         the training images' 3 x 3 patches, scaled to variance 1, and their negatives; then GELU. 0: none */
+  /* convolution: before the stages one whose weights stay fixed, the first so many principal components of the training
+   * images' 3 x 3 patches, scaled to variance 1, and their negatives; then GELU. 0: none */
+  int whitening;
 } esp_stem_config;
 
 enum { ESP_STAGE_KERNEL = 3 }; /* rows and columns of the kernels of a convolution stem */

@@ -20,8 +20,8 @@ typedef struct esp_norm {
 ESP_API esp_status esp_norm_declare(esp_norm *norm, esp_parameters *parameters, const char *scope, esp_norm_kind kind,
                                     int width) ESP_MUST_CHECK;
 
-/* x [.., width] -> [.., width]. In `training` a batch norm takes the batch's statistics, unless its gain is frozen: then
- * it is what it was trained to be, as in evaluation. */
+/* x [.., width] -> [.., width]. In `training` a batch norm takes the batch's statistics, unless its gain is frozen:
+ * then it is what it was trained to be, as in evaluation. */
 ESP_API esp_tensor *esp_norm_forward(const esp_norm *norm, esp_tape *tape, esp_tensor *x, bool training);
 
 /* A matrix with its bias: y = x weight^T + bias. */

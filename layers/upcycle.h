@@ -9,9 +9,9 @@
 extern "C" {
 #endif
 
-/* A model of `config`, which differs from that of `dense` in model.layers and model.moe only: blocks that were dense and
- * are mixtures now have the dense layer's weights in every expert (model.moe.hidden must be its number of neurons), plus
- * normal noise of standard deviation noise x the root mean square of each matrix; routers are fresh; all else is
+/* A model of `config`, which differs from that of `dense` in model.layers and model.moe only: blocks that were dense
+ * and are mixtures now have the dense layer's weights in every expert (model.moe.hidden must be its number of neurons),
+ * plus normal noise of standard deviation noise x the root mean square of each matrix; routers are fresh; all else is
  * copied. On failure *upcycled is NULL: ESP_ERR_CONFIG, naming the setting that does not fit and why. Freed by
  * esp_model_free(). */
 ESP_API esp_status esp_upcycle(esp_model **upcycled, const esp_model *dense, const esp_model_config *config,

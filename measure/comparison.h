@@ -40,9 +40,10 @@ ESP_API size_t esp_variant_list(const esp_variant **variants);
 
 /* The model of `base` (complete: sizes from the data are set) that the variant says: its dense layers stay, its mixture
  * layers become the variant's; all but the dense variant have the same total parameters. The
- * neuron balance loss has the weight of `base`, 0.01 if that is 0, in the balanced ones, and none in the others. EQUAL takes the most experts a
- * token, up to 2 k, for which a whole K_N solves k' activated(K_N) = k activated(f). ESP_ERR_CONFIG, with the reason, if there
- * is none, or if `base` has no mixture layer or a router for which "experts a token" means something else. */
+ * neuron balance loss has the weight of `base`, 0.01 if that is 0, in the balanced ones, and none in the others. EQUAL
+ * takes the most experts a token, up to 2 k, for which a whole K_N solves k' activated(K_N) = k activated(f).
+ * ESP_ERR_CONFIG, with the reason, if there is none, or if `base` has no mixture layer or a router for which "experts a
+ * token" means something else. */
 ESP_API esp_status esp_variant_config(const esp_variant *variant, const esp_model_config *base,
                                       esp_model_config *config) ESP_MUST_CHECK;
 
@@ -87,7 +88,8 @@ typedef struct esp_compared_summary {
   const esp_compared_run *first;
   int seeds;
   double mean[ESP_COMPARED_VALUES], deviation[ESP_COMPARED_VALUES];
-  /* This variant minus the MoE of the same seed, over the seeds that both have: 0 pairs, not-a-number, without an MoE. */
+  /* This variant minus the MoE of the same seed, over the seeds that both have: 0 pairs, not-a-number, without an
+   * MoE. */
   int pairs;
   double difference[ESP_COMPARED_VALUES], difference_deviation[ESP_COMPARED_VALUES];
 } esp_compared_summary;

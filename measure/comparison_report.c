@@ -175,9 +175,9 @@ json_t *esp_comparison_json(const esp_comparison *c) {
   for (int i = 0; i < c->run_count; i++) json_array_append_new(runs, run_json(&c->runs[i]));
   for (int i = 0; i < count; i++) json_array_append_new(variants, summary_json(&summaries[i]));
   esp_free(summaries);
-  return json_pack("{s:s, s:s, s:i, s:s, s:s, s:o, s:o}", "config", c->config, "data", c->data, "threads", esp_threads(),
-                   "blas_kernel", esp_blas_kernel(), "product_kernel", esp_gemm_kernel(), "runs", runs, "variants",
-                   variants);
+  return json_pack("{s:s, s:s, s:i, s:s, s:s, s:o, s:o}", "config", c->config, "data", c->data, "threads",
+                   esp_threads(), "blas_kernel", esp_blas_kernel(), "product_kernel", esp_gemm_kernel(), "runs", runs,
+                   "variants", variants);
 }
 
 static esp_status write_json(const esp_comparison *c, const char *folder) {

@@ -32,13 +32,14 @@ static expert_cost cost_of_expert(const esp_model_config *config, int64_t hidden
   };
 }
 
-/* U V + S in the place of each matrix; the numbers of S's rows are structure, not parameters. A MoNE's neurons are selected
- * after all has been computed. */
+/* U V + S in the place of each matrix; the numbers of S's rows are structure, not parameters. A MoNE's neurons are
+ * selected after all has been computed. */
 static expert_cost cost_of_factored(const esp_model_config *config, const esp_expert_layout *layout, int stored) {
   const int64_t hidden = esp_stored_width(layout, stored, config->moe.hidden), width = config->width;
   const int64_t ups = esp_side_rows(config, ESP_SIDE_UP, (int)hidden);
   const int64_t factors = (ups / hidden + 1) * layout->rank * (hidden + width);
-  const int64_t sparse = layout->sparse_rows[ESP_SIDE_UP][stored] * width + layout->sparse_rows[ESP_SIDE_DOWN][stored] * hidden;
+  const int64_t sparse =
+      layout->sparse_rows[ESP_SIDE_UP][stored] * width + layout->sparse_rows[ESP_SIDE_DOWN][stored] * hidden;
   const int64_t size = factors + sparse + (config->feed_forward.bias ? ups + width : 0);
   const double flops = 2.0 * (double)(factors + sparse);
   return (expert_cost){size, size, size, flops, flops};
@@ -260,7 +261,8 @@ static int64_t count_stages(const esp_model_config *config, double *flops) {
   for (unsigned i = 0; i < stem->pools_count; i++) {
     const int64_t out = i + 1 < stem->pools_count ? stem->channels[i] : config->width;
     for (int d = 0; d <= stem->extra_convolutions; d++) {
-      size += count_kernel(height * width, in, out, flops) + (config->norm == ESP_NORM_BATCH ? 0 : out) + norm_size(config, out);
+      size += count_kernel(height * width, in, out, flops) + (config->norm == ESP_NORM_BATCH ? 0 : out) +
+              norm_size(config, out);
       if (d == 0) {
         height /= stem->pools[i];
         width /= stem->pools[i];

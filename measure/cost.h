@@ -11,8 +11,8 @@ extern "C" {
 /* How parameters are counted, for a layer and for the whole model:
  *   parameters          all that are stored
  *   activated           those that take part for one token: dense parts, routers and shared experts in full,
- *                       and k experts (fewer if fewer are stored; with expert choice k is the mean; with Soft MoE all of
- *                       them, for each token is in every slot; with E3 k of each member); of a MoNE's experts W_gate
+ *                       and k experts (fewer if fewer are stored; with expert choice k is the mean; with Soft MoE all
+ *                       of them, for each token is in every slot; with E3 k of each member); of a MoNE's experts W_gate
  *                       in full, for it must be computed to rank the neurons, and the kept neurons' rows of the others
  *                       This is also what a sparse kernel touches for one token: it reads W_gate and the kept rows
  *   activated_selected  the same, but of a MoNE's experts the kept neurons' rows only, of W_gate too
@@ -28,13 +28,14 @@ extern "C" {
  *                             nothing. With model.moe.router.evaluation_capacity at most what the experts may serve
  *   expert choice             what each expert takes of a group, shared out among the group's images
  *   Soft MoE                  experts x slots, whatever the tokens; dispatch and combine are products, too
- * Experts of different widths count with their mean: k experts are k times the mean over the layer's logical experts that
- * compute something (as if the router chose evenly; a merged expert counts once for each of those it stands for); what an
- * image touches, the mean over the stored ones. Activated parameters are rounded to the nearest number.
+ * Experts of different widths count with their mean: k experts are k times the mean over the layer's logical experts
+ * that compute something (as if the router chose evenly; a merged expert counts once for each of those it stands for);
+ * what an image touches, the mean over the stored ones. Activated parameters are rounded to the nearest number.
  * With E3 everything from the first mixture block on runs once a member.
  *   flops               what training and the masked path compute: a MoNE's products run over all neurons
- *   flops_selected      what the gathered path computes, which evaluation takes where it is faster (esp_gathering_pays()):
- *                       of a MoNE's experts W_gate in full, of the other matrices the kept rows */
+ *   flops_selected      what the gathered path computes, which evaluation takes where it is faster
+ *                       (esp_gathering_pays()): of a MoNE's experts W_gate in full, of the other matrices the kept
+ * rows */
 typedef struct esp_layer_cost {
   char name[32]; /* "blocks.1.moe"; the model's */
   esp_layer_kind kind;

@@ -43,9 +43,10 @@ typedef struct esp_measurement {
  * Numbers that are not finite, and what the router's policy does not have, are null. */
 ESP_API struct json_t *esp_measurement_json(const esp_measurement *measurement);
 
-/* Writes measure.json, experts.csv (a row per layer and expert) and, with statistics, routing.csv and sparsity.csv (a row
- * per layer), coactivation.csv and specialisation.csv (statistics_rows.h says of what), activations.csv (per layer and
- * bin) and neurons.csv (per stored expert and neuron of the layers that select neurons) into a folder that exists. */
+/* Writes measure.json, experts.csv (a row per layer and expert) and, with statistics, routing.csv and sparsity.csv (a
+ * row per layer), coactivation.csv and specialisation.csv (statistics_rows.h says of what), activations.csv (per layer
+ * and bin) and neurons.csv (per stored expert and neuron of the layers that select neurons) into a folder that
+ * exists. */
 ESP_API esp_status esp_measurement_write(const esp_measurement *measurement, const char *folder) ESP_MUST_CHECK;
 
 /* A table per mixture layer. */
@@ -54,8 +55,8 @@ ESP_API void esp_measurement_print(const esp_measurement *measurement, FILE *fil
 /* A new reference; NULL if memory is short. Keys: parameters, activated_parameters,
  * activated_parameters_selected, touched_parameters, flops_per_image, flops_per_image_selected,
  * parameter_bytes (float32), training_bytes (with AdamW: gradient and two moments, too); layers[], one per block: name,
- * kind, experts, stored_experts, neurons_kept (per token and expert), parameters, activated_parameters, activated_parameters_selected, touched_parameters,
- * flops, flops_selected. */
+ * kind, experts, stored_experts, neurons_kept (per token and expert), parameters, activated_parameters,
+ * activated_parameters_selected, touched_parameters, flops, flops_selected. */
 ESP_API struct json_t *esp_model_cost_json(const esp_model_cost *cost);
 
 /* A table with a row per block and the whole model. */

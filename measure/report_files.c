@@ -60,7 +60,8 @@ static void write_coactivation(const esp_measurement *m, FILE *file) {
 
 static void write_specialisation(const esp_measurement *m, FILE *file) {
   fputs(ESP_SPECIALISATION_COLUMNS "\n", file);
-  for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++) esp_specialisation_rows(file, "", m->statistics, i);
+  for (int i = 0; i < esp_statistics_layer_count(m->statistics); i++)
+    esp_specialisation_rows(file, "", m->statistics, i);
 }
 
 static void write_sparsity(const esp_measurement *m, FILE *file) {

@@ -151,7 +151,8 @@ static void put_layer_statistics(object *o, const esp_statistics *statistics, in
 /* A stored expert's, of a layer that selects neurons. */
 static json_t *usage_json(const esp_neuron_usage *usage) {
   json_t *selected = json_array();
-  for (int j = 0; selected && j < usage->neurons; j++) json_array_append_new(selected, json_integer(usage->selected[j]));
+  for (int j = 0; selected && j < usage->neurons; j++)
+    json_array_append_new(selected, json_integer(usage->selected[j]));
   object o = start();
   put_integer(&o, "rows", usage->rows);
   put_real(&o, "gini", usage->gini);

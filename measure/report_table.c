@@ -86,8 +86,8 @@ static void print_expert(const esp_measurement *m, int layer, int expert, FILE *
 
 static void print_usage(const esp_layer_statistics *s, FILE *file) {
   if (s->counted_neurons == 0) return;
-  fprintf(file, "  neurons selected: Gini coefficient %.3f, %d of %d hardly ever (below 0.1 of the mean)\n", s->neuron_gini,
-          s->dead_neurons, s->counted_neurons);
+  fprintf(file, "  neurons selected: Gini coefficient %.3f, %d of %d hardly ever (below 0.1 of the mean)\n",
+          s->neuron_gini, s->dead_neurons, s->counted_neurons);
 }
 
 static void print_sparsity(const esp_layer_statistics *s, FILE *file) {

@@ -1,5 +1,5 @@
-/* How many neurons a trained model can do without: neurons of the chosen experts are left out, token by token, and the model
- * is evaluated as it is (the study of arXiv 2510.05781; details are a reconstruction). */
+/* How many neurons a trained model can do without: neurons of the chosen experts are left out, token by token, and the
+ * model is evaluated as it is (the study of arXiv 2510.05781; details are a reconstruction). */
 #ifndef ESPALIER_SPARSIFY_H
 #define ESPALIER_SPARSIFY_H
 
@@ -17,7 +17,7 @@ typedef enum esp_drop_order {
   ESP_DROP_SMALLEST,     /* smallest |G_j| */
   ESP_DROP_LARGEST,      /* largest |G_j| */
   ESP_DROP_RANDOM,       /* at random, by a seed */
-  ESP_DROP_CONTRIBUTION, /* smallest |h_j| ||row j of W_down||: the norm of what the neuron adds to the expert's output */
+  ESP_DROP_CONTRIBUTION, /* smallest |h_j| ||row j of W_down||: norm of what the neuron adds to the expert's output */
   ESP_DROP_ORDERS
 } esp_drop_order;
 
@@ -47,9 +47,9 @@ typedef struct esp_sparsify_options {
 /* Points of a study: (1 + layers) x orders x shares, by layer (all first), order and share. */
 ESP_API int64_t esp_sparsify_count(const esp_sparsify_options *options);
 
-/* Leaves out, of the n neurons that a row activates (all of the expert's, in a MoNE the selected ones), the round(q n) first
- * in the order; of equal ones the higher indices first. Neurons of shared experts and dense layers stay. q = 0 leaves the
- * bits. points [esp_sparsify_count()]. */
+/* Leaves out, of the n neurons that a row activates (all of the expert's, in a MoNE the selected ones), the round(q n)
+ * first in the order; of equal ones the higher indices first. Neurons of shared experts and dense layers stay. q = 0
+ * leaves the bits. points [esp_sparsify_count()]. */
 ESP_API esp_status esp_sparsify(const esp_model *model, const esp_dataset *dataset,
                                 const esp_normalisation *normalisation, const esp_sparsify_options *options,
                                 esp_sparsify_point *points) ESP_MUST_CHECK;

@@ -56,8 +56,8 @@ void esp_muon_free(esp_muon *muon) {
 
 /* --- the nearest orthogonal matrix ---------------------------------------------------------------------------
  * Newton and Schulz's iteration with the coefficients of Jordan et al. ("Muon: an optimizer for hidden layers in neural
- * networks", 2024): X of Frobenius norm 1, then five times X <- a X + (b A + c A^2) X, A = X X^T, or with A = X^T X from
- * the right where that is smaller. Singular values end between 0.7 and 1.2, which is near enough. */
+ * networks", 2024): X of Frobenius norm 1, then five times X <- a X + (b A + c A^2) X, A = X X^T, or with A = X^T X
+ * from the right where that is smaller. Singular values end between 0.7 and 1.2, which is near enough. */
 
 static const esp_real a = (esp_real)3.4445, b = (esp_real)-4.7750, c = (esp_real)2.0315;
 

@@ -9,11 +9,12 @@ extern "C" {
 #endif
 
 typedef enum esp_optimizer_kind {
-  ESP_OPTIMIZER_SGD,  /* momentum: m = mu m + g;  w -= rate (m + decay w) */
+  ESP_OPTIMIZER_SGD,   /* momentum: m = mu m + g;  w -= rate (m + decay w) */
   ESP_OPTIMIZER_ADAMW, /* Loshchilov and Hutter, arXiv 1711.05101: decay apart from the gradient */
-  ESP_OPTIMIZER_MUON /* matrices of hidden layers and kernels: Nesterov momentum made orthogonal (Jordan et al., "Muon", 2024),
-                        times 0.2 sqrt(longer side), so that it is as large as AdamW's step (Liu et al., arXiv 2502.16982);
-                        the rest, routers, head and experts of different widths: AdamW */
+  /* matrices of hidden layers and kernels: Nesterov momentum made orthogonal (Jordan et al., "Muon", 2024), times
+   * 0.2 sqrt(longer side), so that it is as large as AdamW's step (Liu et al., arXiv 2502.16982); the rest, routers,
+   * head and experts of different widths: AdamW */
+  ESP_OPTIMIZER_MUON
 } esp_optimizer_kind;
 
 typedef enum esp_schedule_kind { ESP_SCHEDULE_CONSTANT, ESP_SCHEDULE_LINEAR, ESP_SCHEDULE_COSINE } esp_schedule_kind;

@@ -2,7 +2,8 @@
 
 #include <math.h>
 
-static const cyaml_strval_t optimizer_names[] = {{"sgd", ESP_OPTIMIZER_SGD}, {"adamw", ESP_OPTIMIZER_ADAMW}, {"muon", ESP_OPTIMIZER_MUON}};
+static const cyaml_strval_t optimizer_names[] = {
+    {"sgd", ESP_OPTIMIZER_SGD}, {"adamw", ESP_OPTIMIZER_ADAMW}, {"muon", ESP_OPTIMIZER_MUON}};
 static const cyaml_strval_t schedule_names[] = {
     {"constant", ESP_SCHEDULE_CONSTANT}, {"linear", ESP_SCHEDULE_LINEAR}, {"cosine", ESP_SCHEDULE_COSINE}};
 

@@ -11,9 +11,10 @@
 extern "C" {
 #endif
 
-/* gain [f, f]: gain[r, n] = up_r . up_n + down_r . down_n of neuron r of stored expert `reference` and neuron n of stored
- * expert `other`; with three matrices also gate_r . gate_n (reconstruction: the paper's experts have two). Biases are
- * left out, as in the paper's code. Without `include_down` the first term alone (both first matrices of SwiGLU). */
+/* gain [f, f]: gain[r, n] = up_r . up_n + down_r . down_n of neuron r of stored expert `reference` and neuron n of
+ * stored expert `other`; with three matrices also gate_r . gate_n (reconstruction: the paper's experts have two).
+ * Biases are left out, as in the paper's code. Without `include_down` the first term alone (both first matrices of
+ * SwiGLU). */
 ESP_API void esp_weight_gains(const esp_expert_bank *bank, int reference, int other, bool include_down, double *gain);
 
 /* Sums over tokens of the hidden activations of two sets of neurons, for their Pearson correlation. */
@@ -34,7 +35,8 @@ ESP_API void esp_correlation_add(esp_correlation *c, const esp_real *a, const es
  * diagonal and 0 elsewhere, which leaves every neuron where it is. */
 ESP_API void esp_correlation_gains(const esp_correlation *c, double *gain);
 
-/* place [f]: for each neuron of the other expert the number of its partner in the reference, by the exact assignment. */
+/* place [f]: for each neuron of the other expert the number of its partner in the reference, by the exact
+ * assignment. */
 ESP_API esp_status esp_align(int neurons, const double *gain, int32_t *place) ESP_MUST_CHECK;
 
 #ifdef __cplusplus

@@ -1,6 +1,6 @@
 /* The linear assignment problem: each row gets a column of its own so that the sum of the gains is largest. Solved
- * exactly, by shortest augmenting paths (Jonker and Volgenant, "A shortest augmenting path algorithm for dense and sparse
- * linear assignment problems", Computing 38, 1987, without their initialisation), O(n^3) in double precision.
+ * exactly, by shortest augmenting paths (Jonker and Volgenant, "A shortest augmenting path algorithm for dense and
+ * sparse linear assignment problems", Computing 38, 1987, without their initialisation), O(n^3) in double precision.
  *
  * Own code, because no packaged library fits: the solvers of GLPK and igraph are under the GPL, LEMON is for C++, and
  * CLP and lp_solve would treat the n^2 gains as variables of a general linear program. */

@@ -4,7 +4,8 @@
 
 #include <espalier/plan.h>
 
-/* ESP_ERR_MISMATCH if the plan's groups, weights or places cannot be, or experts of different widths would be averaged. */
+/* ESP_ERR_MISMATCH if the plan's groups, weights or places cannot be, or experts of different widths would be
+ * averaged. */
 esp_status esp_check_averages(const esp_layer_plan *plan, const esp_moe *moe);
 
 /* The weights of stored expert s of `target` become the average of those that have groups[s] as their target. With

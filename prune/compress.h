@@ -1,4 +1,5 @@
-/* Compression of experts to low rank and sparse rows, W = U V + S: MC-SMoE (Li et al., ICLR 2024, arXiv 2310.01334, section
+/* Compression of experts to low rank and sparse rows, W = U V + S: MC-SMoE (Li et al., ICLR 2024, arXiv 2310.01334,
+ * section
  * 3.2). Three steps, each of which can be done alone:
  *   esp_factor_experts()   U V by singular value decomposition, S what is left: the function is unchanged
  *   training               esp_train() prunes rows of S as its settings `compression` say (row_pruning.h), or
@@ -15,9 +16,9 @@ extern "C" {
 #endif
 
 /* A model in which all experts of all mixture layers but config->exclude are factored: U = left sqrt(sigma), V =
- * sqrt(sigma) right, S = W - U V with all its rows, ready for pruning. `model` is left as it is. ESP_ERR_CONFIG if the rank
- * is above that of the matrices, or if a pattern of config->exclude matches no layer or all of them; ESP_ERR_MISMATCH if
- * there are no mixtures, or a layer is factored already or has experts of different widths. */
+ * sqrt(sigma) right, S = W - U V with all its rows, ready for pruning. `model` is left as it is. ESP_ERR_CONFIG if the
+ * rank is above that of the matrices, or if a pattern of config->exclude matches no layer or all of them;
+ * ESP_ERR_MISMATCH if there are no mixtures, or a layer is factored already or has experts of different widths. */
 ESP_API esp_status esp_factor_experts(esp_model **factored, const esp_model *model,
                                       const esp_compression_config *config) ESP_MUST_CHECK;
 
@@ -33,9 +34,9 @@ typedef struct esp_zero_shot_options {
 } esp_zero_shot_options;
 
 /* Prunes rows of S in place: samples / batch steps (rounded up) of forward and backward passes of the cross-entropy, in
- * evaluation mode, give the importances while the share falls as in training; nothing else moves. A row that is pruned in one
- * step can come back in the next as it was (reconstruction: in the authors' code, where no optimiser moves it, it stays 0,
- * so that less than the share is left). */
+ * evaluation mode, give the importances while the share falls as in training; nothing else moves. A row that is pruned
+ * in one step can come back in the next as it was (reconstruction: in the authors' code, where no optimiser moves it,
+ * it stays 0, so that less than the share is left). */
 ESP_API esp_status esp_prune_rows_zero_shot(esp_model *model, const esp_dataset *dataset,
                                             const esp_normalisation *normalisation,
                                             const esp_compression_config *config,
@@ -46,8 +47,8 @@ ESP_API esp_status esp_compress_zero_shot(esp_model **compressed, const esp_mode
                                           const esp_normalisation *normalisation, const esp_compression_config *config,
                                           const esp_zero_shot_options *options) ESP_MUST_CHECK;
 
-/* With finetuning: job->model is what is compressed, and is left as it is; the rest of the job is that of esp_train(), with
- * config->compression for the pruning. The evaluation in *result is that of the compressed model. */
+/* With finetuning: job->model is what is compressed, and is left as it is; the rest of the job is that of esp_train(),
+ * with config->compression for the pruning. The evaluation in *result is that of the compressed model. */
 ESP_API esp_status esp_compress(esp_model **compressed, const esp_training_job *job,
                                 esp_training_result *result) ESP_MUST_CHECK;
 

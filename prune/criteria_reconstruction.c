@@ -3,10 +3,10 @@
  * fewer experts, and the loss is the Frobenius norm of Z - Z', the difference taken in double.
  *
  * Layer by layer from the unpruned model's X, or progressively: X from the model whose earlier layers are pruned
- * already, Z still from the unpruned one. All subsets are tried, in lexicographic order of the dropped indices, the first
- * of equal ones wins; where there are too many, and if asked for, experts go one by one (greedy: an extension of ours).
- * With an E3 each member's subset is sought for itself: their tokens and experts have nothing in common, so that their
- * squared losses add up. */
+ * already, Z still from the unpruned one. All subsets are tried, in lexicographic order of the dropped indices, the
+ * first of equal ones wins; where there are too many, and if asked for, experts go one by one (greedy: an extension of
+ * ours). With an E3 each member's subset is sought for itself: their tokens and experts have nothing in common, so that
+ * their squared losses add up. */
 #include "criteria_internal.h"
 #include <espalier/layer_cache.h>
 #include <espalier/memory.h>

@@ -36,7 +36,8 @@ typedef struct esp_group_budget {
  * than G, which is kept as the authors' code has it. If G is the number of all experts, all are dominant (their code
  * takes rank G - 1 there and loses the least used).
  *
- * ESP_ERR_USAGE if a budget cannot be: no groups, more than there are experts, fewer than layers (the threshold would be
+ * ESP_ERR_USAGE if a budget cannot be: no groups, more than there are experts, fewer than layers (the threshold would
+ * be
  * 1), a number that members cannot share. */
 ESP_API esp_status esp_choose_dominant(esp_group_layer *layers, int count,
                                        const esp_group_budget *budget) ESP_MUST_CHECK;

@@ -13,7 +13,8 @@
 static const esp_merge_method table[] = {
     {"m-smoe", "aligned by weights, averaged by frequency", "Li et al., ICLR 2024, arXiv 2310.01334", ESP_MERGE_AVERAGE,
      ESP_ALIGN_WEIGHTS, ESP_AVERAGE_FREQUENCY},
-    {"plain-average", "as they are, averaged evenly", "its baseline", ESP_MERGE_AVERAGE, ESP_ALIGN_NONE, ESP_AVERAGE_UNIFORM},
+    {"plain-average", "as they are, averaged evenly", "its baseline", ESP_MERGE_AVERAGE, ESP_ALIGN_NONE,
+     ESP_AVERAGE_UNIFORM},
     {"git-rebasin", "aligned by weights, averaged evenly", "after Ainsworth et al., arXiv 2209.04836",
      ESP_MERGE_AVERAGE, ESP_ALIGN_WEIGHTS, ESP_AVERAGE_UNIFORM},
     {"zipit", "ZipIt-like: neurons that do the same put together, averaged evenly",

@@ -16,8 +16,8 @@ extern "C" {
 /* Calibration images in the paper. */
 enum { ESP_MERGE_IMAGES = 256 };
 
-/* How neurons are brought together before experts are averaged. Experts are aligned once, before they are grouped, to the
- * first expert of their layer that has weights, as the paper does it; with an E3, of their member. */
+/* How neurons are brought together before experts are averaged. Experts are aligned once, before they are grouped, to
+ * the first expert of their layer that has weights, as the paper does it; with an E3, of their member. */
 typedef enum esp_align_kind {
   ESP_ALIGN_NONE,
   ESP_ALIGN_WEIGHTS,     /* by weights (esp_weight_gains()) */
@@ -29,9 +29,10 @@ typedef enum esp_align_kind {
 typedef enum esp_average_kind {
   ESP_AVERAGE_FREQUENCY, /* how often each expert was chosen; equal where none of the group was */
   ESP_AVERAGE_UNIFORM,
-  ESP_AVERAGE_FISHER /* the trace of each expert's Fisher information: squared gradients of the calibration batches summed
-                        over its matrices (after Matena and Raffel, arXiv 2111.09832; reconstruction: a number an expert
-                        instead of one a weight, so that plans stay tables) */
+  /* the trace of each expert's Fisher information: squared gradients of the calibration batches summed over its
+   * matrices (after Matena and Raffel, arXiv 2111.09832; reconstruction: a number an expert instead of one a weight, so
+   * that plans stay tables) */
+  ESP_AVERAGE_FISHER
 } esp_average_kind;
 
 /* What becomes of experts that are not dominant. */
@@ -69,8 +70,8 @@ typedef struct esp_merge_options {
 } esp_merge_options;
 
 /* A plan for esp_apply_plan(); its scores are the frequencies. `calibration`: training images.
- * On failure *plan is NULL: ESP_ERR_USAGE for a budget that cannot be, ESP_ERR_MISMATCH if data, model and options do not
- * fit each other, ESP_ERR_NOT_FINITE. Freed by esp_plan_free(). */
+ * On failure *plan is NULL: ESP_ERR_USAGE for a budget that cannot be, ESP_ERR_MISMATCH if data, model and options do
+ * not fit each other, ESP_ERR_NOT_FINITE. Freed by esp_plan_free(). */
 ESP_API esp_status esp_merge_plan(esp_plan **plan, const esp_model *model, const esp_calibration *calibration,
                                   const esp_merge_options *options) ESP_MUST_CHECK;
 

@@ -81,8 +81,9 @@ static const esp_method first_rows[] = {
      .has_ratio = true,
      .make = esp_make_factored},
     {.name = "mc-smoe",
-     .summary = "m-smoe keeps sqrt(1 - ratio) of the experts, which are then factored to 1 - ratio of the weights (the share "
-                "between both is ours)",
+     .summary =
+         "m-smoe keeps sqrt(1 - ratio) of the experts, which are then factored to 1 - ratio of the weights (the share "
+         "between both is ours)",
      .kind = ESP_METHOD_FACTOR,
      .needs_data = true,
      .has_ratio = true,

@@ -7,8 +7,8 @@
 
 enum { ZERO_SHOT_SAMPLES = 512, ZERO_SHOT_BATCH = 32 };
 
-/* U V + S with `left` of a matrix's numbers [m, n]: half of them U V, r (m + n), half of them rows of S. Reconstruction:
- * the paper fixes rank 32 and 10 % of S for its one size of model. */
+/* U V + S with `left` of a matrix's numbers [m, n]: half of them U V, r (m + n), half of them rows of S.
+ * Reconstruction: the paper fixes rank 32 and 10 % of S for its one size of model. */
 static void share_out(const esp_model_config *config, double left, esp_compression_config *to) {
   const double m = config->width, n = config->moe.hidden, size = m * n / (m + n);
   *to = esp_compression_defaults;
@@ -37,8 +37,8 @@ static double stored_experts(const esp_model *model) {
   return count;
 }
 
-/* Keeps sqrt(1 - ratio) of the experts: half of the ratio's logarithm, so that merging and factoring each leave the same
- * share of what they find. */
+/* Keeps sqrt(1 - ratio) of the experts: half of the ratio's logarithm, so that merging and factoring each leave the
+ * same share of what they find. */
 static esp_status merge_half(const esp_method_inputs *inputs, esp_compressed *merged) {
   esp_merge_options options = {.budget = {.ratio = 1 - sqrt(1 - inputs->ratio), .global = true}, .seed = inputs->seed};
   esp_plan *plan;

@@ -18,7 +18,8 @@ static esp_status take(esp_neuron_choice *n) {
 esp_status esp_plan_take_neurons(esp_layer_plan *layer, const esp_moe *moe) {
   esp_neuron_choice *n = &layer->neuron;
   if (moe->bank.rank)
-    return esp_fail(ESP_ERR_MISMATCH, "the experts of %s are factored, and their neurons cannot be cut; cut first, then compress",
+    return esp_fail(ESP_ERR_MISMATCH,
+                    "the experts of %s are factored, and their neurons cannot be cut; cut first, then compress",
                     moe->scope);
   n->stored = moe->bank.experts;
   for (int s = 0; s < n->stored; s++) n->count += n->width[s] = esp_expert_width(&moe->bank, s);

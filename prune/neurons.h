@@ -19,8 +19,8 @@ struct esp_neuron_criterion {
   esp_status (*score)(const esp_neuron_criterion *self, const esp_criterion_inputs *inputs, esp_plan *plan);
 };
 
-/* Which neurons go: those with the lowest scores, of equal ones the higher index first. In every expert as many stay as a
- * token uses of it: K_N in a MoNE, else 1. */
+/* Which neurons go: those with the lowest scores, of equal ones the higher index first. In every expert as many stay as
+ * a token uses of it: K_N in a MoNE, else 1. */
 typedef struct esp_neuron_budget {
   double ratio;  /* this share of an expert's neurons, in [0, 1), rounded down ... */
   bool by_layer; /* ... or of a layer's, wherever they are, so that its experts end up with different widths */
@@ -39,8 +39,8 @@ ESP_API bool esp_is_neuron_criterion(const char *name);
 ESP_API esp_status esp_neuron_criterion_find(const esp_neuron_criterion **criterion, const char *name) ESP_MUST_CHECK;
 
 /* A plan that cuts neurons and drops no expert. ESP_ERR_USAGE if the criterion needs data and there are none, or the
- * budget cannot be; ESP_ERR_MISMATCH if the criterion makes no sense with this model. On failure *plan is NULL. Freed by
- * esp_plan_free(). */
+ * budget cannot be; ESP_ERR_MISMATCH if the criterion makes no sense with this model. On failure *plan is NULL. Freed
+ * by esp_plan_free(). */
 ESP_API esp_status esp_neuron_plan_make(esp_plan **plan, const esp_neuron_criterion *criterion,
                                         const esp_criterion_inputs *inputs,
                                         const esp_neuron_budget *budget) ESP_MUST_CHECK;

@@ -28,13 +28,13 @@ ESP_API esp_status esp_run_shared_expert(const esp_moe *moe, esp_tape *tape, con
                                          esp_real *outputs) ESP_MUST_CHECK;
 
 /* How a dropped expert stands in the layout below: as the surgeon would have it. The same function for the modes mask
- * and remove but for capacities, which depend on how many experts there are. An E3's members must stay equal, so that one
- * expert alone is masked there. */
+ * and remove but for capacities, which depend on how many experts there are. An E3's members must stay equal, so that
+ * one expert alone is masked there. */
 ESP_API int32_t esp_dropped_index(esp_prune_mode mode, const esp_moe *moe);
 
 /* y [tokens, width]: the layer with the experts of `layout`, whose indices are those of the layer's own bank, so that
- * only ESP_EXPERT_ZERO, ESP_EXPERT_MASKED and ESP_TARGET_REMOVED make it another one. `experts` as esp_run_every_expert() made them; `shared` as
- * above, NULL: left out. The tape is reset. */
+ * only ESP_EXPERT_ZERO, ESP_EXPERT_MASKED and ESP_TARGET_REMOVED make it another one. `experts` as
+ * esp_run_every_expert() made them; `shared` as above, NULL: left out. The tape is reset. */
 ESP_API esp_status esp_recombine(const esp_moe *moe, esp_tape *tape, const esp_layer_batch *batch,
                                  const esp_expert_layout *layout, const esp_real *experts, const esp_real *shared,
                                  esp_real *y) ESP_MUST_CHECK;

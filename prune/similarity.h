@@ -14,7 +14,7 @@ typedef enum esp_similarity_kind {
   ESP_SIMILARITY_ROUTER_LOGITS,    /* of the experts' raw logits over all calibration tokens: the paper's choice */
   ESP_SIMILARITY_ROUTER_WEIGHTS,   /* of their rows in the router */
   ESP_SIMILARITY_EXPERT_WEIGHTS,   /* of their matrices, flattened, after alignment */
-  ESP_SIMILARITY_WEIGHTS_FEATURES, /* the same with each weight times the L2 norm of its input over the expert's tokens */
+  ESP_SIMILARITY_WEIGHTS_FEATURES, /* the same with each weight times its input's L2 norm over the expert's tokens */
   ESP_SIMILARITY_GRADIENTS,        /* of the gradients of the loss on the calibration data, after alignment */
   ESP_SIMILARITY_MEAN_FEATURES,    /* of the mean inputs of the tokens that chose them */
   ESP_SIMILARITY_MEAN_ABSOLUTE,    /* of the mean absolute inputs */

@@ -15,8 +15,8 @@ typedef struct similarity_source {
   uint64_t seed;
 } similarity_source;
 
-/* similarity [experts, experts]; 0 with an expert that has no weights. ESP_ERR_MISMATCH if the layer has no logits or no
- * tokens by expert, of which this kind is made. */
+/* similarity [experts, experts]; 0 with an expert that has no weights. ESP_ERR_MISMATCH if the layer has no logits or
+ * no tokens by expert, of which this kind is made. */
 esp_status esp_similarities(double *similarity, esp_similarity_kind kind, const similarity_source *source);
 
 #endif

@@ -9,13 +9,14 @@
 extern "C" {
 #endif
 
-/* ESP_ERR_MISMATCH, with the reason, if the model has nothing to skip: no mixture layers, another policy than token choice,
- * or top_k 1, where the only expert would have to go. */
+/* ESP_ERR_MISMATCH, with the reason, if the model has nothing to skip: no mixture layers, another policy than token
+ * choice, or top_k 1, where the only expert would have to go. */
 ESP_API esp_status esp_skip_check(const esp_model *model) ESP_MUST_CHECK;
 
-/* beta of each mixture layer: the median over the calibration tokens of g_k / (g_1 + .. + g_k-1), with top-2 the paper's
- * g_2 / g_1 (for larger k a reconstruction, so that half of the tokens do without their last choice); the mean of the two
- * middle values if their number is even. The model's own skipping is off in the pass. ESP_ERR_MISMATCH as above. */
+/* beta of each mixture layer: the median over the calibration tokens of g_k / (g_1 + .. + g_k-1), with top-2 the
+ * paper's g_2 / g_1 (for larger k a reconstruction, so that half of the tokens do without their last choice); the mean
+ * of the two middle values if their number is even. The model's own skipping is off in the pass. ESP_ERR_MISMATCH as
+ * above. */
 ESP_API esp_status esp_skip_calibrate(const esp_model *model, const esp_calibration *calibration,
                                       double beta[ESP_MAX_BLOCKS]) ESP_MUST_CHECK;
 

@@ -143,7 +143,8 @@ static esp_status copy_layer(const esp_moe *target, const esp_moe *source, const
   for (int s = 0; s < o->layout.stored; s++) {
     int64_t first = 0;
     if (plan->neuron.stored) (void)esp_plan_neurons_left(plan, o->old_stored[s], &first);
-    copy_expert(&target->bank, s, &source->bank, o->old_stored[s], plan->neuron.stored ? plan->neuron.stays + first : NULL);
+    copy_expert(&target->bank, s, &source->bank, o->old_stored[s],
+                plan->neuron.stored ? plan->neuron.stays + first : NULL);
   }
   return ESP_OK;
 }

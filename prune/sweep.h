@@ -63,10 +63,11 @@ typedef struct esp_sweep_cell {
   double measured_flops;                    /* ... with the expert calls that the test images took */
   double rows_per_token;                    /* expert calls of a token, measured over all mixture layers */
   int64_t bytes;                            /* the checkpoint's on disk, without optimiser */
-  int64_t memory; /* bytes of an evaluation: the parameters, and what the forward pass of a batch of 128 images takes from the
-                     step arena. Results that nobody needs any more give their room to the next ones, so the latter is
-                     about the most that the stem or one block needs at a time. In models as small as these it is nearly all,
-                     and pruning, which leaves top_k, hardly changes it; factored experts need room for V x besides */
+  /* bytes of an evaluation: the parameters, and what the forward pass of a batch of 128 images takes from the step
+   * arena. Results that nobody needs any more give their room to the next ones, so the latter is about the most
+   * that the stem or one block needs at a time. In models as small as these it is nearly all, and pruning, which
+   * leaves top_k, hardly changes it; factored experts need room for V x besides */
+  int64_t memory;
   double milliseconds;                      /* an image, median of batches */
   double speed;                             /* unpruned model's time over this one's, batches in turns, median */
   double seconds;                           /* that the cell took */
@@ -88,10 +89,11 @@ typedef struct esp_sweep_row {
 
 typedef struct esp_sweep esp_sweep;
 
-/* Runs what is not done yet. Leaves in the folder: cells/NAME.json, cells.csv (a line a cell), summary.csv (a line for each
- * method, calibration and ratio), sweep.json (settings and summary), sweep.gp with sweep.svg and .png. ESP_ERR_MISMATCH, saying what
- * differs, if the folder holds a sweep with other settings; other methods, ratios, seeds or calibration data are no such
- * difference. ESP_ERR_INTERRUPTED if stopped. On failure *sweep is NULL; freed by esp_sweep_free(). */
+/* Runs what is not done yet. Leaves in the folder: cells/NAME.json, cells.csv (a line a cell), summary.csv (a line for
+ * each method, calibration and ratio), sweep.json (settings and summary), sweep.gp with sweep.svg and .png.
+ * ESP_ERR_MISMATCH, saying what differs, if the folder holds a sweep with other settings; other methods, ratios, seeds
+ * or calibration data are no such difference. ESP_ERR_INTERRUPTED if stopped. On failure *sweep is NULL; freed by
+ * esp_sweep_free(). */
 ESP_API esp_status esp_sweep_run(esp_sweep **sweep, const esp_sweep_settings *settings) ESP_MUST_CHECK;
 ESP_API void esp_sweep_free(esp_sweep *sweep);
 

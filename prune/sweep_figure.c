@@ -1,5 +1,5 @@
-/* Accuracy over what is left, before and after finetuning: sweep.gp beside summary.csv, and its pictures. Random is a band,
- * mean and deviation over seeds: what stays within it is no better than chance. The unpruned model is a line. */
+/* Accuracy over what is left, before and after finetuning: sweep.gp beside summary.csv, and its pictures. Random is a
+ * band, mean and deviation over seeds: what stays within it is no better than chance. The unpruned model is a line. */
 #include "sweep_internal.h"
 
 #include <espalier/figure.h>
@@ -30,7 +30,8 @@ static int list_curves(const esp_sweep *sweep, char (*names)[SWEEP_NAME_SIZE], e
   return count;
 }
 
-static esp_figure_panel panel(const char *title, const char *column, const char *spread, const esp_figure_level *level) {
+static esp_figure_panel panel(const char *title, const char *column, const char *spread,
+                              const esp_figure_level *level) {
   return (esp_figure_panel){.title = title,
                             .x_label = "parameters left",
                             .x_format = "%.0s%c",

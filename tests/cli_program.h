@@ -95,7 +95,8 @@ static inline void succeed(const char *line) {
   if (code != 0) fail_msg("espalier %s: exit code %d: %s", line, code, err);
 }
 
-/* With --json; the object is all there is on standard output, and --quiet leaves standard error empty. The caller frees it. */
+/* With --json; the object is all there is on standard output, and --quiet leaves standard error empty. The caller frees
+ * it. */
 static inline json_t *succeed_json(const char *line) {
   char longer[2048];
   json_error_t error;

@@ -268,14 +268,17 @@ static esp_tensor *rms_norm(example *e) {
 static esp_tensor *batch_norm(example *e) {
   static esp_real kept[7] = {1, 2, 3, 4, 5, 6, 7};
   static esp_tensor constant = {.data = kept, .rank = 1, .shape = {7}};
-  esp_tensor *x = example_normal(e, SHAPE(3, 11, 7)), *gain = example_normal(e, SHAPE(7)), *bias = example_normal(e, SHAPE(7));
+  esp_tensor *x = example_normal(e, SHAPE(3, 11, 7)), *gain = example_normal(e, SHAPE(7)),
+             *bias = example_normal(e, SHAPE(7));
   return example_loss(e, esp_batch_norm(e->tape, x, gain, bias, &constant, &constant, 1e-5, true));
 }
 
 static esp_tensor *batch_norm_fixed(example *e) {
   static esp_real mean[7] = {-1, 0, 1, 0.5, 0, 2, -3}, variance[7] = {1, 2, 0.5, 1, 4, 0.25, 1};
-  static esp_tensor means = {.data = mean, .rank = 1, .shape = {7}}, variances = {.data = variance, .rank = 1, .shape = {7}};
-  esp_tensor *x = example_normal(e, SHAPE(2, 5, 7)), *gain = example_normal(e, SHAPE(7)), *bias = example_normal(e, SHAPE(7));
+  static esp_tensor means = {.data = mean, .rank = 1, .shape = {7}},
+                    variances = {.data = variance, .rank = 1, .shape = {7}};
+  esp_tensor *x = example_normal(e, SHAPE(2, 5, 7)), *gain = example_normal(e, SHAPE(7)),
+             *bias = example_normal(e, SHAPE(7));
   return example_loss(e, esp_batch_norm(e->tape, x, gain, bias, &means, &variances, 1e-5, false));
 }
 
@@ -624,7 +627,8 @@ static esp_tensor *ragged_maps_of_experts(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(8, 3)), *up = example_normal(e, SHAPE(18, 3));
   esp_tensor *down = example_normal(e, SHAPE(9, 3));
   esp_tensor *pre = esp_ragged_map(e->tape, x, up, NULL, true, ragged_groups, 4, ragged_widths, 2);
-  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, &(esp_neuron_selection){.kept = 2, .ranking = ESP_GATE_SILU}, NULL);
+  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre,
+                                      &(esp_neuron_selection){.kept = 2, .ranking = ESP_GATE_SILU}, NULL);
   return example_loss(e, esp_ragged_map(e->tape, kept, down, NULL, false, ragged_groups, 4, ragged_widths, 1));
 }
 
@@ -663,7 +667,8 @@ static esp_tensor *factored_map_low_rank(example *e) {
 /* By the values themselves. */
 static esp_tensor *neuron_top_k(example *e) {
   esp_tensor *h = example_apart(e, SHAPE(4, 9));
-  return example_loss(e, esp_neuron_top_k(e->tape, h, h, &(esp_neuron_selection){.kept = 4, .ranking = ESP_GATE_IDENTITY}, NULL));
+  return example_loss(
+      e, esp_neuron_top_k(e->tape, h, h, &(esp_neuron_selection){.kept = 4, .ranking = ESP_GATE_IDENTITY}, NULL));
 }
 
 /* The gradient of `pre` is that of the activation alone. */
@@ -779,7 +784,8 @@ static esp_tensor *mixture(example *e) {
       esp_add(e->tape, esp_balance_loss(e->tape, routed.scores, r, &request), esp_z_loss(e->tape, logits, &request));
   esp_tensor *rows = esp_dispatch(e->tape, x, r);
   esp_tensor *pre = esp_grouped_map(e->tape, rows, up, NULL, true, r->first_row, r->stored);
-  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre, &(esp_neuron_selection){.kept = 3, .ranking = ESP_GATE_SILU}, NULL);
+  esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre,
+                                      &(esp_neuron_selection){.kept = 3, .ranking = ESP_GATE_SILU}, NULL);
   rows = esp_grouped_map(e->tape, kept, down, NULL, false, r->first_row, r->stored);
   return esp_add(e->tape, losses, example_loss(e, esp_combine(e->tape, rows, gates, r)));
 }

@@ -206,7 +206,7 @@ static void row_37_permuting_keeps_the_function_and_never_leads_away(void **stat
   }
 }
 
-/* --- correlation --------------------------------------------------------------------------------------------------- */
+/* --- correlation -------------------------------------------------------------------------------------------------- */
 
 static void correlations_are_pearsons(void **state) {
   (void)state;

@@ -1,6 +1,6 @@
 /* label: medium */
-/* Datasets of several chunks, the last of them partly empty, whose bytes are noise, or zeros, or in between: what is read back
- * through HDF5's own filters is what was written. */
+/* Datasets of several chunks, the last of them partly empty, whose bytes are noise, or zeros, or in between: what is
+ * read back through HDF5's own filters is what was written. */
 #include "checkpoint_examples.h"
 
 /* Experts' matrices are [experts, hidden, 256]. */
@@ -71,7 +71,8 @@ static void chunks_of_an_expert_come_back(void **state) {
   check_round_trip(1);
 }
 
-/* A seventh of what varies, and nearly all of what does not. Without compression the empty part of chunks is there, too. */
+/* A seventh of what varies, and nearly all of what does not. Without compression the empty part of chunks is there,
+ * too. */
 static void level_1_saves_what_can_be_saved(void **state) {
   (void)state;
   make_large(5, 1024);

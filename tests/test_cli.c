@@ -62,14 +62,16 @@ static void test_merge(void **state) {
   (void)state;
   char digest[32];
   digest_of("finetuned", digest);
-  json_t *m = succeed_json("merge finetuned --data synthetic:narrow --groups 2 --budget layer --calibration 64 --ranks --out merged");
+  json_t *m = succeed_json(
+      "merge finetuned --data synthetic:narrow --groups 2 --budget layer --calibration 64 --ranks --out merged");
   assert_string_equal(text(m, "method"), "m-smoe");
   assert_true(number(m, "parameters") < number(m, "parameters_before") && number(m, "bytes") > 0);
   for (size_t i = 0; i < 2; i++) {
     const json_t *groups = get(item(m, "layers", i), "groups");
     size_t members = 0;
     assert_int_equal(json_array_size(groups), 2);
-    assert_true(number(item(m, "layers", i), "stable_rank") >= 1 && number(item(m, "layers", i), "stable_rank_before") >= 1);
+    assert_true(number(item(m, "layers", i), "stable_rank") >= 1 &&
+                number(item(m, "layers", i), "stable_rank_before") >= 1);
     for (size_t g = 0; g < 2; g++) members += json_array_size(get(json_array_get(groups, g), "experts"));
     assert_int_equal(members, 4);
   }

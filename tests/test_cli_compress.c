@@ -58,7 +58,8 @@ static void test_settings(void **state) {
 /* Interrupted while rows go, resumed: the same model as without. */
 static void test_interrupted(void **state) {
   (void)state;
-#define LONG COMPRESS "--set training.epochs=1 --set training.evaluate_every=0.1 --set training.log_every=1 --quiet --out "
+#define LONG                                                                                                           \
+  COMPRESS "--set training.epochs=1 --set training.evaluate_every=0.1 --set training.log_every=1 --quiet --out "
   char digest[32], whole[32];
   succeed(LONG "whole");
   const pid_t child = spawn(LONG "stopped", in_base("out"));
@@ -119,7 +120,8 @@ static void test_merge_then_compress(void **state) {
   }
   json_decref(m);
   succeed("inspect both");
-  if (!strstr(out, "merged, logical experts by stored one: 0:") || !strstr(out, "factored, rank 2, rows of S: gate and up"))
+  if (!strstr(out, "merged, logical experts by stored one: 0:") ||
+      !strstr(out, "factored, rank 2, rows of S: gate and up"))
     fail_msg("%s", out);
 }
 

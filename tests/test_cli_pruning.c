@@ -34,7 +34,7 @@ static void evaluate_briefly(const char *checkpoint) {
   json_decref(succeed_json(line));
 }
 
-/* --- calibrated criteria ---------------------------------------------------------------------------------------------- */
+/* --- calibrated criteria ------------------------------------------------------------------------------------------ */
 
 static void test_calibrated_criteria(void **state) {
   (void)state;
@@ -102,7 +102,7 @@ static void test_overlap(void **state) {
   refuse("overlap finetuned --data synthetic --ratio 0.5", 2, "--data", "");
 }
 
-/* --- neurons ---------------------------------------------------------------------------------------------------------- */
+/* --- neurons ------------------------------------------------------------------------------------------------------ */
 
 static void test_neurons(void **state) {
   (void)state;
@@ -125,7 +125,7 @@ static void test_neurons(void **state) {
   assert_non_null(strstr(err, "experts saw no calibration token, so that their neurons all score 0 and go first"));
 }
 
-/* --- merging, skipping, the study of sparsity ------------------------------------------------------------------------- */
+/* --- merging, skipping, the study of sparsity --------------------------------------------------------------------- */
 
 static void test_merged_and_skipping(void **state) {
   (void)state;

@@ -1,5 +1,6 @@
 /* label: short */
-/* MoE against MoNE: the models that are compared activate what their names say, and the tables say what the runs did. */
+/* MoE against MoNE: the models that are compared activate what their names say, and the tables say what the runs
+ * did. */
 #include "testing.h"
 
 #include <espalier/measure.h>
@@ -40,7 +41,8 @@ static esp_model_config derive(const esp_model_config *base, const char *name) {
   return config;
 }
 
-/* Expert parameters activated for a token in the first mixture layer, by one of the counts: without router and shared. */
+/* Expert parameters activated for a token in the first mixture layer, by one of the counts: without router and
+ * shared. */
 static int64_t activated(const esp_model_config *config, esp_activation_count count) {
   esp_model_cost cost;
   esp_config_cost(config, NULL, &cost);

@@ -1,5 +1,6 @@
 /* label: short */
-/* Compression of experts to U V + S: decomposition, importance and pruning of rows, what is left, its files and its costs. */
+/* Compression of experts to U V + S: decomposition, importance and pruning of rows, what is left, its files and its
+ * costs. */
 #define SHARED_DATA "synthetic:narrow" /* 156 batches an epoch */
 #include "testing.h"
 #include "shared_data.h"

@@ -56,8 +56,8 @@ static void mixtral_shrinks_as_published(void **state) {
   assert_int_equal(2 * (less - router_rows), INT64_C(21504) << 20);
 }
 
-/* V-MoE-B/16 without 2, 4 or 6 of the 8 experts in all its mixtures but that of block 9: the ratios that arXiv 2405.16646
- * plots, here with the head for CIFAR-10 (to one in the last digit). */
+/* V-MoE-B/16 without 2, 4 or 6 of the 8 experts in all its mixtures but that of block 9: the ratios that arXiv
+ * 2405.16646 plots, here with the head for CIFAR-10 (to one in the last digit). */
 static void v_moe_shrinks_as_published(void **state) {
   (void)state;
   esp_model_config model = load_model(CONFIGS "v-moe-b16.yaml", NULL);
@@ -116,7 +116,8 @@ static void soft_moe_costs_its_mixing(void **state) {
   assert_true(cost.layers[0].flops == 2.0 * 3 * 64 * 64 * 64 + 2.0 * 3 * 64 * 64 * 128);
 }
 
-/* The same layer with k = 1 of 8 experts: a router of 8 rows, three products of 64 rows. An ensemble of 2 runs all twice. */
+/* The same layer with k = 1 of 8 experts: a router of 8 rows, three products of 64 rows. An ensemble of 2 runs all
+ * twice. */
 static void token_choice_and_ensembles_cost_their_rows(void **state) {
   (void)state;
   const char *path = CONFIGS "router-comparison.yaml";

@@ -32,7 +32,7 @@ static esp_expert_scores *pass(const esp_model *model, const esp_calibration *c)
   return scores;
 }
 
-/* --- names ----------------------------------------------------------------------------------------------------------- */
+/* --- names -------------------------------------------------------------------------------------------------------- */
 
 static void row_23_variants_are_found_by_their_exponents(void **state) {
   (void)state;
@@ -80,7 +80,7 @@ static void row_23_names_are_variants(void **state) {
   esp_model_free(model);
 }
 
-/* --- samples --------------------------------------------------------------------------------------------------------- */
+/* --- samples ------------------------------------------------------------------------------------------------------ */
 
 static void samples_depend_on_the_seed_and_repeat_exactly(void **state) {
   (void)state;
@@ -116,7 +116,7 @@ static void data_of_another_shape_are_refused(void **state) {
   esp_model_free(model);
 }
 
-/* --- baselines ------------------------------------------------------------------------------------------------------- */
+/* --- baselines ---------------------------------------------------------------------------------------------------- */
 
 static void row_29_frequency_drops_the_fewest_counts(void **state) {
   (void)state;
@@ -159,7 +159,7 @@ static void row_29_equal_seeds_give_equal_masks(void **state) {
   esp_model_free(model);
 }
 
-/* --- overlap --------------------------------------------------------------------------------------------------------- */
+/* --- overlap ------------------------------------------------------------------------------------------------------ */
 
 static void row_27_equal_sets_overlap_wholly_and_random_ones_by_the_ratio(void **state) {
   (void)state;
@@ -182,7 +182,7 @@ static void row_27_equal_sets_overlap_wholly_and_random_ones_by_the_ratio(void *
   esp_model_free(model);
 }
 
-/* --- plans in files -------------------------------------------------------------------------------------------------- */
+/* --- plans in files ----------------------------------------------------------------------------------------------- */
 
 static void plans_come_back_from_their_text(void **state) {
   (void)state;
@@ -224,7 +224,7 @@ static void plans_come_back_from_their_text(void **state) {
   remove_folder(folder);
 }
 
-/* --- domains --------------------------------------------------------------------------------------------------------- */
+/* --- domains ------------------------------------------------------------------------------------------------------ */
 
 /* CIFAR-10 files of images that are all reddish, or all bluish. */
 static esp_dataset *open_domain(const char *folder, bool red) {

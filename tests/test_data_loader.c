@@ -317,7 +317,8 @@ static void test_alternating_flip(void **state) {
   int mirrored = 0;
   for (int64_t i = 0; i < IMAGES; i++) {
     for (uint64_t epoch = 0; epoch < 3; epoch++)
-      esp_augment_image(numbered, ESP_TRAIN, i, &plain_pixels, &flip, 11, epoch, 1000 * epoch + (uint64_t)i, got[epoch]);
+      esp_augment_image(numbered, ESP_TRAIN, i, &plain_pixels, &flip, 11, epoch, 1000 * epoch + (uint64_t)i,
+                        got[epoch]);
     esp_augment_image(numbered, ESP_TRAIN, i, &plain_pixels, NULL, 11, 0, 0, plain_image);
     for (int p = 0; p < SIZE; p++) {
       const int mirror = p / SIDE * SIDE + SIDE - 1 - p % SIDE;

@@ -1,6 +1,6 @@
 /* label: short */
-/* Matched and mismatched calibration on a model that is made by hand so that two domains use disjoint experts; and Delta
- * from files against Delta in memory. */
+/* Matched and mismatched calibration on a model that is made by hand so that two domains use disjoint experts; and
+ * Delta from files against Delta in memory. */
 #include "testing.h"
 
 #include <espalier/evaluate.h>
@@ -50,7 +50,8 @@ static esp_real *values(const esp_model *model, const char *name) {
   return p->tensor.data;
 }
 
-/* One token an image, its brightness in entry 0. Experts 0 and 1 take bright ones and add to entry 2, which speaks for class
+/* One token an image, its brightness in entry 0. Experts 0 and 1 take bright ones and add to entry 2, which speaks for
+ * class
  * 0; experts 2 and 3 take dark ones and take away from it. */
 static esp_model *make_model(void) {
   esp_model_config c = esp_model_defaults;

@@ -21,7 +21,7 @@ static int tear_down(void **state) {
   return 0;
 }
 
-/* --- batches by hand ------------------------------------------------------------------------------------------------ */
+/* --- batches by hand ---------------------------------------------------------------------------------------------- */
 
 /* Tokens with two choices each: [tokens, K], and each slot's output [tokens, K, WIDTH]. */
 typedef struct batch {
@@ -140,7 +140,7 @@ static void assert_same_sums(const esp_expert_scores *a, const esp_expert_scores
   }
 }
 
-/* --- the pass ------------------------------------------------------------------------------------------------------- */
+/* --- the pass ----------------------------------------------------------------------------------------------------- */
 
 static void row_22_halves_merge_to_the_whole(void **state) {
   (void)state;
@@ -221,9 +221,10 @@ static void passes_have_the_same_bits_for_any_threads(void **state) {
   for (int i = 0; i < 2; i++) esp_expert_scores_free(scores[i]);
 }
 
-/* --- the family ----------------------------------------------------------------------------------------------------- */
+/* --- the family --------------------------------------------------------------------------------------------------- */
 
-/* Five tokens; f = (n, 0 ...) so that the norm is n. Expert 0 is chosen by tokens 0, 1, 2, expert 1 by 0, 3, 4, expert 2 by
+/* Five tokens; f = (n, 0 ...) so that the norm is n. Expert 0 is chosen by tokens 0, 1, 2, expert 1 by 0, 3, 4, expert
+ * 2 by
  * 1, 2, 3, 4, expert 3 by none.
  *   token  choices  gates       n
  *     0      0 1    3/4 1/4    2  8
@@ -309,7 +310,7 @@ static void row_24_repeated_data_double_sums_and_leave_means(void **state) {
   esp_expert_scores_free(both);
 }
 
-/* --- the spread of outputs ------------------------------------------------------------------------------------------ */
+/* --- the spread of outputs ---------------------------------------------------------------------------------------- */
 
 static double two_pass_deviation(int expert) {
   double mean[WIDTH] = {0}, squares = 0;

@@ -11,7 +11,8 @@
 
 /* A value of a layer is a sum of at most a few hundred products of numbers around 1, rounded by 2^-24 = 6e-8 each, and
  * passes through a handful of such sums: 1e-5 where terms cancel, and hardly more than 1e-5 of the value. In training
- * the numbers are smaller: losses are means, a parameter moves by about 1e-2 and is rounded at 1e-8 or less each time. */
+ * the numbers are smaller: losses are means, a parameter moves by about 1e-2 and is rounded at 1e-8 or less each
+ * time. */
 static const double relative = 1e-5, absolute_layers = 1e-5, absolute_training = 1e-6;
 
 /* --- reading ------------------------------------------------------------------------------------------------ */

@@ -16,11 +16,14 @@ static esp_model_config layer_config(esp_layer_kind kind, esp_activation_kind ac
   c.layers[0] = kind;
   c.layers_count = 1;
   c.feed_forward = (esp_feed_forward_config){.activation = activation, .bias = true, .hidden = HIDDEN};
-  c.moe = (esp_moe_config){.experts = EXPERTS,
-                           .top_k = 2, .members = 1,
-                           .hidden = HIDDEN,
-                           .neurons_kept = 1,
-                           .router = {.renormalise = true, .capacity = ESP_DROPLESS, .evaluation_capacity = ESP_DROPLESS, .balance_weight = 0.1}};
+  c.moe = (esp_moe_config){
+      .experts = EXPERTS,
+      .top_k = 2,
+      .members = 1,
+      .hidden = HIDDEN,
+      .neurons_kept = 1,
+      .router = {
+          .renormalise = true, .capacity = ESP_DROPLESS, .evaluation_capacity = ESP_DROPLESS, .balance_weight = 0.1}};
   return c;
 }
 
@@ -177,7 +180,8 @@ static void add_expert(const layer *l, int64_t s, const esp_real *x, double gate
   }
 }
 
-/* The scores e^logit of the k best of the experts that are not masked; the others' become 0. Returns the sum over all. */
+/* The scores e^logit of the k best of the experts that are not masked; the others' become 0. Returns the sum over
+ * all. */
 static double naive_scores(const layer *l, const esp_real *x, int k, double *score) {
   double sum = 0;
   bool chosen[EXPERTS] = {false};
@@ -451,7 +455,10 @@ static void ties_go_to_the_lower_index(void **state) {
   esp_tensor *h = esp_tape_tensor(tape, 2, (const int64_t[]){1, 6});
   const esp_real values[] = {-1, 1, 3, 1, -1, 1}, expected[] = {-1, 1, 3, 0, 0, 0};
   memcpy(h->data, values, sizeof values);
-  assert_same_bits("neurons", esp_neuron_top_k(tape, h, h, &(esp_neuron_selection){.kept = 3, .ranking = ESP_GATE_IDENTITY}, NULL)->data, expected, 6);
+  assert_same_bits(
+      "neurons",
+      esp_neuron_top_k(tape, h, h, &(esp_neuron_selection){.kept = 3, .ranking = ESP_GATE_IDENTITY}, NULL)->data,
+      expected, 6);
   esp_tape_free(tape);
 }
 

@@ -438,7 +438,8 @@ static void neuron_usage_by_hand(void **state) {
   assert_int_equal(u.neurons, 20);
   assert_memory_equal(u.selected, expected, sizeof expected);
   assert_int_equal(u.dead, 12);
-  /* ascending: twelve 0, then 2 2 4 4 6 6 8 8: 2 (13 + 14 + 2 (15 + 16) + 3 (17 + 18) + 4 (19 + 20)) 2 / (20 x 40) - 21 / 20 */
+  /* ascending: twelve 0, then 2 2 4 4 6 6 8 8: 2 (13 + 14 + 2 (15 + 16) + 3 (17 + 18) + 4 (19 + 20)) 2 / (20 x 40) - 21
+   * / 20 */
   assert_near(u.gini, 2 * 2 * 350 / 800.0 - 1.05);
   assert_true(esp_statistics_neurons(statistics, 1, 1, &u));
   assert_true(u.rows == 0 && u.gini == 0 && u.dead == 0);

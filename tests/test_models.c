@@ -374,7 +374,7 @@ static void neurons_kept_per_layer(void **state) {
   esp_free(text);
 }
 
-/* --- settings that cannot be a model -------------------------------------------------------------------------------- */
+/* --- settings that cannot be a model ------------------------------------------------------------------------------ */
 
 static void assert_refused(const esp_model_config *c, const char *key) {
   esp_model *model;

@@ -39,7 +39,7 @@ static int tear_down(void **state) {
   return 0;
 }
 
-/* --- tools ----------------------------------------------------------------------------------------------------------- */
+/* --- tools -------------------------------------------------------------------------------------------------------- */
 
 static esp_status try_plan(esp_plan **plan, const esp_model *of, const char *name, esp_neuron_budget budget) {
   const esp_neuron_criterion *criterion;
@@ -104,7 +104,7 @@ static esp_model *copy_of(const esp_model *of) {
   return copy;
 }
 
-/* --- what is found ---------------------------------------------------------------------------------------------------- */
+/* --- what is found ------------------------------------------------------------------------------------------------ */
 
 static const int dead[EXPERTS][3] = {{0, 7, 19}, {1, 2, 3}, {4, 11, 12}, {17, 18, 19}};
 
@@ -190,7 +190,7 @@ static void scores_are_the_formulas(void **state) {
   esp_plan_free(plan);
 }
 
-/* --- budgets ---------------------------------------------------------------------------------------------------------- */
+/* --- budgets ------------------------------------------------------------------------------------------------------ */
 
 static void budgets(void **state) {
   (void)state;
@@ -256,7 +256,7 @@ static void refusals(void **state) {
                  "no layer of the model selects");
 }
 
-/* --- the surgeon ------------------------------------------------------------------------------------------------------- */
+/* --- the surgeon -------------------------------------------------------------------------------------------------- */
 
 static void a_pruned_model_is_the_masked_one(void **state) {
   (void)state;
@@ -317,7 +317,7 @@ static void the_surgeon_refuses_what_cannot_be(void **state) {
   esp_plan_free(plan);
 }
 
-/* --- row 19 ------------------------------------------------------------------------------------------------------------ */
+/* --- row 19 ------------------------------------------------------------------------------------------------------- */
 
 static int64_t file_bytes(const char *path) {
   struct stat found;
@@ -331,9 +331,9 @@ static int64_t parameters_of(const esp_model *of) {
   return cost.parameters;
 }
 
-/* Layers with different numbers of experts, and experts of different widths: the file shrinks by what is gone, and what is
- * read again has the same bits. Sizes are compared between models of 384 and 192 neurons, whose numbers outweigh HDF5's
- * own structures (an entry a chunk). */
+/* Layers with different numbers of experts, and experts of different widths: the file shrinks by what is gone, and what
+ * is read again has the same bits. Sizes are compared between models of 384 and 192 neurons, whose numbers outweigh
+ * HDF5's own structures (an entry a chunk). */
 static void row_19_physical_shrink_of_non_uniform_layers(void **state) {
   (void)state;
   char folder[TESTING_PATH_SIZE], before[TESTING_PATH_SIZE + 16], after[TESTING_PATH_SIZE + 16];
@@ -393,7 +393,7 @@ static void ragged_models_can_be_finetuned(void **state) {
   esp_plan_free(plan);
 }
 
-/* --- as text ----------------------------------------------------------------------------------------------------------- */
+/* --- as text ------------------------------------------------------------------------------------------------------ */
 
 static void plans_say_which_neurons_stay(void **state) {
   (void)state;

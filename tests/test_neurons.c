@@ -28,7 +28,8 @@ static void check_rows(const esp_real *values, int64_t rows, int64_t width, int6
   esp_tensor *h = esp_tape_tensor(tape, 2, (const int64_t[]){rows, width});
   memcpy(h->data, values, (size_t)(rows * width) * sizeof *values);
   const uint8_t *mask = NULL;
-  const esp_tensor *y = esp_neuron_top_k(tape, h, h, &(esp_neuron_selection){.kept = kept, .ranking = ESP_GATE_IDENTITY}, &mask);
+  const esp_tensor *y =
+      esp_neuron_top_k(tape, h, h, &(esp_neuron_selection){.kept = kept, .ranking = ESP_GATE_IDENTITY}, &mask);
   assert_non_null(y);
   for (int64_t i = 0; i < rows * width; i++) {
     const bool expected = stays(values + i / width * width, width, kept, i % width);
@@ -69,7 +70,8 @@ static void row_45_the_largest_stay_and_ties_go_to_the_lower_index(void **state)
     }
 }
 
-/* Ranges of rows, and so the rows a search begins after, depend on nothing but the shape; the mask not even on these. */
+/* Ranges of rows, and so the rows a search begins after, depend on nothing but the shape; the mask not even on
+ * these. */
 static void row_45_a_row_is_selected_alike_wherever_it_lies(void **state) {
   (void)state;
   enum { MANY = 300, WIDTH = 96, KEPT = 24 };
@@ -106,7 +108,7 @@ static void the_ranking_is_a_setting(void **state) {
   esp_tape_free(tape);
 }
 
-/* --- the balance loss ---------------------------------------------------------------------------------------------- */
+/* --- the balance loss --------------------------------------------------------------------------------------------- */
 
 enum { EXPERTS = 3, NEURONS = 8, BALANCED_KEPT = 2, PER_EXPERT = 4 };
 
@@ -150,7 +152,8 @@ static void row_47_the_loss_is_1_at_perfect_balance(void **state) {
   esp_tape_free(tape);
 }
 
-/* The reviewers' objection: gates a hundredth as large lower `abs`, with the same imbalance; `norm` they leave alone. */
+/* The reviewers' objection: gates a hundredth as large lower `abs`, with the same imbalance; `norm` they leave
+ * alone. */
 static void row_47_shrinking_gates_lower_abs_only(void **state) {
   (void)state;
   static const int64_t all[] = {0, 4, 8, 12};
@@ -170,7 +173,7 @@ static void row_47_shrinking_gates_lower_abs_only(void **state) {
   esp_tape_free(tape);
 }
 
-/* --- a short run ---------------------------------------------------------------------------------------------------- */
+/* --- a short run -------------------------------------------------------------------------------------------------- */
 
 enum { RUN_TOKENS = 96, RUN_WIDTH = 8, RUN_HIDDEN = 24, RUN_STEPS = 150 };
 

@@ -107,7 +107,8 @@ static void forgotten_results_are_computed_again(void **state) {
     }
     assert_int_equal(esp_tape_backward(e.tape, loss), ESP_OK);
     for (int l = 0; l < e.leaf_count; l++) {
-      if (expected[l]) assert_same_bits(row->description, expected[l], e.leaves[l].grad, esp_tensor_count(&e.leaves[l]));
+      if (expected[l])
+        assert_same_bits(row->description, expected[l], e.leaves[l].grad, esp_tensor_count(&e.leaves[l]));
       esp_free(expected[l]);
     }
     example_free(&e);

@@ -62,7 +62,7 @@ static void assert_says(esp_status status, esp_status expected, const char *text
 
 enum { Z = ESP_TARGET_ZERO, M = ESP_TARGET_MASKED, R = ESP_TARGET_REMOVED };
 
-/* --- plans --------------------------------------------------------------------------------------------------------- */
+/* --- plans -------------------------------------------------------------------------------------------------------- */
 
 static void a_new_plan_keeps_every_expert(void **state) {
   (void)state;
@@ -133,7 +133,7 @@ static void modes_have_names(void **state) {
   assert_says(esp_prune_mode_parse(&mode, "delete"), ESP_ERR_USAGE, "--mode delete is unknown");
 }
 
-/* --- budgets ------------------------------------------------------------------------------------------------------- */
+/* --- budgets ------------------------------------------------------------------------------------------------------ */
 
 static void row_28_the_lowest_scores_go(void **state) {
   (void)state;
@@ -298,7 +298,7 @@ static void row_28_members_of_an_ensemble_lose_as_many(void **state) {
   esp_model_free(ensemble);
 }
 
-/* --- criteria ------------------------------------------------------------------------------------------------------ */
+/* --- criteria ----------------------------------------------------------------------------------------------------- */
 
 /* A finetuned model and the pretrained one it came from, their histories, and what a criterion says of them. */
 typedef struct pair {

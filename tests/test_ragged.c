@@ -8,7 +8,7 @@
 #include <espalier/ops.h>
 #include <espalier/parallel.h>
 
-/* --- the maps -------------------------------------------------------------------------------------------------------- */
+/* --- the maps ----------------------------------------------------------------------------------------------------- */
 
 enum { ROWS = 203, THIN = 33, MOST = 40, GROUPS = 3, PARTS = 2 };
 
@@ -97,7 +97,7 @@ static void threads_do_not_change_bits(void **state) {
   free_maps(&two);
 }
 
-/* --- a bank against loops -------------------------------------------------------------------------------------------- */
+/* --- a bank against loops ----------------------------------------------------------------------------------------- */
 
 enum { WIDTH = 9, TOKENS = 23, EXPERTS = 4 };
 
@@ -191,7 +191,7 @@ static void a_bank_is_the_double_loop(void **state) {
     for (int kept = 1; kept <= 12; kept += 1 + kept / 4) check_bank(kinds[i], kept);
 }
 
-/* --- whole models ---------------------------------------------------------------------------------------------------- */
+/* --- whole models ------------------------------------------------------------------------------------------------- */
 
 static esp_model *ragged_model(bool bias) {
   esp_model_config config = small_config();

@@ -9,7 +9,7 @@ enum { EXPERTS = 4, SUBSETS = 6 };
 
 static const int subsets[SUBSETS][2] = {{0, 1}, {0, 2}, {0, 3}, {1, 2}, {1, 3}, {2, 3}};
 
-/* --- by brute force -------------------------------------------------------------------------------------------------- */
+/* --- by brute force ----------------------------------------------------------------------------------------------- */
 
 static void fill(esp_layer_cache *cache, const esp_model *model, int layer) {
   *cache = (esp_layer_cache){.block = esp_model_moe(model, layer)->block};
@@ -81,7 +81,7 @@ static void assert_best_subset(const esp_model *model, esp_prune_mode mode, bool
   esp_plan_free(plan);
 }
 
-/* --- the cache ------------------------------------------------------------------------------------------------------- */
+/* --- the cache ---------------------------------------------------------------------------------------------------- */
 
 static void row_30_cached_outputs_are_the_layer_of_cached_inputs(void **state) {
   (void)state;
@@ -134,7 +134,7 @@ static void row_30_too_much_to_keep_is_refused_with_its_bytes(void **state) {
   esp_model_free(model);
 }
 
-/* --- subsets --------------------------------------------------------------------------------------------------------- */
+/* --- subsets ------------------------------------------------------------------------------------------------------ */
 
 static void row_31_the_best_subset_is_that_of_brute_force(void **state) {
   (void)state;
@@ -213,7 +213,7 @@ static void greedy_is_exact_for_one_and_never_better_for_two(void **state) {
   esp_model_free(model);
 }
 
-/* --- the order of layers --------------------------------------------------------------------------------------------- */
+/* --- the order of layers ------------------------------------------------------------------------------------------ */
 
 static void row_32_with_one_layer_both_orders_agree(void **state) {
   (void)state;
@@ -230,8 +230,8 @@ static void row_32_with_one_layer_both_orders_agree(void **state) {
   esp_model_free(model);
 }
 
-/* X of the second layer comes of the pruned first one, Z of the unpruned model: its loss is the distance between the whole
- * pruned model and the unpruned one at that layer. */
+/* X of the second layer comes of the pruned first one, Z of the unpruned model: its loss is the distance between the
+ * whole pruned model and the unpruned one at that layer. */
 static void row_32_progressive_sees_what_comes_of_earlier_pruning(void **state) {
   (void)state;
   const esp_model_config config = calibration_config();
@@ -254,7 +254,7 @@ static void row_32_progressive_sees_what_comes_of_earlier_pruning(void **state) 
   esp_model_free(model);
 }
 
-/* --- members, refusals ----------------------------------------------------------------------------------------------- */
+/* --- members, refusals -------------------------------------------------------------------------------------------- */
 
 static void members_lose_as_many_each(void **state) {
   (void)state;
@@ -298,10 +298,10 @@ static void what_cannot_be_recombined_is_refused(void **state) {
   esp_model_free(model);
 }
 
-/* --- damage ---------------------------------------------------------------------------------------------------------- */
+/* --- damage ------------------------------------------------------------------------------------------------------- */
 
-/* Sum over tokens of the norm of what changes if the surgeon removes the expert; tokens that were not routed to it do not
- * change. */
+/* Sum over tokens of the norm of what changes if the surgeon removes the expert; tokens that were not routed to it do
+ * not change. */
 static double brute_damage(const esp_model *model, int layer, int expert) {
   esp_plan *plan;
   esp_model *pruned;

@@ -201,7 +201,8 @@ static void losses_of_members_are_the_mean_of_their_own(void **state) {
     alone.layout = &own;
     alone.tokens = HALF;
     alone.images = 5;
-    esp_tensor *part = esp_tape_tensor(f.tape, 2, (const int64_t[]){HALF, OWN}), *noisy = esp_tape_tensor(f.tape, 2, part->shape);
+    esp_tensor *part = esp_tape_tensor(f.tape, 2, (const int64_t[]){HALF, OWN}),
+               *noisy = esp_tape_tensor(f.tape, 2, part->shape);
     for (int64_t i = 0; i < HALF * OWN; i++) {
       part->data[i] = f.logits->data[(m * HALF + i / OWN) * EXPERTS + m * OWN + i % OWN];
       noisy->data[i] = part->data[i] + (esp_real)(i % 5) / 10;

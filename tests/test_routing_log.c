@@ -46,7 +46,8 @@ static void tear_down(fixture *f) {
   remove_folder(f->folder);
 }
 
-/* What a layer would show of `slots` choices of k a token, the labels of one-token images repeating 1, 3, 0, 2. Gates are
+/* What a layer would show of `slots` choices of k a token, the labels of one-token images repeating 1, 3, 0, 2. Gates
+ * are
  * 1/2; a choice is dropped where `dropped` says so (NULL: the last of each expert). */
 static void show(fixture *f, const int32_t *choice, int64_t slots, int k, const bool *dropped) {
   static const int32_t cycle[] = {1, 3, 0, 2};

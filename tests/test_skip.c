@@ -105,7 +105,8 @@ static void row_33_the_rule_for_two(void **state) {
   }
 }
 
-/* The general rule, sum of the tail < b / (1 + b) of all, keeps the smallest number of choices; with two it is the simple one. */
+/* The general rule, sum of the tail < b / (1 + b) of all, keeps the smallest number of choices; with two it is the
+ * simple one. */
 static void row_33_the_rule_for_more(void **state) {
   (void)state;
   esp_real logits[TOKENS * EXPERTS];

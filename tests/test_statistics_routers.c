@@ -67,7 +67,8 @@ static void check_layer(const esp_statistics *statistics, int layer, const varia
   }
   assert_int_equal(pairs > 0, v->pairs);
   assert_int_equal(esp_statistics_can_pair(statistics, layer, 0, 1), v->pairs);
-  assert_int_equal(esp_statistics_can_pair(statistics, layer, 0, 3), v->pairs && v->members == 1); /* E3's 0, 1 and 2, 3 */
+  assert_int_equal(esp_statistics_can_pair(statistics, layer, 0, 3),
+                   v->pairs && v->members == 1); /* E3's 0, 1 and 2, 3 */
   esp_layer_statistics s;
   esp_statistics_layer(statistics, layer, &s);
   if (v->capacity > 0 && v->capacity < 1) assert_true(dropped >= s.slots / 2); /* capacity is a multiple of 4 here */

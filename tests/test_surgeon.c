@@ -29,7 +29,7 @@ static int tear_down(void **state) {
   return 0;
 }
 
-/* --- operations ------------------------------------------------------------------------------------------------------ */
+/* --- operations --------------------------------------------------------------------------------------------------- */
 
 #define TARGETS(...)                                                                                         \
   (const int32_t[EXPERTS]) {                                                                                 \
@@ -79,7 +79,7 @@ static void assert_refused(const int32_t *targets, esp_status status, const char
   esp_plan_free(plan);
 }
 
-/* --- what models compute --------------------------------------------------------------------------------------------- */
+/* --- what models compute ------------------------------------------------------------------------------------------ */
 
 /* One pass over all images; the records live in the tape's arena. */
 typedef struct view {
@@ -151,7 +151,7 @@ static void assert_same_models(const esp_model *a, const esp_model *b) {
                    esp_parameters_size(a->parameters));
 }
 
-/* --- mode zero ------------------------------------------------------------------------------------------------------- */
+/* --- mode zero ---------------------------------------------------------------------------------------------------- */
 
 /* y minus what the dropped experts gave to each token. */
 static void check_outputs(const esp_moe_record *whole, const esp_moe_record *pruned, const int32_t *targets) {
@@ -199,7 +199,7 @@ static void keeping_all_is_a_copy(void **state) {
   esp_model_free(copy);
 }
 
-/* --- modes remove and mask ------------------------------------------------------------------------------------------- */
+/* --- modes remove and mask ---------------------------------------------------------------------------------------- */
 
 static void row_18_removing_is_masking(void **state) {
   (void)state;
@@ -218,7 +218,7 @@ static void row_18_removing_is_masking(void **state) {
   }
 }
 
-/* --- sizes ----------------------------------------------------------------------------------------------------------- */
+/* --- sizes -------------------------------------------------------------------------------------------------------- */
 
 static int64_t count_parameters(const esp_model *of) {
   int64_t count = 0;
@@ -249,7 +249,7 @@ static void the_model_shrinks_by_what_is_dropped(void **state) {
   }
 }
 
-/* --- merging --------------------------------------------------------------------------------------------------------- */
+/* --- merging ------------------------------------------------------------------------------------------------------ */
 
 /* Merged experts' tokens lie in one group, in another order, which BLAS may round differently. */
 static const double merging_tolerance = 5e-6;
@@ -291,7 +291,7 @@ static void merging_identical_experts_changes_nothing(void **state) {
   esp_model_free(merged);
 }
 
-/* --- pruned models again --------------------------------------------------------------------------------------------- */
+/* --- pruned models again ------------------------------------------------------------------------------------------ */
 
 static void uneven_layers_survive_a_checkpoint(void **state) {
   (void)state;
@@ -346,7 +346,7 @@ static void modes_can_follow_one_another(void **state) {
   esp_model_free(at_once);
 }
 
-/* --- plans that cannot be carried out -------------------------------------------------------------------------------- */
+/* --- plans that cannot be carried out ----------------------------------------------------------------------------- */
 
 static void plans_of_other_models_are_refused(void **state) {
   (void)state;
@@ -408,7 +408,7 @@ static void lack_of_memory_is_a_status(void **state) {
   esp_plan_free(plan);
 }
 
-/* --- training goes on ------------------------------------------------------------------------------------------------ */
+/* --- training goes on --------------------------------------------------------------------------------------------- */
 
 static void pruned_models_can_be_finetuned(void **state) {
   (void)state;

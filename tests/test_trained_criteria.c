@@ -1,6 +1,6 @@
 /* label: medium */
-/* What the papers say of criteria on trained models, on one that is trained here: the proxy of an expert's damage, and how
- * much what is dropped depends on the calibration data. */
+/* What the papers say of criteria on trained models, on one that is trained here: the proxy of an expert's damage, and
+ * how much what is dropped depends on the calibration data. */
 #include "test_trained_model.h"
 
 #include <espalier/prune.h>
@@ -13,7 +13,7 @@ static trained t;
 static char folder[TESTING_PATH_SIZE];
 static esp_dataset *domains[DOMAINS];
 
-/* --- domains: the training images of a third of the classes each ------------------------------------------------------ */
+/* --- domains: the training images of a third of the classes each -------------------------------------------------- */
 
 static void write_image(FILE *file, int64_t index) {
   float image[SIDE * SIDE * 3];
@@ -66,7 +66,7 @@ static int tear_down(void **state) {
   return 0;
 }
 
-/* --- plans ------------------------------------------------------------------------------------------------------------ */
+/* --- plans -------------------------------------------------------------------------------------------------------- */
 
 static esp_calibration calibration_on(const esp_dataset *dataset) {
   return (esp_calibration){.dataset = dataset,
@@ -98,9 +98,9 @@ static double overlap_of(esp_plan *const *plans, int count) {
   return overlap;
 }
 
-/* The proxy leaves out what comes of rerouting, which weighs the more the fewer experts a token has: this model has 4 of 32,
- * the ratio of the paper's OLMoE. Seen: 14 of 16 experts in common, 0.875; with top-2 of 16 experts, far from the paper's
- * models, 6 of 8, 0.75. */
+/* The proxy leaves out what comes of rerouting, which weighs the more the fewer experts a token has: this model has 4
+ * of 32, the ratio of the paper's OLMoE. Seen: 14 of 16 experts in common, 0.875; with top-2 of 16 experts, far from
+ * the paper's models, 6 of 8, 0.75. */
 static void row_26_damage_drops_what_the_gated_norm_drops(void **state) {
   (void)state;
   const esp_calibration c = calibration_on(t.dataset);
@@ -111,10 +111,10 @@ static void row_26_damage_drops_what_the_gated_norm_drops(void **state) {
   esp_plan_free(proxy);
 }
 
-/* --- across calibration data ------------------------------------------------------------------------------------------ */
+/* --- across calibration data -------------------------------------------------------------------------------------- */
 
-/* The order of the sets does not matter, equal ones overlap wholly, and the mean counts experts: DOMAINS pairs of LAYERS
- * layers of QUARTER each. */
+/* The order of the sets does not matter, equal ones overlap wholly, and the mean counts experts: DOMAINS pairs of
+ * LAYERS layers of QUARTER each. */
 static double check_overlap(esp_plan *const plans[DOMAINS]) {
   const double overlap = overlap_of(plans, DOMAINS), experts = overlap * DOMAINS * LAYERS * QUARTER;
   assert_true(fabs(overlap - overlap_of((esp_plan *const[]){plans[2], plans[0], plans[1]}, DOMAINS)) < 1e-12);
@@ -123,14 +123,15 @@ static double check_overlap(esp_plan *const plans[DOMAINS]) {
   return overlap;
 }
 
-/* Of QUARTER experts of EXPERTS that two random rankings drop, the common ones have a variance of 8 x 1/4 x 3/4 x 24/31, so
- * that the mean of 6 pairs of sets, which are independent two by two, deviates from 1/4 by 0.055. */
+/* Of QUARTER experts of EXPERTS that two random rankings drop, the common ones have a variance of 8 x 1/4 x 3/4 x
+ * 24/31, so that the mean of 6 pairs of sets, which are independent two by two, deviates from 1/4 by 0.055. */
 static const double chance = 0.25 + 4 * 0.055;
 
-/* The paper finds that b = 1 with alpha = 0 depends least on the data. That does not show on so small a model, and is not
- * asserted: here S(1,0,1) has 0.917, as high as any, but S(0,1,1), S(0,2,1) and S(0,2,2) have as much, and S(1,0,2) has
- * 0.854; with top-2 of 16 experts S(1,0,2) has 0.833, as high as any, as have S(1,1,2), S(1,2,0) and S(1,2,2), and S(1,0,1)
- * has 0.708. Without norms (beta = 0) it is lowest here, 0.58 to 0.67. All are far above chance. */
+/* The paper finds that b = 1 with alpha = 0 depends least on the data. That does not show on so small a model, and is
+ * not asserted: here S(1,0,1) has 0.917, as high as any, but S(0,1,1), S(0,2,1) and S(0,2,2) have as much, and S(1,0,2)
+ * has
+ * 0.854; with top-2 of 16 experts S(1,0,2) has 0.833, as high as any, as have S(1,1,2), S(1,2,0) and S(1,2,2), and
+ * S(1,0,1) has 0.708. Without norms (beta = 0) it is lowest here, 0.58 to 0.67. All are far above chance. */
 static void row_27_overlap_of_all_variants_across_domains(void **state) {
   (void)state;
   const esp_criterion *family;

@@ -6,8 +6,8 @@
 
 #include <espalier/train.h>
 
-/* A model that learns the compiled-in images in two epochs: `layers` and `moe` are what stands in the list of kinds and in
- * the mixtures' settings. */
+/* A model that learns the compiled-in images in two epochs: `layers` and `moe` are what stands in the list of kinds and
+ * in the mixtures' settings. */
 #define TRAINED_SETTINGS(layers, moe)                                                                                  \
   "model:\n"                                                                                                           \
   "  stem: {kind: convolution, channels: [8], pools: [4, 2]}\n"                                                        \

@@ -29,8 +29,8 @@ static inline void fill_normal(esp_real *values, int64_t count, uint64_t stream)
   for (int64_t i = 0; i < count; i++) values[i] = (esp_real)esp_random_normal(&random);
 }
 
-/* Every parameter, by its name: what it starts from plus normal numbers times `scale`, so that nothing vanishes because a
- * head or a bias starts at zero. */
+/* Every parameter, by its name: what it starts from plus normal numbers times `scale`, so that nothing vanishes because
+ * a head or a bias starts at zero. */
 static inline void fill_parameters(const esp_parameters *parameters, double scale) {
   for (int64_t i = 0; i < esp_parameters_count(parameters); i++) {
     const esp_parameter *p = esp_parameters_at(parameters, i);

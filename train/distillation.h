@@ -1,5 +1,6 @@
 /* Knowledge distillation: a trained model, the teacher, adds KL(teacher || student) at a temperature to the loss of
- * another one, the student (Hinton et al., arXiv 1503.02531; as MC-SMoE does it: arXiv 2310.01334, section 4 and code). */
+ * another one, the student (Hinton et al., arXiv 1503.02531; as MC-SMoE does it: arXiv 2310.01334, section 4 and
+ * code). */
 #ifndef ESPALIER_DISTILLATION_H
 #define ESPALIER_DISTILLATION_H
 

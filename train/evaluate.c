@@ -75,7 +75,8 @@ static esp_status add_flipped(const esp_model *model, esp_tape *tape, const esp_
 static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const esp_batch *batch,
                                  const esp_evaluation_options *options, esp_evaluation *sum) {
   esp_tape_reset(tape, false);
-  esp_pass pass = {.neurons = options->neurons, .observer = options->observer, .labels = batch->labels, .filter = options->filter};
+  esp_pass pass = {
+      .neurons = options->neurons, .observer = options->observer, .labels = batch->labels, .filter = options->filter};
   if (options->replay) {
     pass.choices = esp_routing_trace_choices(options->replay, tape, sum->examples, batch->count);
     if (!pass.choices) return esp_tape_status(tape);

@@ -31,7 +31,8 @@ typedef struct esp_evaluation_options {
 } esp_evaluation_options;
 
 /* Runs the model over the split in its own order, without augmentation. ESP_ERR_MISMATCH if images or classes are
- * not the model's or the trace is of other data or another kind of model, ESP_ERR_NOT_FINITE if the loss is not finite. */
+ * not the model's or the trace is of other data or another kind of model, ESP_ERR_NOT_FINITE if the loss is not
+ * finite. */
 ESP_API esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset,
                                 const esp_normalisation *normalisation, const esp_evaluation_options *options,
                                 esp_evaluation *evaluation) ESP_MUST_CHECK;

@@ -1,5 +1,6 @@
-/* Figures: gnuplot scripts beside the CSV files that a run keeps, and the pictures gnuplot draws by them. A script names
- * files of its own folder only, so that whoever has the folder can restyle it and draw again: `gnuplot NAME.gp`. */
+/* Figures: gnuplot scripts beside the CSV files that a run keeps, and the pictures gnuplot draws by them. A script
+ * names files of its own folder only, so that whoever has the folder can restyle it and draw again: `gnuplot
+ * NAME.gp`. */
 #ifndef ESPALIER_FIGURE_H
 #define ESPALIER_FIGURE_H
 

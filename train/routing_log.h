@@ -1,5 +1,5 @@
-/* What the routers do while a model is trained: statistics of each evaluation, in CSV files with a row per mixture layer
- * and expert, pair of experts, or expert and class; and an alarm when experts go unused. */
+/* What the routers do while a model is trained: statistics of each evaluation, in CSV files with a row per mixture
+ * layer and expert, pair of experts, or expert and class; and an alarm when experts go unused. */
 #ifndef ESPALIER_ROUTING_LOG_H
 #define ESPALIER_ROUTING_LOG_H
 

@@ -104,7 +104,8 @@ static esp_status prepare(esp_statistics *statistics, const esp_model *model, in
 esp_status esp_statistics_create(esp_statistics **statistics, const esp_model *model, int stride) {
   *statistics = NULL;
   if (stride < 0)
-    return esp_fail(ESP_ERR_USAGE, "a statistic of every %d-th row: the number must be positive, or 0 for none", stride);
+    return esp_fail(ESP_ERR_USAGE, "a statistic of every %d-th row: the number must be positive, or 0 for none",
+                    stride);
   esp_statistics *made = esp_alloc(1, sizeof *made);
   if (!made) return ESP_ERR_MEMORY;
   const esp_status status = prepare(made, model, stride);
@@ -334,7 +335,7 @@ static void observe(void *context, const esp_moe_record *record) {
 
 esp_observer esp_statistics_observer(esp_statistics *statistics) { return (esp_observer){observe, statistics}; }
 
-/* --- forgetting and merging -------------------------------------------------------------------------------------------- */
+/* --- forgetting and merging --------------------------------------------------------------------------------------- */
 
 static void reset_layer(layer_sums *layer) {
   const size_t experts = (size_t)layer->layout.experts;
@@ -353,8 +354,9 @@ void esp_statistics_reset(esp_statistics *statistics) {
 
 static bool same_layout(const layer_sums *a, const layer_sums *b) {
   const size_t size = (size_t)a->layout.experts * sizeof a->layout.index[0];
-  return a->layout.experts == b->layout.experts && a->classes == b->classes && strcmp(a->scope, b->scope) == 0 && a->hidden == b->hidden &&
-         a->activation == b->activation && a->selected.experts == b->selected.experts && memcmp(a->layout.index, b->layout.index, size) == 0 &&
+  return a->layout.experts == b->layout.experts && a->classes == b->classes && strcmp(a->scope, b->scope) == 0 &&
+         a->hidden == b->hidden && a->activation == b->activation && a->selected.experts == b->selected.experts &&
+         memcmp(a->layout.index, b->layout.index, size) == 0 &&
          memcmp(a->layout.original_ids, b->layout.original_ids, size) == 0 &&
          memcmp(a->layout.widths, b->layout.widths, sizeof a->layout.widths) == 0;
 }

@@ -42,7 +42,7 @@ typedef struct esp_neuron_usage {
   int64_t rows;            /* tokens the expert served */
   int neurons;             /* of the expert */
   const int64_t *selected; /* [neurons] for how many of its tokens each was selected; lives as long as the statistics */
-  double gini;             /* Gini coefficient of `selected`: 0 if all are selected equally often, towards 1 if few always are */
+  double gini; /* Gini coefficient of `selected`: 0 if all are selected equally often, towards 1 if few always are */
   int dead;                /* neurons selected less often than 0.1 of the mean; 0 if the expert served no token */
 } esp_neuron_usage;
 
@@ -84,8 +84,9 @@ typedef struct esp_statistics esp_statistics;
 /* Empty statistics for a model (which need not outlive them). Routing is counted for every token; neurons
  * are looked at in every `stride`-th row of a batch (rows are sorted by expert), since sorting all rows
  * costs more than the forward pass: 1 for all rows, ESP_STATISTICS_STRIDE for a pass over a test set (a few
- * percent of the pass), 0 for routing alone: nothing of neurons is counted then. The sums do not depend on the order of the batches; with a stride above 1 the sample
- * depends on how the data are cut into batches. Freed by esp_statistics_free(). */
+ * percent of the pass), 0 for routing alone: nothing of neurons is counted then. The sums do not depend on the order of
+ * the batches; with a stride above 1 the sample depends on how the data are cut into batches. Freed by
+ * esp_statistics_free(). */
 ESP_API esp_status esp_statistics_create(esp_statistics **statistics, const esp_model *model,
                                          int stride) ESP_MUST_CHECK;
 ESP_API void esp_statistics_free(esp_statistics *statistics);
@@ -116,7 +117,8 @@ ESP_API int64_t esp_statistics_pair(const esp_statistics *statistics, int layer,
 ESP_API bool esp_statistics_can_pair(const esp_statistics *statistics, int layer, int expert, int other);
 
 /* The model's classes, and the slots that tokens of a class's images took in an expert, or those of them that reached a
- * stored expert; 0 if the passes had no labels. With Soft MoE there are no classes, since its slots mix an image's tokens. */
+ * stored expert; 0 if the passes had no labels. With Soft MoE there are no classes, since its slots mix an image's
+ * tokens. */
 ESP_API int esp_statistics_classes(const esp_statistics *statistics, int layer);
 ESP_API int64_t esp_statistics_class(const esp_statistics *statistics, int layer, int expert, int class_);
 ESP_API int64_t esp_statistics_class_served(const esp_statistics *statistics, int layer, int expert, int class_);

@@ -18,8 +18,8 @@ extern "C" {
  * their share of those that chose the rarer of the two. `start` is what each row starts with ("" or "120,"). */
 ESP_API void esp_coactivation_rows(FILE *file, const char *start, const esp_statistics *statistics, int layer);
 
-/* A row for each expert of a layer and class: slots of tokens of the class's images, those of them that reached a stored
- * expert, their share of the expert's slots and of the class's slots in the layer. None with Soft MoE. */
+/* A row for each expert of a layer and class: slots of tokens of the class's images, those of them that reached a
+ * stored expert, their share of the expert's slots and of the class's slots in the layer. None with Soft MoE. */
 ESP_API void esp_specialisation_rows(FILE *file, const char *start, const esp_statistics *statistics, int layer);
 
 #ifdef __cplusplus

@@ -29,7 +29,8 @@ static esp_status not_finite(esp_tape *tape, bool gradients, int64_t step) {
 static void *repeat(esp_tape *tape, const void *values, size_t size, int64_t count, int times) {
   if (!values || times == 1) return (void *)(uintptr_t)values;
   char *repeated = esp_tape_take(tape, size * (size_t)(count * times));
-  for (int i = 0; repeated && i < times; i++) memcpy(repeated + (size_t)(i * count) * size, values, size * (size_t)count);
+  for (int i = 0; repeated && i < times; i++)
+    memcpy(repeated + (size_t)(i * count) * size, values, size * (size_t)count);
   return repeated;
 }
 
@@ -236,7 +237,8 @@ static esp_status take_teacher(run *r) {
   const esp_training_job *job = r->job;
   const char *expected = history_of(r)->reference, *found = job->teacher ? job->teacher_info->digest : "";
   if (job->resume_from && strcmp(expected, found) != 0)
-    return esp_fail(ESP_ERR_MISMATCH, "the run was started with %s%s, but now there is %s%s; a resumed run keeps its teacher",
+    return esp_fail(ESP_ERR_MISMATCH,
+                    "the run was started with %s%s, but now there is %s%s; a resumed run keeps its teacher",
                     *expected ? "the teacher " : "no teacher", expected, *found ? "the teacher " : "no teacher", found);
   if (!job->teacher) return ESP_OK;
   ESP_TRY(esp_distillation_check(job->teacher, job->teacher_info, &job->model->config, &job->info->normalisation));

@@ -37,8 +37,8 @@ static esp_status check_layout(const esp_moe *moe) {
       return esp_fail(ESP_ERR_CONFIG, "%s can route to %d of its %d experts, but model.moe.top_k is %d", moe->scope,
                       routable_of_member(moe, m), moe->layout.experts / members, moe->config.top_k);
   if (moe->config.router.policy == ESP_ROUTER_SOFT && esp_routable_experts(&moe->layout) < moe->layout.experts)
-    return esp_fail(ESP_ERR_CONFIG, "%s has masked experts, but policy soft mixes all; remove their router rows instead",
-                    moe->scope);
+    return esp_fail(ESP_ERR_CONFIG,
+                    "%s has masked experts, but policy soft mixes all; remove their router rows instead", moe->scope);
   return ESP_OK;
 }
 
@@ -127,8 +127,8 @@ static esp_tensor *multiply_by_router(const esp_moe *moe, esp_tape *tape, esp_te
   return esp_scale(tape, logits, 1 / moe->config.router.temperature);
 }
 
-/* tokens [T, width] -> [T, rows of the router], by products or by cosines over a temperature; in fp32 always, for choices hang
- * on small differences. */
+/* tokens [T, width] -> [T, rows of the router], by products or by cosines over a temperature; in fp32 always, for
+ * choices hang on small differences. */
 static esp_tensor *make_logits(const esp_moe *moe, esp_tape *tape, esp_tensor *tokens) {
   if (!moe->router) return NULL;
   const esp_precision precision = esp_tape_precision(tape);

@@ -25,8 +25,8 @@ typedef struct esp_moe {
   bool has_shared;
 } esp_moe;
 
-/* One forward pass of a mixture layer, as an observer sees it, for as long as it is called: the tensors' memory then goes
- * to later results. The routing lives until the step ends. T = tokens of the batch. */
+/* One forward pass of a mixture layer, as an observer sees it, for as long as it is called: the tensors' memory then
+ * goes to later results. The routing lives until the step ends. T = tokens of the batch. */
 typedef struct esp_moe_record {
   const esp_moe *layer;
   const esp_routing *routing;
@@ -61,8 +61,9 @@ typedef struct esp_pass {
   const int32_t *labels;        /* [N] for observers; NULL: not known */
   const uint8_t *padding;       /* [N, tokens of an image] for observers: 1 marks tokens that are no data; NULL: none */
   const int32_t *const *choices; /* [blocks] of [T, k]: routing to be replayed in that block; NULL: none */
-  esp_neuron_path neurons; /* how MoNE layers compute where no gradient is recorded and neither observer nor filter looks on;
-                              otherwise neurons are masked */
+  /* how MoNE layers compute where no gradient is recorded and neither observer nor filter looks on; otherwise
+   * neurons are masked */
+  esp_neuron_path neurons;
   const esp_neuron_filter *filter; /* changes what the experts' neurons yield, in evaluation; NULL: none */
 } esp_pass;
 
@@ -110,8 +111,8 @@ ESP_API double esp_router_norm(const esp_moe *moe, int expert);
  * pass, which must outlive it. */
 ESP_API esp_route_request esp_moe_request(const esp_moe *moe, int64_t tokens, int64_t images, const esp_pass *pass);
 
-/* x [images, T / images, width] -> [T, width]; with E3 the members' images one after another. Appends the layer's losses
- * (those of weight 0 are not computed). */
+/* x [images, T / images, width] -> [T, width]; with E3 the members' images one after another. Appends the layer's
+ * losses (those of weight 0 are not computed). */
 ESP_API esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
                                     esp_auxiliary_losses *losses);
 

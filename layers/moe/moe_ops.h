@@ -33,9 +33,10 @@ typedef struct esp_expert_layout {
   int rank;     /* > 0: matrices are factored, U V + S (factors.h), U V having this rank; widths do not differ then */
   bool pruning; /* factored, and rows of S are being pruned: the bank holds their importance */
   int32_t sparse_rows[ESP_SIDES][ESP_MAX_EXPERTS]; /* [stored] factored: rows of S that are there */
-  double skip; /* dynamic skipping in evaluation (arXiv 2402.14800, section 3.3 and appendix), token choice: the smallest
-                  number i of choices is served whose gates g satisfy (g_i+1 + .. + g_k) / (g_1 + .. + g_i) < skip; with
-                  top-2 g_2 / g_1 < beta. 0: none */
+  /* dynamic skipping in evaluation (arXiv 2402.14800, section 3.3 and appendix), token choice: the smallest number
+   * i of choices is served whose gates g satisfy (g_i+1 + .. + g_k) / (g_1 + .. + g_i) < skip; with top-2 g_2 / g_1
+   * < beta. 0: none */
+  double skip;
 } esp_expert_layout;
 
 /* The layout of an unpruned layer. */
@@ -87,9 +88,9 @@ struct esp_route_request; /* router.h */
 struct esp_routed;
 
 /* Token-choice routing of logits [T, experts]. Returns gates [T, k] and sets the other members of *routed: the scores
- * over all experts [T, experts] (for the losses), the decisions. Ties go to the lower index. In training, noise of standard
- * deviation config->noise / experts (of a member), keyed by (seed, stream), is added to the logits before all else.
- * Selected scores: raw, renormalised, or taken over the selected logits only, as the request's config says. The
+ * over all experts [T, experts] (for the losses), the decisions. Ties go to the lower index. In training, noise of
+ * standard deviation config->noise / experts (of a member), keyed by (seed, stream), is added to the logits before all
+ * else. Selected scores: raw, renormalised, or taken over the selected logits only, as the request's config says. The
  * request and its config are copied; its layout, bias and choices must outlive the step. */
 ESP_API esp_tensor *esp_route(esp_tape *tape, esp_tensor *logits, const struct esp_route_request *request,
                               struct esp_routed *routed);
@@ -112,8 +113,8 @@ ESP_API esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *b
 
 /* The same for groups of different widths: group g has widths[g] > 0 neurons, f the largest of them. The side of the
  * neurons stays a rectangle, with zeros in the columns of a group that are no neuron's; they cost neither memory in the
- * bank nor products. `parts` matrices of a group stand one after another in the bank (gate, up), and side by side in the
- * rectangle from columns 0, f .. on.
+ * bank nor products. `parts` matrices of a group stand one after another in the bank (gate, up), and side by side in
+ * the rectangle from columns 0, f .. on.
  *   transpose: x [rows, in], bank [parts x sum of widths, in], bias [parts x sum] or NULL -> [rows, parts x f]
  *   else:      x [rows, f] (parts: 1), bank [sum of widths, out], bias [groups, out] or NULL -> [rows, out]
  * With equal widths the results have the bits of esp_grouped_map(). `first_row` and `widths` must outlive the step. */
@@ -126,14 +127,14 @@ typedef struct esp_factors {
   const int32_t *counts; /* [experts] rows of S that are there */
   esp_tensor *u;         /* [experts, out, rank] */
   esp_tensor *v;         /* [experts, parts x rank, in] */
-  esp_tensor *s;         /* [sum of counts, in] the experts' sparse rows one after another; one unused row if there are none */
+  esp_tensor *s; /* [sum of counts, in] the experts' sparse rows one after another; one unused row if there are none */
   esp_tensor *rows;      /* [sum of counts] which row of W each is, from 0 to out - 1, ascending within an expert */
   esp_tensor *importance, *last_importance; /* [sum of counts] while rows are being pruned (row_pruning.h), else NULL */
 } esp_factors;
 
-/* Each group of rows times its own factored matrix: x [rows, in] -> y = (x V^T) U^T + x S^T + bias [rows, out], of gate | up
- * each half by its own half of U and V; bias [groups, out] or NULL. The rows of S that are not there cost nothing. No gradient
- * flows to factors->rows. `first_row` and factors->counts must outlive the step. */
+/* Each group of rows times its own factored matrix: x [rows, in] -> y = (x V^T) U^T + x S^T + bias [rows, out], of gate
+ * | up each half by its own half of U and V; bias [groups, out] or NULL. The rows of S that are not there cost nothing.
+ * No gradient flows to factors->rows. `first_row` and factors->counts must outlive the step. */
 ESP_API esp_tensor *esp_factored_map(esp_tape *tape, esp_tensor *x, const esp_factors *factors, esp_tensor *bias,
                                      const int64_t *first_row, int64_t groups);
 
@@ -143,8 +144,8 @@ ESP_API esp_tensor *esp_factored_map(esp_tape *tape, esp_tensor *x, const esp_fa
 typedef struct esp_neuron_selection {
   int64_t kept;
   esp_gate_kind ranking;
-  /* Where experts differ in width, a row of expert e, which are first_row[e] .. first_row[e + 1] - 1, has widths[e] <= f
-   * neurons, of which at most all are selected. widths NULL: all have f. Both must outlive the step. */
+  /* Where experts differ in width, a row of expert e, which are first_row[e] .. first_row[e + 1] - 1, has widths[e] <=
+   * f neurons, of which at most all are selected. widths NULL: all have f. Both must outlive the step. */
   const int32_t *widths;
   const int64_t *first_row;
 } esp_neuron_selection;
@@ -156,8 +157,8 @@ typedef struct esp_neuron_selection {
 ESP_API esp_tensor *esp_neuron_top_k(esp_tape *tape, esp_tensor *h, esp_tensor *pre,
                                      const esp_neuron_selection *selection, const uint8_t **mask);
 
-/* The weights of one expert, in place: neuron j's are row j of each matrix. `gate` is NULL with two matrices, biases where
- * there are none. */
+/* The weights of one expert, in place: neuron j's are row j of each matrix. `gate` is NULL with two matrices, biases
+ * where there are none. */
 typedef struct esp_expert_weights {
   int64_t neurons;
   esp_real *gate, *up, *down;    /* [neurons, width] */
@@ -165,14 +166,14 @@ typedef struct esp_expert_weights {
   esp_real *down_bias;           /* [width] */
 } esp_expert_weights;
 
-/* The whole of a MoNE's experts at inference, reading only the weights it needs: of each row of x [rows, width] the gate
- * product in full (two matrices: up's), then of the selected neurons alone their rows of up and down. Returns [rows, width],
- * equal to grouped map, activation, esp_neuron_top_k() and grouped map but for the order of sums. An expert with fewer
- * neurons than are to be kept uses them all. It has no backward, and nothing in between is there to be observed.
- * experts [groups] and first_row [groups + 1] must outlive the step. */
-ESP_API esp_tensor *esp_gathered_experts(esp_tape *tape, esp_tensor *x, const esp_expert_weights *experts, int64_t groups,
-                                         const int64_t *first_row, const esp_neuron_selection *selection,
-                                         esp_gate_kind activation);
+/* The whole of a MoNE's experts at inference, reading only the weights it needs: of each row of x [rows, width] the
+ * gate product in full (two matrices: up's), then of the selected neurons alone their rows of up and down. Returns
+ * [rows, width], equal to grouped map, activation, esp_neuron_top_k() and grouped map but for the order of sums. An
+ * expert with fewer neurons than are to be kept uses them all. It has no backward, and nothing in between is there to
+ * be observed. experts [groups] and first_row [groups + 1] must outlive the step. */
+ESP_API esp_tensor *esp_gathered_experts(esp_tape *tape, esp_tensor *x, const esp_expert_weights *experts,
+                                         int64_t groups, const int64_t *first_row,
+                                         const esp_neuron_selection *selection, esp_gate_kind activation);
 
 /* y_t = sum over the slots of token t, in their order, of gate times its row of `rows` [rows, C] -> [T, C]. */
 ESP_API esp_tensor *esp_combine(esp_tape *tape, esp_tensor *rows, esp_tensor *gates, const esp_routing *routing);
@@ -185,8 +186,8 @@ ESP_API esp_tensor *esp_softmax_tokens(esp_tape *tape, esp_tensor *x);
 
 /* The load-balance loss of Switch (arXiv 2101.03961, eq. 4), for any k: E sum_i F_i P_i -> [1], F_i the share of
  * slots (GShard: of first choices) that chose expert i before any capacity (a constant), P_i the mean over tokens of
- * its score; with config->balance_scores SELECTED, of its score where the token chose i, else 0. 1 at perfect balance of
- * softmax scores (selected: the share of the scores that the chosen experts have). */
+ * its score; with config->balance_scores SELECTED, of its score where the token chose i, else 0. 1 at perfect balance
+ * of softmax scores (selected: the share of the scores that the chosen experts have). */
 ESP_API esp_tensor *esp_balance_loss(esp_tape *tape, esp_tensor *scores, const esp_routing *routing,
                                      const struct esp_route_request *request);
 
@@ -204,10 +205,11 @@ typedef struct esp_neuron_balance {
  * verified; this is the Switch loss for the neurons of each expert:
  *   L = mean over experts i that serve tokens of (f_i / K) sum_j F_ij P_ij,
  * F_ij the share of the expert's tokens that selected neuron j (a constant), P_ij the mean over these tokens of q_j:
- *   abs   q_j = |G_j| if selected, else 0. The closest reading; but gates of SiLU or sigmoid do not sum to 1, so that the loss
- *         also falls as |G| shrinks, without any balance
+ *   abs   q_j = |G_j| if selected, else 0. The closest reading; but gates of SiLU or sigmoid do not sum to 1, so that
+ *         the loss also falls as |G| shrinks, without any balance
  *   norm  q_j = |G_j| / sum_l |G_l|, over all neurons, which mends that. 1 at perfect balance
- * pre [rows, f or 2 f], mask [rows, f] of the selection, f = hidden; both and what `balance` points to must outlive the step. */
+ * pre [rows, f or 2 f], mask [rows, f] of the selection, f = hidden; both and what `balance` points to must outlive the
+ * step. */
 ESP_API esp_tensor *esp_neuron_balance_loss(esp_tape *tape, esp_tensor *pre, const uint8_t *mask, int64_t hidden,
                                             const esp_neuron_balance *balance);
 

@@ -57,26 +57,29 @@ void esp_route_score(esp_score_kind kind, esp_real *z, int count);
 void esp_route_score_gradient(esp_score_kind kind, const esp_real *scores, const esp_real *dscores, int count,
                               esp_real *dlogits);
 
-/* From one row to the next: where to begin the search of the threshold, magnitudes per unit there; 0: not known. The mask
- * does not depend on it. */
+/* From one row to the next: where to begin the search of the threshold, magnitudes per unit there; 0: not known. The
+ * mask does not depend on it. */
 typedef struct esp_threshold_search {
   esp_real guess, density;
 } esp_threshold_search;
 
-/* mask [width] = 1 for the `kept` <= width entries of x [width] of largest magnitude, else 0; ties to the lower index. */
+/* mask [width] = 1 for the `kept` <= width entries of x [width] of largest magnitude, else 0; ties to the lower
+ * index. */
 void esp_neuron_mask(esp_threshold_search *search, const esp_real *x, int64_t width, int64_t kept, uint8_t *mask);
 
 /* The usual ways to the experts and back: dispatch and combine by the routing. */
 esp_tensor *esp_router_dispatch(esp_tape *tape, esp_tensor *tokens, const esp_routed *routed);
 esp_tensor *esp_router_combine(esp_tape *tape, esp_tensor *rows, const esp_routed *routed);
 
-/* Refuses what only token choice has: capacities, batch priority, a selection bias, the load loss, renormalised gates. */
+/* Refuses what only token choice has: capacities, batch priority, a selection bias, the load loss, renormalised
+ * gates. */
 esp_status esp_router_refuse_token_choice_settings(const esp_model_config *config, const char *policy) ESP_MUST_CHECK;
 
 extern const esp_router_policy esp_router_token_choice, esp_router_expert_choice, esp_router_soft, esp_router_hash,
     esp_router_even;
 
-extern const esp_op esp_op_route, esp_op_route_experts, esp_op_softmax_tokens, esp_op_dispatch, esp_op_grouped_map, esp_op_factored_map, esp_op_neuron_top_k, esp_op_gathered_experts, esp_op_combine,
-    esp_op_balance_loss, esp_op_neuron_balance_loss, esp_op_z_loss, esp_op_importance_loss, esp_op_load_loss, esp_op_entropy_loss;
+extern const esp_op esp_op_route, esp_op_route_experts, esp_op_softmax_tokens, esp_op_dispatch, esp_op_grouped_map,
+    esp_op_factored_map, esp_op_neuron_top_k, esp_op_gathered_experts, esp_op_combine, esp_op_balance_loss,
+    esp_op_neuron_balance_loss, esp_op_z_loss, esp_op_importance_loss, esp_op_load_loss, esp_op_entropy_loss;
 
 #endif

@@ -36,7 +36,8 @@ static void balance_plan(esp_node *node) {
   esp_require(node, esp_tensor_rows(node->inputs[0]) == b->first_row[b->experts], "needs the rows of all experts");
   esp_require(node, columns == at->hidden || columns == 2 * at->hidden, "needs pre [rows, f or 2 f]");
   esp_plan_scalar(node);
-  node->saved_bytes = (size_t)b->experts * (sizeof(double) + (size_t)at->hidden * (sizeof(double) + 2 * sizeof(esp_real)));
+  node->saved_bytes =
+      (size_t)b->experts * (sizeof(double) + (size_t)at->hidden * (sizeof(double) + 2 * sizeof(esp_real)));
 }
 
 static int64_t neurons_of(const balance_attributes *at, int64_t expert) {

@@ -103,8 +103,8 @@ static esp_real set_gates(const esp_route_request *r, const esp_real *scores, co
   return sum;
 }
 
-/* Leaves out the last choices as the layout's `skip` says; the rest is renormalised where gates are (otherwise they stay
- * as they are; reconstruction: the paper's model renormalises). Returns what the gates were divided by. */
+/* Leaves out the last choices as the layout's `skip` says; the rest is renormalised where gates are (otherwise they
+ * stay as they are; reconstruction: the paper's model renormalises). Returns what the gates were divided by. */
 static esp_real skip_last(const esp_route_request *r, esp_real *gates, int32_t *kept) {
   double head = 0;
   for (*kept = 1; *kept < r->k; ++*kept) {

@@ -55,7 +55,8 @@ typedef struct esp_router_policy {
 ESP_API const esp_router_policy *esp_router_policy_of(esp_router_kind kind);
 
 /* Slots an expert may serve of a group of `tokens` tokens: tokens x k x factor / experts, rounded up and then up to a
- * multiple of 4 (V-MoE); what is wanted if factor is not positive. capacity(520, 2, 8) is 140 at 1.05 and 196 at 1.5. */
+ * multiple of 4 (V-MoE); what is wanted if factor is not positive. capacity(520, 2, 8) is 140 at 1.05 and 196 at
+ * 1.5. */
 ESP_API int64_t esp_expert_capacity(int64_t tokens, int k, double factor, int experts);
 
 /* Slots of each expert and image in Soft MoE. */

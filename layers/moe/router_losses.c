@@ -112,9 +112,9 @@ typedef struct token_attributes {
 
 static void token_plan(esp_node *node) {
   const esp_route_request *r = &((const token_attributes *)node->attributes)->request;
-  esp_require(node,
-              esp_tensor_columns(node->inputs[0]) == r->layout->experts && esp_tensor_rows(node->inputs[0]) == r->tokens,
-              "needs logits [tokens, experts]");
+  esp_require(
+      node, esp_tensor_columns(node->inputs[0]) == r->layout->experts && esp_tensor_rows(node->inputs[0]) == r->tokens,
+      "needs logits [tokens, experts]");
   esp_plan_scalar(node);
   node->saved_bytes = (size_t)r->tokens * 2 * sizeof(esp_real);
 }
@@ -174,7 +174,8 @@ esp_tensor *esp_z_loss(esp_tape *tape, esp_tensor *logits, const esp_route_reque
   return apply_token_loss(tape, &esp_op_z_loss, logits, request);
 }
 
-/* --- entropy loss: L = 1/T sum_t H_t, H_t = -sum_i p_ti log p_ti, p = softmax(z);  dz_ti = -dL p_ti (log p_ti + H_t) / T */
+/* --- entropy loss: L = 1/T sum_t H_t, H_t = -sum_i p_ti log p_ti, p = softmax(z);  dz_ti = -dL p_ti (log p_ti + H_t) /
+ * T */
 
 static void entropy_forward(esp_node *node) {
   const esp_route_request *r = &((const token_attributes *)node->attributes)->request;

@@ -26,9 +26,9 @@ static group_results results_of(const esp_node *node) {
 
 static void group_plan(esp_node *node) {
   const esp_route_request *r = &((const group_attributes *)node->attributes)->request;
-  esp_require(node,
-              esp_tensor_columns(node->inputs[0]) == r->layout->experts && esp_tensor_rows(node->inputs[0]) == r->tokens,
-              "needs logits [tokens, experts]");
+  esp_require(
+      node, esp_tensor_columns(node->inputs[0]) == r->layout->experts && esp_tensor_rows(node->inputs[0]) == r->tokens,
+      "needs logits [tokens, experts]");
   esp_plan_scalar(node);
   node->saved_bytes = (size_t)(group_count(r) * (1 + r->layout->experts)) * sizeof(double);
 }

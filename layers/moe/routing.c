@@ -55,8 +55,9 @@ static bool rows_can_be(const esp_expert_layout *layout, int side, int64_t most,
   for (int s = 0; s < layout->stored; s++) {
     const int32_t rows = layout->sparse_rows[side][s];
     if (rows >= 0 && rows <= most) continue;
-    snprintf(problem, ESP_LAYOUT_PROBLEM_SIZE, "has %d sparse rows in the %s matrix of its stored expert %d; expected 0 to %lld",
-             (int)rows, side == ESP_SIDE_UP ? "first" : "last", s, (long long)most);
+    snprintf(problem, ESP_LAYOUT_PROBLEM_SIZE,
+             "has %d sparse rows in the %s matrix of its stored expert %d; expected 0 to %lld", (int)rows,
+             side == ESP_SIDE_UP ? "first" : "last", s, (long long)most);
     return false;
   }
   return true;
@@ -67,7 +68,8 @@ bool esp_factoring_problem(const esp_expert_layout *layout, const esp_model_conf
   const int hidden = esp_widest(layout, config->moe.hidden), most = hidden < config->width ? hidden : config->width;
   if (layout->rank == 0 && !layout->pruning) return false;
   if (layout->rank < 1 || layout->rank > most) {
-    snprintf(problem, ESP_LAYOUT_PROBLEM_SIZE, "has experts factored with rank %d; expected 1 to %d", layout->rank, most);
+    snprintf(problem, ESP_LAYOUT_PROBLEM_SIZE, "has experts factored with rank %d; expected 1 to %d", layout->rank,
+             most);
     return true;
   }
   if (esp_is_ragged(layout, config->moe.hidden)) {
