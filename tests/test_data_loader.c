@@ -221,8 +221,11 @@ static uint32_t digest(const esp_batch *batch) {
 
 static void test_resumed_equals_uninterrupted(void **state) {
   (void)state;
-  esp_loader_options options = {
-      .batch = BATCH, .shuffle = true, .augmentation = {4, true, 8, 0.4}, .seed = 7, .example_limit = 70};
+  esp_loader_options options = {.batch = BATCH,
+                                .shuffle = true,
+                                .augmentation = {.crop_padding = 4, .flip = true, .cutout = 8, .mixup = 0.4},
+                                .seed = 7,
+                                .example_limit = 70};
   options.normalisation = usual;
   uint32_t whole[RUN];
   esp_loader *loader = create(synthetic, &options, 0);
@@ -255,7 +258,7 @@ static void test_no_allocation_after_creation(void **state) {
   (void)state;
   const esp_loader_options options = {.batch = BATCH,
                                       .shuffle = true,
-                                      .augmentation = {4, true, 8, 0.4},
+                                      .augmentation = {.crop_padding = 4, .flip = true, .cutout = 8, .mixup = 0.4},
                                       .normalisation = plain,
                                       .example_limit = 50};
   esp_loader *const loader = create(synthetic, &options, 0);
