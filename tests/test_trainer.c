@@ -337,8 +337,8 @@ static void take_gradient(training *t, esp_precision precision) {
   esp_loader *loader;
   const esp_batch *batch;
   esp_step_result result;
-  const esp_loader_options options = {.batch = 32, .normalisation = t->info.normalisation, .seed = 1};
   set_up(t, SETTINGS("model.mixing=attention", "model.heads=4", "augmentation.mixup=0", "optimizer.clip_norm=0"));
+  const esp_loader_options options = {.batch = 32, .normalisation = t->info.normalisation, .seed = 1};
   expect_ok(esp_optimizer_create(&optimizer, &t->config.optimizer, t->model->parameters));
   expect_ok(esp_loader_create(&loader, data, ESP_TRAIN, &options, 0));
   expect_ok(esp_loader_next(loader, &batch));
