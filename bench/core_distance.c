@@ -7,7 +7,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-enum { EXCHANGES = 5000, PATIENCE = 10000 };
+enum { EXCHANGES = 1000, TRIES = 7, PATIENCE = 10000 };
 
 typedef struct exchanged_line {
   _Alignas(64) atomic_int turn;
@@ -26,10 +26,10 @@ static void count_up(exchanged_line *line, int thread) {
   }
 }
 
-double esp_bench_core_distance(void) {
+/* Seconds; 0 if there is one thread only. */
+static double exchange(void) {
   exchanged_line line = {0};
   double seconds = 0;
-  if (esp_threads() < 2) return 0;
 #pragma omp parallel num_threads(2)
   if (omp_get_num_threads() == 2) {
 #pragma omp barrier
@@ -39,5 +39,15 @@ double esp_bench_core_distance(void) {
 #pragma omp master
     seconds = esp_seconds() - start;
   }
-  return 1e9 * seconds / (2 * EXCHANGES);
+  return seconds;
+}
+
+/* The least of some tries: threads that were just started may share a processor at first. */
+double esp_bench_core_distance(void) {
+  double least = 0;
+  for (int i = 0; i < TRIES && esp_threads() > 1; i++) {
+    const double seconds = exchange();
+    if (i == 0 || seconds < least) least = seconds;
+  }
+  return 1e9 * least / (2 * EXCHANGES);
 }
