@@ -160,7 +160,6 @@ gemm_tiling gemm_tiling_of(const esp_gemm *p, const gemm_plan *plan, int64_t til
 gemm_plan gemm_plan_for(const esp_gemm *p, int64_t tiles) {
   gemm_plan plan = {.kernels = kernels_for(p)};
   if (plan.kernels) plan.order = gemm_order_for(p, plan.kernels);
-  plan.rows_apart = !p->transpose_a && (plan.kernels || is_thin(p));
   plan.tiles = gemm_tiling_of(p, &plan, tiles);
   return plan;
 }

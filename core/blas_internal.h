@@ -19,7 +19,6 @@ typedef struct gemm_tiling {
 typedef struct gemm_plan {
   const gemm_kernels *kernels; /* NULL: OpenBLAS, or few rows */
   gemm_order order;
-  bool rows_apart; /* an element of C is the same whatever rows are computed with it */
   gemm_tiling tiles;
 } gemm_plan;
 

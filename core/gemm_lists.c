@@ -79,7 +79,9 @@ static void run_by_tiles(esp_gemm *products, int64_t count) {
 }
 
 /* --- rows of C, as they are dealt to other loops: what a thread wrote is in its cache, others may be far away --------
- * Few rows of few products are dealt by columns, so that a weight is read by one thread only. */
+ * An element of C is the same whatever rows are computed with it, except by OpenBLAS, and unless A is transposed: its
+ * rows say how the sums are cut then. Few rows of few products are dealt by columns, so that a weight is read by one
+ * thread only. */
 
 enum {
   LEAST_ROWS = 32, /* a thread */
@@ -90,8 +92,8 @@ enum {
 static bool deals_rows(const esp_gemm *products, int64_t count) {
   int64_t rows = 0;
   for (int64_t i = 0; i < count; rows += products[i++].m)
-    if (!gemm_plan_for(&products[i], 1).rows_apart) return false;
-  return rows >= LEAST_ROWS * esp_threads() || count >= 2 * esp_threads();
+    if (products[i].transpose_a || !gemm_kernels_for(products[i].way)) return false;
+  return rows >= LEAST_ROWS * esp_threads() || (rows > 0 && count >= 2 * esp_threads());
 }
 
 static void run_rows_of(esp_gemm p, int64_t begin, int64_t end, uint64_t list) {

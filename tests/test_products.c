@@ -171,6 +171,29 @@ static void what_is_not_a_number_stays_visible(void **state) {
   }
 }
 
+/* As the experts of a layer to which no token came. */
+static void lists_without_rows(void **state) {
+  (void)state;
+  esp_gemm list[8];
+  for (int way = ESP_GEMM_BEST; way < WAYS; way++)
+    for (int threads = 1; has(way) && threads <= 3; threads++) {
+      esp_threads_set(threads);
+      for (int i = 0; i < 8; i++) {
+        list[i] = product(0, 40, 30, false, true, 0);
+        set_way(&list[i], way);
+      }
+      memcpy(c, before, sizeof c);
+      esp_gemm_run(list, 8);
+      for (int i = 0; i < 8; i++) {
+        list[i] = product(0, 40, 0, true, false, 0);
+        set_way(&list[i], way);
+      }
+      esp_gemm_sums(list, 8, c);
+      assert_memory_equal(c, before, sizeof c);
+    }
+  esp_threads_set(0);
+}
+
 static void nothing_to_add_up(void **state) {
   (void)state;
   for (int way = ESP_GEMM_BEST; way < WAYS; way++) {
@@ -187,8 +210,8 @@ static void nothing_to_add_up(void **state) {
 /* Lists of products that share operands, with few and with many rows. */
 static void threads_do_not_change_the_bits(void **state) {
   (void)state;
-  static const int64_t shapes[][3] = {
-      {1000, 192, 200}, {16, 768, 192}, {64, 576, 192}, {200, 192, 1000}, {17, 90, 500}, {65, 800, 130}, {5, 50, 129}};
+  static const int64_t shapes[][3] = {{1000, 192, 200}, {16, 768, 192}, {64, 576, 192}, {200, 192, 1000},
+                                      {17, 90, 500},    {65, 800, 130}, {5, 50, 129},   {3, 600, 600}};
   for (int way = ESP_GEMM_BEST; way < WAYS; way++)
     for (size_t s = 0; has(way) && s < sizeof shapes / sizeof shapes[0]; s++)
       for (int variant = 0; variant < 4; variant++) {
@@ -290,6 +313,7 @@ int main(void) {
       cmocka_unit_test(large_products),
       cmocka_unit_test(rows_of_a_may_overlap),
       cmocka_unit_test(what_is_not_a_number_stays_visible),
+      cmocka_unit_test(lists_without_rows),
       cmocka_unit_test(nothing_to_add_up),
       cmocka_unit_test(threads_do_not_change_the_bits),
       cmocka_unit_test(sums_over_the_rows_of_a_list),
