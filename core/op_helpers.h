@@ -1,4 +1,4 @@
-/* What the sources of ops share, here and in layers/: shapes, costs, and the usual way to loop. */
+/* What the sources of ops share, here and in layers/: shapes and costs. */
 #ifndef ESPALIER_OP_HELPERS_H
 #define ESPALIER_OP_HELPERS_H
 
@@ -7,14 +7,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* Elementwise loops hand out about this many elements at once: they fit the second-level cache. */
-enum { ESP_ELEMENTS_PER_RANGE = 16384 };
-
-/* Rows of `columns` elements that make about one range of elements. */
-static inline int64_t esp_row_grain(int64_t columns) {
-  return columns >= ESP_ELEMENTS_PER_RANGE ? 1 : ESP_ELEMENTS_PER_RANGE / (columns > 0 ? columns : 1);
-}
 
 /* Plans: give an output its shape. */
 ESP_API void esp_plan_output(esp_node *node, int index, int rank, const int64_t *shape);

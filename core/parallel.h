@@ -41,7 +41,7 @@ ESP_API void esp_parallel_rows(int64_t rows, int64_t columns, esp_range_body *bo
 ESP_API void esp_parallel_elements(int64_t count, esp_range_body *body, void *context);
 
 /* The same for ranges of uneven cost, of at most `grain` of `count`: a thread that has finished its share helps the
- * others. With a grain of 1 every range is one. */
+ * others. A single thread gets all in one range. */
 ESP_API void esp_parallel_for_uneven(int64_t count, int64_t grain, esp_range_body *body, void *context);
 
 /* Reductions over many rows are cut into this many parts, whatever the number of threads. */
