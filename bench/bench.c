@@ -75,10 +75,8 @@ static double reached_share(const esp_bench_case *c, const esp_bench_result *r) 
 
 static void print_case(FILE *table, const esp_bench_case *c, const esp_bench_result *r) {
   fprintf(table, "  %-22s %11.3f %11.3f %7.3f", c->name, 1e6 * r->median, 1e6 * r->best, r->ratio);
-  if (c->flops > 0)
-    fprintf(table, " %9.1f", 1e-9 * c->flops / r->median);
-  else
-    fprintf(table, " %9s", "");
+  if (c->flops > 0) fprintf(table, " %9.1f", 1e-9 * c->flops / r->median);
+  else fprintf(table, " %9s", "");
   if (c->limit > 0) fprintf(table, " %5.0f %% of the limit", 100 * c->limit / r->median);
   if (c->least > 0 && c->least < 1) fprintf(table, " %7.3f %7.0f %%", c->least, 100 * reached_share(c, r));
   fputc('\n', table);

@@ -18,8 +18,8 @@ enum { ESP_BENCH_CASES = 128, ESP_BENCH_ROUNDS = 21 };
 
 /* What a suite reports to. */
 typedef struct esp_bench {
-  int rounds;                 /* of each comparison */
-  bool quick;                 /* only the smallest comparison of a suite: to see that it works */
+  int rounds;          /* of each comparison */
+  bool quick;          /* only the smallest comparison of a suite: to see that it works */
   bool processor_time; /* times are those of the calling thread on its processor, which is fair if it does all the
                                  work: then other programs' turns do not count. Otherwise wall time */
   FILE *table;         /* where tables go; NULL: nowhere */

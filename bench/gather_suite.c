@@ -72,8 +72,8 @@ static esp_status compare(esp_bench *bench, const shape *size, int rows, stage *
     *c = (contestant){.stage = s, .kept = size->hidden / divisors[i ? i - 1 : 0], .gather = i > 0};
     snprintf(c->name, NAME_SIZE, i ? "gathered 1/%d" : "masked 1/%d", divisors[i ? i - 1 : 0]);
     const double computed = (double)size->hidden + 2 * (double)(i ? c->kept : size->hidden);
-    cases[i] = (esp_bench_case){c->name, run, c, 2 * EXPERTS * rows * size->width * computed,
-                                computed / (3 * (double)size->hidden), 0};
+    cases[i] = (esp_bench_case){
+        c->name, run, c, 2 * EXPERTS * rows * size->width * computed, computed / (3 * (double)size->hidden), 0};
   }
   char name[96];
   snprintf(name, sizeof name, "%d rows an expert, %d experts, width %d, %d neurons", rows, EXPERTS, size->width,

@@ -122,8 +122,7 @@ static esp_bench_case make_case(const contest *t, contestant *c) {
 static void name_contestant(contestant *c) {
   if (c->share < 1)
     snprintf(c->name, NAME_SIZE, "MoNE 1/%.0f %s", 1 / c->share, c->path == ESP_NEURONS_MASKED ? "masked" : "gathered");
-  else
-    snprintf(c->name, NAME_SIZE, "MoE");
+  else snprintf(c->name, NAME_SIZE, "MoE");
 }
 
 static esp_status compare(esp_bench *bench, const contest *t, stage *s) {

@@ -83,8 +83,10 @@ esp_status esp_bench_selection(esp_bench *bench) {
     const char *name;
     esp_activation_kind activation;
     int width, hidden;
-  } contests[] = {{"SwiGLU", ESP_ACTIVATION_SWIGLU, 64, 256}, {"SwiGLU", ESP_ACTIVATION_SWIGLU, 192, 384},
-                  {"SwiGLU", ESP_ACTIVATION_SWIGLU, 256, 1024}, {"ReGLU", ESP_ACTIVATION_REGLU, 192, 384}};
+  } contests[] = {{"SwiGLU", ESP_ACTIVATION_SWIGLU, 64, 256},
+                  {"SwiGLU", ESP_ACTIVATION_SWIGLU, 192, 384},
+                  {"SwiGLU", ESP_ACTIVATION_SWIGLU, 256, 1024},
+                  {"ReGLU", ESP_ACTIVATION_REGLU, 192, 384}};
   for (size_t i = 0; i < sizeof contests / sizeof contests[0]; i++) {
     stage s = {.parameters = NULL};
     const esp_status status =

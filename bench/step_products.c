@@ -6,8 +6,8 @@
 
 #include <stdio.h>
 
-const char *const esp_product_way_names[ESP_WAYS] = {"as the program", "slabs of rows", "whole products",
-                                                      "OpenBLAS: list", "OpenBLAS: slabs", "OpenBLAS: whole"};
+const char *const esp_product_way_names[ESP_WAYS] = {"as the program", "slabs of rows",   "whole products",
+                                                     "OpenBLAS: list", "OpenBLAS: slabs", "OpenBLAS: whole"};
 
 /* --- which there are ------------------------------------------------------------------------------------------ */
 
@@ -195,8 +195,7 @@ static esp_status run_as_program(const esp_product_run *run) {
   const esp_step_product *p = run->product;
   if (p->transpose_a && !p->transpose_b && !p->attention && run->way == ESP_WAY_PROGRAM)
     esp_gemm_sums(list, p->groups, run->stage->partial);
-  else
-    esp_gemm_run(list, p->groups);
+  else esp_gemm_run(list, p->groups);
   esp_free(list);
   return ESP_OK;
 }
@@ -204,10 +203,8 @@ static esp_status run_as_program(const esp_product_run *run) {
 esp_status esp_run_product(void *context) {
   esp_product_run *run = context;
   if (run->way == ESP_WAY_PROGRAM || run->way == ESP_WAY_BLAS_LIST) return run_as_program(run);
-  if (run->way == ESP_WAY_SLABS || run->way == ESP_WAY_BLAS_SLABS)
-    esp_parallel_for(esp_threads(), 1, run_slabs, run);
-  else
-    esp_parallel_for_uneven(run->product->groups, 1, run_whole, run);
+  if (run->way == ESP_WAY_SLABS || run->way == ESP_WAY_BLAS_SLABS) esp_parallel_for(esp_threads(), 1, run_slabs, run);
+  else esp_parallel_for_uneven(run->product->groups, 1, run_whole, run);
   return ESP_OK;
 }
 

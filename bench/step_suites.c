@@ -30,8 +30,8 @@ static esp_status measure(esp_bench *bench, const bench_model *model, int64_t im
 
 static esp_status run(esp_bench *bench, const bench_model *model, int64_t images, step_kind kind) {
   model_stage stage = {.tape = NULL};
-  const esp_status status = bench->quick ? measure(bench, &bench_quick_model, 2, kind, &stage)
-                                         : measure(bench, model, images, kind, &stage);
+  const esp_status status =
+      bench->quick ? measure(bench, &bench_quick_model, 2, kind, &stage) : measure(bench, model, images, kind, &stage);
   model_stage_clear(&stage);
   return status;
 }

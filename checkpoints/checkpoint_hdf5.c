@@ -282,10 +282,8 @@ static esp_status read_text(esp_h5_handles *handles, hid_t place, const char *na
   char *made = esp_alloc(size + 1, 1);
   if (!made) return ESP_ERR_MEMORY;
   const esp_status status = esp_h5_read(data, name, stored, made);
-  if (status == ESP_OK)
-    *text = made;
-  else
-    esp_free(made);
+  if (status == ESP_OK) *text = made;
+  else esp_free(made);
   return status;
 }
 

@@ -37,8 +37,7 @@ typedef struct esp_h5_array {
 } esp_h5_array;
 
 /* Writes a chunked dataset with Fletcher-32 and, at level 1 to 9, shuffle and deflate. */
-esp_status esp_h5_write(hid_t place, const char *name, const esp_h5_array *array, const void *values,
-                        int level);
+esp_status esp_h5_write(hid_t place, const char *name, const esp_h5_array *array, const void *values, int level);
 
 /* Fills a new dataset that has these filters, chunk by chunk, compressing at level 1 to 9; the elements in memory are
  * as in the file. */

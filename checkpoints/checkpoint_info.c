@@ -16,7 +16,7 @@ typedef struct column {
   column_kind kind;
 } column;
 
-#define COLUMN(type, member, kind)                                                                                     \
+#define COLUMN(type, member, kind) \
   { #member, offsetof(type, member), sizeof((type *)0)->member, kind }
 
 /* Of data set and normalisation; in esp_checkpoint_info they are no struct of their own. */

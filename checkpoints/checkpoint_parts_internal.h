@@ -38,16 +38,15 @@ esp_status esp_info_read(hid_t file, esp_checkpoint_info *info);
 
 /* A flat array like that of the parameters' values: the group `name` in `place` has a dataset for each
  * parameter. */
-esp_status esp_arrays_write(hid_t place, const char *name, const esp_parameters *parameters,
-                            const esp_real *flat, int level);
+esp_status esp_arrays_write(hid_t place, const char *name, const esp_parameters *parameters, const esp_real *flat,
+                            int level);
 /* At least as many bytes as esp_arrays_write() adds to a file. */
 size_t esp_arrays_most_bytes(const esp_parameters *parameters);
 /* Names what is missing, extra or misshapen. */
 esp_status esp_arrays_check(hid_t place, const char *name, const esp_parameters *parameters);
 esp_status esp_arrays_read(hid_t place, const char *name, const esp_parameters *parameters, esp_real *flat);
 
-esp_status esp_optimizer_write(hid_t file, const esp_parameters *parameters, const esp_optimizer *optimizer,
-                               int level);
+esp_status esp_optimizer_write(hid_t file, const esp_parameters *parameters, const esp_optimizer *optimizer, int level);
 
 /* An open file whose format and version are known to be right. */
 typedef struct esp_checkpoint_file {

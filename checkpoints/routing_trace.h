@@ -20,11 +20,11 @@ typedef struct esp_trace_layer {
 } esp_trace_layer;
 
 typedef struct esp_routing_trace {
-  char model[24];                     /* digest of the model whose routers chose */
+  char model[24]; /* digest of the model whose routers chose */
   char data_name[64], data_digest[64];
-  char split[8];                      /* "test" or "train" */
-  int64_t images, tokens_per_image;   /* from the first one on, in the split's own order */
-  int members;                        /* of an E3, else 1 */
+  char split[8];                    /* "test" or "train" */
+  int64_t images, tokens_per_image; /* from the first one on, in the split's own order */
+  int members;                      /* of an E3, else 1 */
   int layer_count;
   esp_trace_layer *layers;
 } esp_routing_trace;

@@ -30,8 +30,7 @@ static const option option_table[] = {
      TEXT(calibration)},
     {"--gates", "FORM", "normalised (default: over a token's chosen experts) or model (as the model uses them)",
      TEXT(gates)},
-    {"--budget", "SCOPE",
-     "layer (each loses as many; prune's default) or global (merge's); neurons: expert or layer",
+    {"--budget", "SCOPE", "layer (each loses as many; prune's default) or global (merge's); neurons: expert or layer",
      TEXT(budget)},
     {"--floor", "N", "experts that every layer keeps at least", TEXT(floor)},
     {"--exclude", "PATTERNS", "layers that keep all experts, e.g. \"blocks.3.*,blocks.5.*\"", TEXT(exclude)},
@@ -148,13 +147,11 @@ static esp_status parse_option(const command *c, int argc, char **argv, int *ind
 esp_status parse_arguments(const command *c, int argc, char **argv, arguments *a) {
   *a = (arguments){.operand_count = 0};
   for (int i = 2; i < argc; i++) {
-    if (argv[i][0] == '-' && argv[i][1])
-      ESP_TRY(parse_option(c, argc, argv, &i, a));
+    if (argv[i][0] == '-' && argv[i][1]) ESP_TRY(parse_option(c, argc, argv, &i, a));
     else if (a->operand_count == c->most_operands)
       return esp_fail(ESP_ERR_USAGE, "`espalier %s` does not know what to do with \"%s\"; usage: espalier %s", c->name,
                       argv[i], c->usage);
-    else
-      a->operands[a->operand_count++] = argv[i];
+    else a->operands[a->operand_count++] = argv[i];
   }
   if (a->help || a->operand_count >= c->least_operands) return ESP_OK;
   return esp_fail(ESP_ERR_USAGE, "usage: espalier %s", c->usage);

@@ -21,8 +21,8 @@ typedef struct arguments {
   repeated data_sets, criteria; /* every --data and --criterion; the last ones are `data` and `criterion` too */
   const char *seeds, *variants, *layers;
   bool sparsify, flip;
-  repeated calibrate_on;        /* of a sweep */
-  const char *beta; /* of skip: a number */
+  repeated calibrate_on;                   /* of a sweep */
+  const char *beta;                        /* of skip: a number */
   const char *methods, *ratios, *finetune; /* lists and a number of a sweep */
   const char *overrides[MAX_OVERRIDES];
   size_t override_count;

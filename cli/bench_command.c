@@ -58,10 +58,8 @@ static int run_suite(const esp_bench_suite *suite, const arguments *a, int round
   if (!a->json) putchar('\n');
   const esp_status status = suite->run(&bench);
   int code = status == ESP_OK ? EXIT_DONE : report_failure(status);
-  if (status == ESP_OK && a->json)
-    code = print_json(bench_json(suite, &bench, distance));
-  else if (status == ESP_OK)
-    printf("peak memory %.1f MB\n", 1e-6 * (double)esp_bench_peak_memory());
+  if (status == ESP_OK && a->json) code = print_json(bench_json(suite, &bench, distance));
+  else if (status == ESP_OK) printf("peak memory %.1f MB\n", 1e-6 * (double)esp_bench_peak_memory());
   json_decref(bench.comparisons);
   json_decref(bench.figures);
   return code;

@@ -95,10 +95,8 @@ esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a) {
   const bool is_file = length > 3 && strcmp(a->out + length - 3, ".h5") == 0;
   if (is_file && length >= ESP_PATH_SIZE)
     return esp_fail(ESP_ERR_USAGE, "--out is longer than %d letters", ESP_PATH_SIZE - 1);
-  if (is_file)
-    memcpy(target, a->out, length + 1);
-  else
-    ESP_TRY(esp_folder_path(target, a->out, ESP_LAST_CHECKPOINT));
+  if (is_file) memcpy(target, a->out, length + 1);
+  else ESP_TRY(esp_folder_path(target, a->out, ESP_LAST_CHECKPOINT));
   if (esp_file_exists(target) && !a->overwrite)
     return esp_fail(ESP_ERR_USAGE, "%s exists already; --overwrite replaces it, or choose another --out", target);
   return ESP_OK;
@@ -137,8 +135,7 @@ void draw_figure(const arguments *a, const char *folder, const char *name) {
   if (a->quiet || drawn == ESP_DRAWN) return;
   if (drawn == ESP_NO_GNUPLOT)
     fprintf(stderr, "the figure is not drawn, for gnuplot is not installed (Debian: gnuplot-nox); later: ");
-  else
-    fprintf(stderr, "gnuplot could not draw the figure; to see why: ");
+  else fprintf(stderr, "gnuplot could not draw the figure; to see why: ");
   fprintf(stderr, "cd '%s' && gnuplot %s.gp\n", folder, name);
 }
 

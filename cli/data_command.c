@@ -57,10 +57,8 @@ static int show_info(const arguments *a) {
   const esp_status status = esp_dataset_open(&dataset, a->operands[1]);
   if (status != ESP_OK) return report_failure(status);
   int code = EXIT_DONE;
-  if (a->json)
-    code = print_json(info_json(esp_dataset_info_of(dataset)));
-  else
-    print_info(dataset);
+  if (a->json) code = print_json(info_json(esp_dataset_info_of(dataset)));
+  else print_info(dataset);
   esp_dataset_close(dataset);
   return code;
 }

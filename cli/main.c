@@ -30,8 +30,8 @@ static const command commands[] = {
      "--replay: tokens go where a trace of `measure --trace` says, in this model or in another one with as many\n"
      "experts; gates are still the routers' own.\n\n"
      "Example:\n"
-     "  espalier evaluate runs/finetuned --data synthetic:narrow --json\n", "--data --split --limit --replay --flip", 1,
-     1, run_evaluate},
+     "  espalier evaluate runs/finetuned --data synthetic:narrow --json\n",
+     "--data --split --limit --replay --flip", 1, 1, run_evaluate},
     {"measure", "measure RUN|CKPT [--data DATA [--trace FILE.h5]] [--reference RUN|CKPT] [--out FOLDER]",
      "What routers and neurons do",
      "With --data: routing counts, shares, gates, entropy, and how sparse the neurons' activations are. With\n"
@@ -160,8 +160,8 @@ static const command commands[] = {
      "  espalier sweep runs/finetuned --data synthetic:narrow --reference runs/pretrained --finetune 0.2 --out "
      "runs/sweep\n",
      "--data --out --methods --ratios --seeds --finetune --calibration --calibrate-on --reference --limit --set "
-     "--distil --keep", 1,
-     ESP_SWEEP_MODELS, run_sweep},
+     "--distil --keep",
+     1, ESP_SWEEP_MODELS, run_sweep},
     {"merge", "merge RUN|CKPT --data DATA --groups N|--ratio R [--method NAME] [--budget global|layer] --out RUN|CKPT",
      "Lets groups of experts share one expert's weights",
      "Methods (each but the last two averages a group's experts; the router stays as it is and maps to fewer\n"
@@ -199,8 +199,8 @@ static const command commands[] = {
      "  espalier compress runs/finetuned --data synthetic:narrow --rank 8 --share 0.1 --teacher runs/finetuned \\\n"
      "    --out runs/small\n",
      "--data --out --rank --share --exclude --zero-shot --calibration --teacher --set --resume --overwrite "
-     "--new-head", 1, 1,
-     run_compress},
+     "--new-head",
+     1, 1, run_compress},
     {"upcycle", "upcycle RUN|CKPT --set model.layers=[...] [--set KEY=VALUE]... [--noise S] --out RUN|CKPT",
      "Makes a mixture of a trained dense model (arXiv 2212.05055)",
      "Blocks that model.layers makes mixtures get experts that are copies of their dense layer, and a new router.\n"

@@ -28,8 +28,7 @@ static esp_status read_budget(merging *m, const arguments *a) {
                     "give either --groups N (stored experts a layer, on average) or --ratio R (the share of "
                     "a layer's experts that is to go)");
   budget->global = true;
-  if (a->budget && strcmp(a->budget, "layer") == 0)
-    budget->global = false;
+  if (a->budget && strcmp(a->budget, "layer") == 0) budget->global = false;
   else if (a->budget && strcmp(a->budget, "global") != 0)
     return esp_fail(ESP_ERR_USAGE, "--budget is \"%s\"; it must be global or layer", a->budget);
   if (a->ratio) ESP_TRY(real_number("--ratio", a->ratio, 0, 1, &budget->ratio));
@@ -57,10 +56,8 @@ static esp_status save_model(merging *m) {
   const esp_merge_options *o = &m->options;
   char detail[200], budget[48], parent[ESP_DIGEST_SIZE];
   memcpy(parent, m->model.info.digest, sizeof parent);
-  if (o->budget.groups)
-    snprintf(budget, sizeof budget, "%d groups", o->budget.groups);
-  else
-    snprintf(budget, sizeof budget, "ratio %g", o->budget.ratio);
+  if (o->budget.groups) snprintf(budget, sizeof budget, "%d groups", o->budget.groups);
+  else snprintf(budget, sizeof budget, "ratio %g", o->budget.ratio);
   snprintf(detail, sizeof detail, "%s, %s a layer (%s), similarity %s, align %s, average %s, %lld images of %s",
            o->method.name, budget, o->budget.global ? "global" : "each", esp_similarity_name(o->similarity),
            esp_align_name(o->method.align), esp_average_name(o->method.average), (long long)m->plan->data.images,
@@ -160,10 +157,8 @@ int run_merge(const arguments *a) {
     esp_model_cost before, after;
     esp_model_cost_of(m.model.model, &before);
     esp_model_cost_of(m.merged, &after);
-    if (a->json)
-      code = print_json(result_json(&m, &before, &after));
-    else
-      print_result(&m, &before, &after);
+    if (a->json) code = print_json(result_json(&m, &before, &after));
+    else print_result(&m, &before, &after);
   }
   esp_stable_ranks_free(m.before);
   esp_stable_ranks_free(m.after);

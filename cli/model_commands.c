@@ -116,8 +116,7 @@ static esp_status start_trace(measuring *m) {
 
 esp_status choose_measure_folder(char folder[ESP_PATH_SIZE], const arguments *a) {
   struct stat found;
-  if (a->out)
-    snprintf(folder, ESP_PATH_SIZE, "%s", a->out);
+  if (a->out) snprintf(folder, ESP_PATH_SIZE, "%s", a->out);
   else if (stat(a->operands[0], &found) == 0 && S_ISDIR(found.st_mode))
     ESP_TRY(esp_folder_path(folder, a->operands[0], "measured"));
   return *folder ? esp_folder_make(folder) : ESP_OK;
@@ -129,8 +128,7 @@ static esp_status measure(measuring *m, const arguments *a) {
     return esp_fail(ESP_ERR_USAGE,
                     "nothing to measure: give --data (what routers and neurons do), --reference (how far routers "
                     "moved), or both");
-  if (a->trace && !a->data)
-    return esp_fail(ESP_ERR_USAGE, "--trace records the routing of images: give --data too");
+  if (a->trace && !a->data) return esp_fail(ESP_ERR_USAGE, "--trace records the routing of images: give --data too");
   ESP_TRY(load(&m->model, a->operands[0]));
   m->measurement.model = m->model.model;
   m->measurement.checkpoint = m->model.path;
@@ -149,12 +147,9 @@ int run_measure(const arguments *a) {
   measuring m = {.dataset = NULL};
   const esp_status status = measure(&m, a);
   int code = EXIT_DONE;
-  if (status != ESP_OK)
-    code = report_failure(status);
-  else if (a->json)
-    code = print_json(esp_measurement_json(&m.measurement));
-  else
-    esp_measurement_print(&m.measurement, stdout);
+  if (status != ESP_OK) code = report_failure(status);
+  else if (a->json) code = print_json(esp_measurement_json(&m.measurement));
+  else esp_measurement_print(&m.measurement, stdout);
   esp_router_changes_free(m.changes);
   esp_statistics_free(m.statistics);
   esp_routing_trace_free(m.trace);
@@ -223,10 +218,8 @@ static int inspect_model(const arguments *a) {
   esp_model_cost cost;
   esp_model_cost_of(l.model, &cost);
   int code = EXIT_DONE;
-  if (a->json)
-    code = print_json(inspection_json(&l, &cost, a->parameters));
-  else
-    print_inspection(&l, &cost, a->parameters);
+  if (a->json) code = print_json(inspection_json(&l, &cost, a->parameters));
+  else print_inspection(&l, &cost, a->parameters);
   unload(&l);
   return code;
 }

@@ -169,12 +169,9 @@ int run_overlap(const arguments *a) {
   esp_status status = compare(&c, a);
   if (status == ESP_OK && a->out) status = save(&c, a->out);
   int code = EXIT_DONE;
-  if (status != ESP_OK)
-    code = report_failure(status);
-  else if (a->json)
-    code = print_json(result_json(&c));
-  else
-    print_table(&c);
+  if (status != ESP_OK) code = report_failure(status);
+  else if (a->json) code = print_json(result_json(&c));
+  else print_table(&c);
   for (int i = 0; i < MAX_SETS; i++) {
     for (int k = 0; k < c.criteria; k++) esp_plan_free(c.plans[k][i]);
     esp_expert_scores_free(c.scores[i]);

@@ -91,10 +91,8 @@ static void warn_of_unrouted(const esp_plan *plan, bool neurons) {
   const bool one = unrouted == 1;
   if (!unrouted) return;
   fprintf(stderr, "espalier: warning: %d expert%s saw no calibration token, so that ", unrouted, one ? "" : "s");
-  if (neurons)
-    fprintf(stderr, "%s neurons all score 0 and go first", one ? "its" : "their");
-  else
-    fprintf(stderr, "%s 0 and go%s first", one ? "it scores" : "they score", one ? "es" : "");
+  if (neurons) fprintf(stderr, "%s neurons all score 0 and go first", one ? "its" : "their");
+  else fprintf(stderr, "%s 0 and go%s first", one ? "it scores" : "they score", one ? "es" : "");
   fputs("; more --calibration images may help\n", stderr);
 }
 
@@ -117,18 +115,16 @@ static esp_status make_plan(pruning *p, const arguments *a) {
 /* For the history: what was done, to how many, with which data. */
 static void describe(const pruning *p, const arguments *a, char *text, size_t size) {
   char amount[64] = "by a saved plan", data[160] = "", mode[16] = "";
-  if (p->neurons)
-    describe_neurons(&p->neuron_budget, amount, sizeof amount);
+  if (p->neurons) describe_neurons(&p->neuron_budget, amount, sizeof amount);
   else if (a->drop)
     snprintf(amount, sizeof amount, "%d expert%s a layer", p->budget.drop, p->budget.drop == 1 ? "" : "s");
-  else if (a->ratio)
-    snprintf(amount, sizeof amount, "ratio %g", p->budget.ratio);
+  else if (a->ratio) snprintf(amount, sizeof amount, "ratio %g", p->budget.ratio);
   if (*p->plan->data.name)
     snprintf(data, sizeof data, ", calibrated on %lld %s images of %s (seed %llu)", (long long)p->plan->data.images,
              p->plan->data.split, p->plan->data.name, (unsigned long long)p->plan->data.seed);
   if (!p->neurons) snprintf(mode, sizeof mode, ", mode %s", esp_prune_mode_name(p->plan->mode));
-  snprintf(text, size, "%s%s, %s%s%s%s%s", p->plan->criterion, mode, amount,
-           p->budget.global ? " over all layers" : "", a->exclude ? " but " : "", a->exclude ? a->exclude : "", data);
+  snprintf(text, size, "%s%s, %s%s%s%s%s", p->plan->criterion, mode, amount, p->budget.global ? " over all layers" : "",
+           a->exclude ? " but " : "", a->exclude ? a->exclude : "", data);
 }
 
 static esp_status save_model(pruning *p, const arguments *a) {
@@ -211,10 +207,8 @@ int run_prune(const arguments *a) {
     esp_model_cost before, after;
     esp_model_cost_of(p.model.model, &before);
     esp_model_cost_of(p.pruned, &after);
-    if (a->json)
-      code = print_json(result_json(&p, &before, &after));
-    else
-      print_result(&p, &before, &after);
+    if (a->json) code = print_json(result_json(&p, &before, &after));
+    else print_result(&p, &before, &after);
   }
   esp_model_free(p.pruned);
   esp_plan_free(p.plan);

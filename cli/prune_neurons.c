@@ -37,10 +37,8 @@ esp_status read_neuron_pruning(const esp_neuron_criterion **criterion, esp_neuro
 }
 
 void describe_neurons(const esp_neuron_budget *budget, char *text, size_t size) {
-  if (budget->below > 0)
-    snprintf(text, size, "below %g", budget->below);
-  else
-    snprintf(text, size, "ratio %g of each %s's neurons", budget->ratio, budget->by_layer ? "layer" : "expert");
+  if (budget->below > 0) snprintf(text, size, "below %g", budget->below);
+  else snprintf(text, size, "ratio %g of each %s's neurons", budget->ratio, budget->by_layer ? "layer" : "expert");
 }
 
 void print_neurons(const esp_layer_plan *layer) {

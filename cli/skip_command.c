@@ -45,10 +45,8 @@ static esp_status make(skipping *s, const arguments *a) {
   ESP_TRY(find_beta(s, a));
   ESP_TRY(esp_skip_apply(&s->made, s->model.model, s->beta));
   memcpy(parent, s->model.info.digest, sizeof parent);
-  if (a->beta)
-    snprintf(detail, sizeof detail, "beta %s", a->beta);
-  else
-    snprintf(detail, sizeof detail, "beta calibrated on %s", esp_dataset_info_of(s->dataset)->name);
+  if (a->beta) snprintf(detail, sizeof detail, "beta %s", a->beta);
+  else snprintf(detail, sizeof detail, "beta calibrated on %s", esp_dataset_info_of(s->dataset)->name);
   ESP_TRY(esp_checkpoint_add_history(&s->model.info, "skip", detail, parent, ""));
   note_cost(&s->model.info, s->made);
   if (strcmp(s->target, a->out) != 0) ESP_TRY(esp_folder_make(a->out));

@@ -129,12 +129,9 @@ int run_sweep(const arguments *a) {
   static sweeping s;
   const esp_status status = sweep(&s, a);
   int code = EXIT_DONE;
-  if (status != ESP_OK)
-    code = report_failure(status);
-  else if (a->json)
-    code = print_json(esp_sweep_json(s.sweep));
-  else
-    esp_sweep_print(s.sweep, stdout);
+  if (status != ESP_OK) code = report_failure(status);
+  else if (a->json) code = print_json(esp_sweep_json(s.sweep));
+  else esp_sweep_print(s.sweep, stdout);
   esp_sweep_free(s.sweep);
   for (int i = 0; i < ESP_SWEEP_MODELS; i++) unload(&s.models[i]);
   unload(&s.reference);

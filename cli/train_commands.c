@@ -17,8 +17,7 @@ static esp_status apply_seed(training *t, const arguments *a) {
 static esp_status read_settings_again(training *t, const arguments *a) {
   if (strcmp(t->action, "pretrain") == 0 && a->operand_count)
     ESP_TRY(esp_run_config_load(&t->config, a->operands[0], a->overrides, a->override_count));
-  else
-    ESP_TRY(esp_run_config_parse(&t->config, t->resume_from, t->info.run_config, a->overrides, a->override_count));
+  else ESP_TRY(esp_run_config_parse(&t->config, t->resume_from, t->info.run_config, a->overrides, a->override_count));
   training_take_sizes(t);
   return apply_seed(t, a);
 }
@@ -40,23 +39,21 @@ static esp_status recall(training *t, esp_training_result *result) {
     return esp_fail(ESP_ERR_MISMATCH,
                     "%s is finished, but %s does not hold its results; `espalier evaluate %s` measures it again",
                     t->folder, path, t->folder);
-  *result = (esp_training_result){
-      .final = {.accuracy = json_number_value(json_object_get(t->more, "accuracy")),
-                .loss = json_number_value(json_object_get(t->more, "loss"))},
-      .best_accuracy = json_number_value(json_object_get(t->more, "best_accuracy")),
-      .best_step = json_integer_value(json_object_get(t->more, "best_step")),
-      .seconds = json_number_value(json_object_get(t->more, "seconds")),
-      .images_per_second = json_number_value(json_object_get(t->more, "images_per_second"))};
+  *result =
+      (esp_training_result){.final = {.accuracy = json_number_value(json_object_get(t->more, "accuracy")),
+                                      .loss = json_number_value(json_object_get(t->more, "loss"))},
+                            .best_accuracy = json_number_value(json_object_get(t->more, "best_accuracy")),
+                            .best_step = json_integer_value(json_object_get(t->more, "best_step")),
+                            .seconds = json_number_value(json_object_get(t->more, "seconds")),
+                            .images_per_second = json_number_value(json_object_get(t->more, "images_per_second"))};
   if (!t->quiet) fprintf(stderr, "%s is finished: there is nothing to resume\n", t->folder);
   return ESP_OK;
 }
 
 static int finish(training *t, const arguments *a, esp_status status, const esp_training_result *result) {
   int code = EXIT_DONE;
-  if (status != ESP_OK)
-    code = report_failure(status);
-  else if (a->json)
-    code = print_json(training_results_json(t, result));
+  if (status != ESP_OK) code = report_failure(status);
+  else if (a->json) code = print_json(training_results_json(t, result));
   else
     printf(
         "%s: test accuracy %.2f %% (best %.2f %% at step %lld), loss %.4f, %.0f s, %.0f images/s; checkpoint %s/last.h5\n",
@@ -78,14 +75,10 @@ static esp_status start_pretraining(training *t, const arguments *a) {
 static esp_status wants_new_head(const training *t, const arguments *a, const esp_model *source, bool *anew) {
   const char *when = a->new_head ? a->new_head : "auto";
   const bool differs = source->config.classes != esp_dataset_info_of(t->dataset)->classes;
-  if (strcmp(when, "auto") == 0)
-    *anew = differs;
-  else if (strcmp(when, "always") == 0)
-    *anew = true;
-  else if (strcmp(when, "never") == 0)
-    *anew = false;
-  else
-    return esp_fail(ESP_ERR_USAGE, "--new-head is \"%s\"; it must be auto, always or never", when);
+  if (strcmp(when, "auto") == 0) *anew = differs;
+  else if (strcmp(when, "always") == 0) *anew = true;
+  else if (strcmp(when, "never") == 0) *anew = false;
+  else return esp_fail(ESP_ERR_USAGE, "--new-head is \"%s\"; it must be auto, always or never", when);
   return ESP_OK;
 }
 

@@ -21,12 +21,12 @@ typedef struct recipe {
 } recipe;
 
 struct training {
-  const arguments *arguments; /* of a command that trains once, else NULL */
-  const recipe *recipe;       /* likewise */
-  json_t *more;               /* for the results; NULL: nothing */
+  const arguments *arguments;  /* of a command that trains once, else NULL */
+  const recipe *recipe;        /* likewise */
+  json_t *more;                /* for the results; NULL: nothing */
   const char *action, *folder; /* of the run */
   bool quiet, terse;           /* terse: the settings are not printed at the start */
-  esp_dataset *dataset; /* the caller's */
+  esp_dataset *dataset;        /* the caller's */
   esp_run_config config;
   esp_model *model;
   loaded teacher; /* of a distillation; no model: none */

@@ -147,13 +147,13 @@ static void print_start(const training *t) {
 }
 
 json_t *training_results_json(const training *t, const esp_training_result *r) {
-  json_t *json = json_pack(
-      "{s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s, s:s}", "run", t->folder, "action",
-      t->action, "accuracy", r->final.accuracy, "loss", r->final.loss, "best_accuracy", r->best_accuracy, "best_step",
-      (json_int_t)r->best_step, "step", (json_int_t)r->step, "steps", (json_int_t)r->steps, "seconds", r->seconds,
-      "images_per_second", r->images_per_second, "step_memory_bytes", (json_int_t)r->step_memory, "threads",
-      esp_threads(), "blas_kernel", esp_blas_kernel(), "product_kernel", esp_gemm_kernel(), "data", t->info.data_name,
-      "digest", t->info.digest);
+  json_t *json = json_pack("{s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s, s:s}", "run",
+                           t->folder, "action", t->action, "accuracy", r->final.accuracy, "loss", r->final.loss,
+                           "best_accuracy", r->best_accuracy, "best_step", (json_int_t)r->best_step, "step",
+                           (json_int_t)r->step, "steps", (json_int_t)r->steps, "seconds", r->seconds,
+                           "images_per_second", r->images_per_second, "step_memory_bytes", (json_int_t)r->step_memory,
+                           "threads", esp_threads(), "blas_kernel", esp_blas_kernel(), "product_kernel",
+                           esp_gemm_kernel(), "data", t->info.data_name, "digest", t->info.digest);
   if (t->teacher.model)
     json_object_set_new(json, "distillation",
                         json_pack("{s:s, s:f, s:f, s:b, s:f}", "teacher", t->teacher.info.digest, "weight",

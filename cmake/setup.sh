@@ -10,6 +10,7 @@ test_packages=(libcmocka-dev python3 python3-h5py python3-numpy dataset-fashion-
 # shellcheck disable=SC2034
 example_packages=(jq gnuplot-nox)
 clang_packages=(clang libclang-rt-dev libomp-dev)
+format_packages=(clang-format git)
 
 is_installed() {
   dpkg-query --show --showformat='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed

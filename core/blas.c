@@ -32,12 +32,9 @@ static int64_t even(int64_t length, int64_t piece, int64_t multiple) {
 
 static gemm_tiling choose_tiling(const esp_gemm *p, int64_t rows, int64_t columns, int64_t multiple, int64_t enough) {
   while (worth_cutting(p) && pieces(p->m, rows) * pieces(p->n, columns) < enough) {
-    if (4 * rows >= columns && rows > SMALLEST_TILE)
-      rows = halved(rows, multiple);
-    else if (columns > SMALLEST_TILE)
-      columns = halved(columns, multiple);
-    else
-      break;
+    if (4 * rows >= columns && rows > SMALLEST_TILE) rows = halved(rows, multiple);
+    else if (columns > SMALLEST_TILE) columns = halved(columns, multiple);
+    else break;
   }
   const int64_t across = pieces(p->n, columns);
   return (gemm_tiling){rows, columns, across, pieces(p->m, rows) * across};
@@ -79,10 +76,8 @@ static void multiply_matrices(const esp_gemm *p) {
 
 static void call_blas(const esp_gemm *p) {
   esp_use_one_blas_thread();
-  if (p->lda < (p->transpose_a ? p->m : p->k))
-    multiply_row_by_row(p);
-  else
-    multiply_matrices(p);
+  if (p->lda < (p->transpose_a ? p->m : p->k)) multiply_row_by_row(p);
+  else multiply_matrices(p);
 }
 
 static void scale_c(const esp_gemm *p) {
@@ -177,16 +172,11 @@ static void start_with_bias(esp_gemm *p) {
 void gemm_run_planned(esp_gemm product, const gemm_plan *plan, uint64_t list) {
   if (product.m <= 0 || product.n <= 0) return;
   if (product.bias && (!plan->kernels || product.beta != 0 || product.k <= 0)) start_with_bias(&product);
-  if (product.k <= 0)
-    scale_c(&product);
-  else if (plan->kernels)
-    gemm_run_piece(&product, plan->kernels, plan->order, list);
-  else if (is_thin(&product) && product.transpose_b)
-    run_thin_transposed(&product);
-  else if (is_thin(&product))
-    run_thin(&product);
-  else
-    call_blas(&product);
+  if (product.k <= 0) scale_c(&product);
+  else if (plan->kernels) gemm_run_piece(&product, plan->kernels, plan->order, list);
+  else if (is_thin(&product) && product.transpose_b) run_thin_transposed(&product);
+  else if (is_thin(&product)) run_thin(&product);
+  else call_blas(&product);
 }
 
 typedef struct column_sums {

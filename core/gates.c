@@ -6,18 +6,18 @@ typedef void values_of(const esp_real *x, int64_t count, esp_real *value);
 typedef void curve_of(const esp_real *x, int64_t count, esp_real *value, esp_real *slope);
 
 /* Both loops of a function. No `restrict`: x and value may be the same. */
-#define GATE(name, value_of_x, slope_of_x)                                                                             \
-  ESP_HOT static void name##_values(const esp_real *x, int64_t count, esp_real *value) {                               \
-    ESP_PRAGMA(omp simd)                                                                                               \
-    for (int64_t i = 0; i < count; i++) value[i] = value_of_x(x[i]);                                                   \
-  }                                                                                                                    \
-  ESP_HOT static void name##_curve(const esp_real *x, int64_t count, esp_real *value, esp_real *slope) {               \
-    ESP_PRAGMA(omp simd)                                                                                               \
-    for (int64_t i = 0; i < count; i++) {                                                                              \
-      const esp_real at = x[i];                                                                                        \
-      value[i] = value_of_x(at);                                                                                       \
-      slope[i] = slope_of_x(at);                                                                                       \
-    }                                                                                                                  \
+#define GATE(name, value_of_x, slope_of_x)                                                               \
+  ESP_HOT static void name##_values(const esp_real *x, int64_t count, esp_real *value) {                 \
+    ESP_PRAGMA(omp simd)                                                                                 \
+    for (int64_t i = 0; i < count; i++) value[i] = value_of_x(x[i]);                                     \
+  }                                                                                                      \
+  ESP_HOT static void name##_curve(const esp_real *x, int64_t count, esp_real *value, esp_real *slope) { \
+    ESP_PRAGMA(omp simd)                                                                                 \
+    for (int64_t i = 0; i < count; i++) {                                                                \
+      const esp_real at = x[i];                                                                          \
+      value[i] = value_of_x(at);                                                                         \
+      slope[i] = slope_of_x(at);                                                                         \
+    }                                                                                                    \
   }
 
 static inline esp_real identity_value(esp_real x) { return x; }

@@ -12,8 +12,8 @@ extern "C" {
 typedef enum esp_gate_kind {
   ESP_GATE_IDENTITY,
   ESP_GATE_RELU,
-  ESP_GATE_GELU,        /* by the error function */
-  ESP_GATE_SILU,        /* x sigmoid(x) */
+  ESP_GATE_GELU, /* by the error function */
+  ESP_GATE_SILU, /* x sigmoid(x) */
   ESP_GATE_SIGMOID,
   ESP_GATE_SQUARED_RELU /* max(x, 0)^2 (So et al., arXiv 2109.08668) */
 } esp_gate_kind;

@@ -256,10 +256,8 @@ static void run_block(const gemm_work *w, gemm_block *b) {
     tile.vector = b->vector + (w->vector_in_place ? column : column * tile.steps);
     const bool is_last = column + w->wide >= w->vector.count;
     tile.ahead = w->vector_in_place && !is_last ? w->wide : 0;
-    if (w->swapped)
-      run_swapped_panel(w, b, tile, column);
-    else
-      run_panel(w, b, tile, column);
+    if (w->swapped) run_swapped_panel(w, b, tile, column);
+    else run_panel(w, b, tile, column);
   }
 }
 

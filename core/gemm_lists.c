@@ -51,10 +51,8 @@ static const esp_gemm *find_product(const product_list *list, int64_t tile) {
   int64_t low = 0, high = list->count;
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
-    if (list->products[middle].first_tile <= tile)
-      low = middle;
-    else
-      high = middle;
+    if (list->products[middle].first_tile <= tile) low = middle;
+    else high = middle;
   }
   return &list->products[low];
 }
@@ -126,10 +124,8 @@ static void run_by_rows(const esp_gemm *products, int64_t count) {
 }
 
 void esp_gemm_run(esp_gemm *products, int64_t count) {
-  if (deals_rows(products, count))
-    run_by_rows(products, count);
-  else
-    run_by_tiles(products, count);
+  if (deals_rows(products, count)) run_by_rows(products, count);
+  else run_by_tiles(products, count);
 }
 
 /* --- sums over rows of A and B: in parts, each a thread's own rows ------------------------------------------------ */

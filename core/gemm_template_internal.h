@@ -24,10 +24,8 @@ INLINE vec load_columns(const float *from, int64_t count) {
 }
 
 INLINE void store_columns(float *to, vec values, int64_t count) {
-  if (count >= LANES)
-    v_store(to, values);
-  else if (count > 0)
-    v_store_part(to, values, count);
+  if (count >= LANES) v_store(to, values);
+  else if (count > 0) v_store_part(to, values, count);
 }
 
 /* LANES steps of one row or column: `count` elements along the sum, then zeros. */
@@ -80,7 +78,9 @@ INLINE void multiply_tile(const gemm_tile *t, int rows, int vectors) {
   for (int64_t i = t->steps; i > 0; i--) {
     vec columns[VECTORS];
     UNROLL for (int v = 0; v < vectors; v++) columns[v] = v_load(vector + v * LANES);
-    if (ahead) { UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(vector + ahead + v * LANES, 0, 2); }
+    if (ahead) {
+      UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(vector + ahead + v * LANES, 0, 2);
+    }
     UNROLL for (int r = 0; r < rows; r++) {
       const vec x = v_broadcast(broadcast + r * row);
       UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = MULTIPLY_ADD(x, columns[v], sums[r][v]);
@@ -106,15 +106,15 @@ INLINE void multiply_tile(const gemm_tile *t, int rows, int vectors) {
   if (!usual) finish_rows(t, others, rows);
 }
 
-#define TILE(rows, vectors)                                                                                            \
+#define TILE(rows, vectors) \
   TARGET static void multiply_##rows##_##vectors(const gemm_tile *t) { multiply_tile(t, rows, vectors); }
-#define TILES(vectors)                                                                                                 \
-  TILE(1, vectors)                                                                                                     \
+#define TILES(vectors) \
+  TILE(1, vectors)     \
   TILE(2, vectors) TILE(3, vectors) TILE(4, vectors) TILE(5, vectors) TILE(6, vectors) MORE_TILES(vectors)
-#define NAMES(vectors)                                                                                                 \
-  {                                                                                                                    \
-    multiply_1_##vectors, multiply_2_##vectors, multiply_3_##vectors, multiply_4_##vectors, multiply_5_##vectors,      \
-        multiply_6_##vectors, MORE_NAMES(vectors)                                                                      \
+#define NAMES(vectors)                                                                                            \
+  {                                                                                                               \
+    multiply_1_##vectors, multiply_2_##vectors, multiply_3_##vectors, multiply_4_##vectors, multiply_5_##vectors, \
+        multiply_6_##vectors, MORE_NAMES(vectors)                                                                 \
   }
 #if ROWS == 8
 #define MORE_TILES(vectors) TILE(7, vectors) TILE(8, vectors)
@@ -179,7 +179,7 @@ INLINE void dot_tile(const gemm_tile *t, int rows) {
   }
 }
 
-#define DOT_TILE(rows)                                                                                                 \
+#define DOT_TILE(rows) \
   TARGET static void dot_##rows(const gemm_tile *t) { dot_tile(t, rows); }
 #if DOT_ROWS == 6
 #define MORE_DOT_TILES DOT_TILE(3) DOT_TILE(4) DOT_TILE(5) DOT_TILE(6)

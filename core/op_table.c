@@ -1,6 +1,7 @@
 /* The op table of core/: one row an op. The tests walk it. */
 #include "ops_internal.h"
 
+/* clang-format off */
 const esp_op *const esp_core_ops[] = {
     &esp_op_matmul,      &esp_op_linear_map,
     &esp_op_add,         &esp_op_multiply,
@@ -21,3 +22,4 @@ const esp_op *const esp_core_ops[] = {
     &esp_op_distillation,
     NULL,
 };
+/* clang-format on */

@@ -28,12 +28,12 @@ static void add_plan(esp_node *node) {
 }
 
 /* Loops over elements [begin, end) of a in runs within which b's index is consecutive. */
-#define FOR_BROADCAST_RUNS(begin, end, period, body)                                                                   \
-  for (int64_t i_ = (begin); i_ < (end);) {                                                                            \
-    const int64_t offset = i_, phase = i_ % (period);                                                                  \
-    const int64_t rest = (period)-phase, length = rest < (end)-i_ ? rest : (end)-i_;                                   \
-    body;                                                                                                              \
-    i_ += length;                                                                                                      \
+#define FOR_BROADCAST_RUNS(begin, end, period, body)                                 \
+  for (int64_t i_ = (begin); i_ < (end);) {                                          \
+    const int64_t offset = i_, phase = i_ % (period);                                \
+    const int64_t rest = (period)-phase, length = rest < (end)-i_ ? rest : (end)-i_; \
+    body;                                                                            \
+    i_ += length;                                                                    \
   }
 
 ESP_HOT static void add_range(void *context, int64_t begin, int64_t end) {
@@ -54,9 +54,7 @@ ESP_HOT static void multiply_range(void *context, int64_t begin, int64_t end) {
                      for (int64_t j = 0; j < length; j++) c[offset + j] = a[offset + j] * b[phase + j])
 }
 
-static void add_forward(esp_node *node) {
-  esp_parallel_elements(esp_tensor_count(node->inputs[0]), add_range, node);
-}
+static void add_forward(esp_node *node) { esp_parallel_elements(esp_tensor_count(node->inputs[0]), add_range, node); }
 
 static void multiply_forward(esp_node *node) {
   esp_parallel_elements(esp_tensor_count(node->inputs[0]), multiply_range, node);
@@ -74,8 +72,7 @@ ESP_HOT static void accumulate_range(void *context, int64_t begin, int64_t end) 
   const accumulation *x = context;
   esp_real *target = x->target;
   const esp_real *source = x->source, *factor = x->factor;
-  if (!factor && !x->accumulate)
-    memcpy(target + begin, source + begin, (size_t)(end - begin) * sizeof *target);
+  if (!factor && !x->accumulate) memcpy(target + begin, source + begin, (size_t)(end - begin) * sizeof *target);
   else if (!factor)
     for (int64_t i = begin; i < end; i++) target[i] += source[i];
   else
@@ -86,9 +83,7 @@ ESP_HOT static void accumulate_range(void *context, int64_t begin, int64_t end) 
         })
 }
 
-static void accumulate(int64_t count, accumulation x) {
-  esp_parallel_elements(count, accumulate_range, &x);
-}
+static void accumulate(int64_t count, accumulation x) { esp_parallel_elements(count, accumulate_range, &x); }
 
 typedef struct repeat_sum {
   const esp_real *source, *factor;
@@ -205,38 +200,38 @@ static void activation_plan(esp_node *node) {
 }
 
 /* An op from its value and its slope, both functions of x. */
-#define ACTIVATION(function, op_name, flops, value, slope, kink)                                                       \
-  ESP_HOT static void function##_range(void *context, int64_t begin, int64_t end) {                                    \
-    const esp_node *node = context;                                                                                    \
-    const esp_real *restrict x = node->inputs[0]->data;                                                                \
-    esp_real *restrict y = node->outputs[0]->data;                                                                     \
-    for (int64_t i = begin; i < end; i++) y[i] = value(x[i]);                                                          \
-  }                                                                                                                    \
-  ESP_HOT static void function##_gradient_range(void *context, int64_t begin, int64_t end) {                           \
-    const accumulation *a = context;                                                                                   \
-    const esp_real *dy = a->source, *x = a->factor;                                                                    \
-    esp_real *dx = a->target; /* perhaps x itself */                                                                   \
-    if (a->accumulate) {                                                                                               \
-      ESP_PRAGMA(omp simd)                                                                                             \
-      for (int64_t i = begin; i < end; i++) dx[i] += dy[i] * slope(x[i]);                                              \
-    } else {                                                                                                           \
-      ESP_PRAGMA(omp simd)                                                                                             \
-      for (int64_t i = begin; i < end; i++) dx[i] = dy[i] * slope(x[i]);                                               \
-    }                                                                                                                  \
-  }                                                                                                                    \
-  static void function##_forward(esp_node *node) {                                                                     \
-    esp_parallel_elements(esp_tensor_count(node->inputs[0]), function##_range, node);               \
-  }                                                                                                                    \
-  static void function##_backward(esp_node *node) {                                                                    \
-    accumulation a = {.source = node->outputs[0]->grad, .factor = node->inputs[0]->data};                              \
-    a.target = esp_grad(node->inputs[0], &a.accumulate);                                                               \
-    esp_parallel_elements(esp_tensor_count(node->inputs[0]), function##_gradient_range, &a);        \
-  }                                                                                                                    \
-  static esp_cost function##_cost(const esp_node *node) { return esp_cost_elementwise(node, flops); }                  \
-  const esp_op esp_op_##function = {op_name,         activation_plan,   function##_forward, function##_backward,       \
-                                    function##_cost, {1e-5, 1e-7, kink}};                                              \
-  esp_tensor *esp_##function(esp_tape *tape, esp_tensor *x) {                                                          \
-    return esp_tape_apply(tape, &esp_op_##function, &x, 1, NULL, 0);                                                   \
+#define ACTIVATION(function, op_name, flops, value, slope, kink)                                                 \
+  ESP_HOT static void function##_range(void *context, int64_t begin, int64_t end) {                              \
+    const esp_node *node = context;                                                                              \
+    const esp_real *restrict x = node->inputs[0]->data;                                                          \
+    esp_real *restrict y = node->outputs[0]->data;                                                               \
+    for (int64_t i = begin; i < end; i++) y[i] = value(x[i]);                                                    \
+  }                                                                                                              \
+  ESP_HOT static void function##_gradient_range(void *context, int64_t begin, int64_t end) {                     \
+    const accumulation *a = context;                                                                             \
+    const esp_real *dy = a->source, *x = a->factor;                                                              \
+    esp_real *dx = a->target; /* perhaps x itself */                                                             \
+    if (a->accumulate) {                                                                                         \
+      ESP_PRAGMA(omp simd)                                                                                       \
+      for (int64_t i = begin; i < end; i++) dx[i] += dy[i] * slope(x[i]);                                        \
+    } else {                                                                                                     \
+      ESP_PRAGMA(omp simd)                                                                                       \
+      for (int64_t i = begin; i < end; i++) dx[i] = dy[i] * slope(x[i]);                                         \
+    }                                                                                                            \
+  }                                                                                                              \
+  static void function##_forward(esp_node *node) {                                                               \
+    esp_parallel_elements(esp_tensor_count(node->inputs[0]), function##_range, node);                            \
+  }                                                                                                              \
+  static void function##_backward(esp_node *node) {                                                              \
+    accumulation a = {.source = node->outputs[0]->grad, .factor = node->inputs[0]->data};                        \
+    a.target = esp_grad(node->inputs[0], &a.accumulate);                                                         \
+    esp_parallel_elements(esp_tensor_count(node->inputs[0]), function##_gradient_range, &a);                     \
+  }                                                                                                              \
+  static esp_cost function##_cost(const esp_node *node) { return esp_cost_elementwise(node, flops); }            \
+  const esp_op esp_op_##function = {op_name,         activation_plan,   function##_forward, function##_backward, \
+                                    function##_cost, {1e-5, 1e-7, kink}};                                        \
+  esp_tensor *esp_##function(esp_tape *tape, esp_tensor *x) {                                                    \
+    return esp_tape_apply(tape, &esp_op_##function, &x, 1, NULL, 0);                                             \
   }
 
 ACTIVATION(relu, "relu", 1, esp_relu_value, esp_relu_slope, "x = 0")
@@ -300,7 +295,9 @@ static void glu_gradient_rows(void *context, int64_t begin, int64_t end) {
 static void glu_backward(esp_node *node) {
   const esp_tensor *h = node->outputs[0];
   glu_gradient s = {.gate = ((const glu_attributes *)node->attributes)->gate,
-                    .x = node->inputs[0]->data, .dh = h->grad, .width = esp_tensor_columns(h)};
+                    .x = node->inputs[0]->data,
+                    .dh = h->grad,
+                    .width = esp_tensor_columns(h)};
   s.dx = esp_grad(node->inputs[0], &s.accumulate);
   esp_parallel_rows(esp_tensor_rows(h), s.width, glu_gradient_rows, &s);
 }

@@ -22,8 +22,14 @@ typedef struct convolution_shape {
 static convolution_shape convolution_shape_of(const esp_node *node) {
   const convolution_attributes *at = node->attributes;
   const int64_t *x = node->inputs[0]->shape, *w = node->inputs[1]->shape;
-  convolution_shape s = {.images = x[0], .height = x[1], .width = x[2], .channels = x[3], .out = w[0], .kernel = w[1],
-                         .stride = at->stride, .padding = at->padding};
+  convolution_shape s = {.images = x[0],
+                         .height = x[1],
+                         .width = x[2],
+                         .channels = x[3],
+                         .out = w[0],
+                         .kernel = w[1],
+                         .stride = at->stride,
+                         .padding = at->padding};
   s.out_height = (s.height + 2 * s.padding - s.kernel) / s.stride + 1;
   s.out_width = (s.width + 2 * s.padding - s.kernel) / s.stride + 1;
   s.patch = s.kernel * s.kernel * s.channels;
@@ -126,14 +132,32 @@ static void convolution_gradient_of_image(const convolution_gradient *g, const c
   const esp_real *dy = g->node->outputs[0]->grad + image * s->pixels * s->out;
   if (dweight) {
     make_patches(s, g->node->inputs[0]->data + image * size, patches);
-    esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = s->out, .n = s->patch, .k = s->pixels, .a = dy, .lda = s->out,
-                              .b = patches, .ldb = s->patch, .c = dweight, .ldc = s->patch, .alpha = 1, .beta = !first,
+    esp_gemm_here(&(esp_gemm){.transpose_a = true,
+                              .m = s->out,
+                              .n = s->patch,
+                              .k = s->pixels,
+                              .a = dy,
+                              .lda = s->out,
+                              .b = patches,
+                              .ldb = s->patch,
+                              .c = dweight,
+                              .ldc = s->patch,
+                              .alpha = 1,
+                              .beta = !first,
                               .precision = g->node->precision});
   }
   if (!g->dx) return;
   if (!g->accumulate) memset(g->dx + image * size, 0, (size_t)size * sizeof(esp_real));
-  esp_gemm_here(&(esp_gemm){.m = s->pixels, .n = s->patch, .k = s->out, .a = dy, .lda = s->out,
-                            .b = g->node->inputs[1]->data, .ldb = s->patch, .c = patches, .ldc = s->patch, .alpha = 1,
+  esp_gemm_here(&(esp_gemm){.m = s->pixels,
+                            .n = s->patch,
+                            .k = s->out,
+                            .a = dy,
+                            .lda = s->out,
+                            .b = g->node->inputs[1]->data,
+                            .ldb = s->patch,
+                            .c = patches,
+                            .ldc = s->patch,
+                            .alpha = 1,
                             .precision = g->node->precision});
   add_patches(s, patches, g->dx + image * size);
 }
@@ -193,8 +217,9 @@ static depthwise_shape depthwise_shape_of(const esp_node *node) {
 
 static void depthwise_plan(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *w = node->inputs[1];
-  esp_require(node, x->rank == 4 && w->rank == 3 && w->shape[0] == w->shape[1] && w->shape[0] % 2 == 1 &&
-                        w->shape[2] == x->shape[3],
+  esp_require(node,
+              x->rank == 4 && w->rank == 3 && w->shape[0] == w->shape[1] && w->shape[0] % 2 == 1 &&
+                  w->shape[2] == x->shape[3],
               "needs x [N, H, W, C] and weight [kernel, kernel, C] with an odd kernel");
   esp_require(node, !node->inputs[2] || esp_tensor_count(node->inputs[2]) == x->shape[3],
               "the bias needs one entry a channel");
@@ -366,7 +391,7 @@ static void pool_back(esp_node *node, pool_window *body) {
 }
 
 /* The loop over a window's pixels: `offset` is where a pixel lies from the window's start. */
-#define FOR_WINDOW(node, offset) \
+#define FOR_WINDOW(node, offset)                                                                                    \
   for (int64_t size_ = ((const pool_attributes *)(node)->attributes)->size, p_ = 0, offset = 0; p_ < size_ * size_; \
        p_++, offset = (p_ / size_ * (node)->inputs[0]->shape[2] + p_ % size_) * (node)->inputs[0]->shape[3])
 
@@ -434,8 +459,8 @@ static esp_cost pool_cost(const esp_node *node) {
   return esp_cost_elementwise(node, (double)(size * size));
 }
 
-const esp_op esp_op_max_pool = {"max pool", pool_plan, max_pool_forward, max_pool_backward,
-                                pool_cost,  {1e-5, 1e-7, "two largest pixels of a window are equal"}};
+const esp_op esp_op_max_pool = {"max pool",        pool_plan, max_pool_forward,
+                                max_pool_backward, pool_cost, {1e-5, 1e-7, "two largest pixels of a window are equal"}};
 const esp_op esp_op_mean_pool = {"mean pool",        pool_plan, mean_pool_forward,
                                  mean_pool_backward, pool_cost, {1e-4, 1e-8, NULL}};
 

@@ -227,8 +227,7 @@ ESP_HOT static void unit_gradient_rows(void *context, int64_t begin, int64_t end
 static void unit_backward(esp_node *node) {
   unit_gradient g = {.node = node};
   g.dx = esp_grad(node->inputs[0], &g.accumulate);
-  esp_parallel_rows(esp_tensor_rows(node->inputs[0]), esp_tensor_columns(node->inputs[0]),
-                   unit_gradient_rows, &g);
+  esp_parallel_rows(esp_tensor_rows(node->inputs[0]), esp_tensor_columns(node->inputs[0]), unit_gradient_rows, &g);
 }
 
 const esp_op esp_op_unit_rows = {"unit rows", unit_plan, unit_forward, unit_backward, norm_cost, {1e-5, 1e-7, NULL}};

@@ -20,7 +20,9 @@ static int64_t from_end(const esp_tensor *t, int position) { return t->shape[t->
 static matmul_shape matmul_shape_of(const esp_node *node) {
   const matmul_attributes *at = node->attributes;
   const esp_tensor *a = node->inputs[0], *b = node->inputs[1];
-  matmul_shape s = {.batch = 1, .m = from_end(a, at->transpose_a ? 1 : 2), .k = from_end(a, at->transpose_a ? 2 : 1),
+  matmul_shape s = {.batch = 1,
+                    .m = from_end(a, at->transpose_a ? 1 : 2),
+                    .k = from_end(a, at->transpose_a ? 2 : 1),
                     .n = from_end(b, at->transpose_b ? 2 : 1)};
   for (int i = 0; i + 2 < a->rank; i++) s.batch *= a->shape[i];
   return s;
@@ -58,10 +60,18 @@ static void run_batch(const esp_node *node, esp_gemm product, int64_t a_size, in
 static void matmul_forward(esp_node *node) {
   const matmul_attributes *at = node->attributes;
   const matmul_shape s = matmul_shape_of(node);
-  const esp_gemm product = {.transpose_a = at->transpose_a, .transpose_b = at->transpose_b, .m = s.m, .n = s.n,
-                            .k = s.k, .a = node->inputs[0]->data, .lda = at->transpose_a ? s.m : s.k,
-                            .b = node->inputs[1]->data, .ldb = at->transpose_b ? s.k : s.n,
-                            .c = node->outputs[0]->data, .ldc = s.n, .alpha = 1};
+  const esp_gemm product = {.transpose_a = at->transpose_a,
+                            .transpose_b = at->transpose_b,
+                            .m = s.m,
+                            .n = s.n,
+                            .k = s.k,
+                            .a = node->inputs[0]->data,
+                            .lda = at->transpose_a ? s.m : s.k,
+                            .b = node->inputs[1]->data,
+                            .ldb = at->transpose_b ? s.k : s.n,
+                            .c = node->outputs[0]->data,
+                            .ldc = s.n,
+                            .alpha = 1};
   run_batch(node, product, s.m * s.k, s.k * s.n, s.m * s.n);
 }
 
@@ -73,25 +83,65 @@ static void matmul_backward(esp_node *node) {
   esp_real *da = esp_grad(node->inputs[0], &accumulate);
   if (da && !at->transpose_a) /* dA [m, k] = dC op(B)^T */
     run_batch(node,
-              (esp_gemm){.transpose_b = !at->transpose_b, .m = s.m, .n = s.k, .k = s.n, .a = dc, .lda = s.n, .b = b,
-                         .ldb = at->transpose_b ? s.k : s.n, .c = da, .ldc = s.k, .alpha = 1, .beta = accumulate},
+              (esp_gemm){.transpose_b = !at->transpose_b,
+                         .m = s.m,
+                         .n = s.k,
+                         .k = s.n,
+                         .a = dc,
+                         .lda = s.n,
+                         .b = b,
+                         .ldb = at->transpose_b ? s.k : s.n,
+                         .c = da,
+                         .ldc = s.k,
+                         .alpha = 1,
+                         .beta = accumulate},
               s.m * s.n, s.k * s.n, s.m * s.k);
   else if (da) /* dA [k, m] = op(B) dC^T */
     run_batch(node,
-              (esp_gemm){.transpose_a = at->transpose_b, .transpose_b = true, .m = s.k, .n = s.m, .k = s.n, .a = b,
-                         .lda = at->transpose_b ? s.k : s.n, .b = dc, .ldb = s.n, .c = da, .ldc = s.m, .alpha = 1,
+              (esp_gemm){.transpose_a = at->transpose_b,
+                         .transpose_b = true,
+                         .m = s.k,
+                         .n = s.m,
+                         .k = s.n,
+                         .a = b,
+                         .lda = at->transpose_b ? s.k : s.n,
+                         .b = dc,
+                         .ldb = s.n,
+                         .c = da,
+                         .ldc = s.m,
+                         .alpha = 1,
                          .beta = accumulate},
               s.k * s.n, s.m * s.n, s.m * s.k);
   esp_real *db = esp_grad(node->inputs[1], &accumulate);
   if (db && !at->transpose_b) /* dB [k, n] = op(A)^T dC */
-    run_batch(node, (esp_gemm){.transpose_a = !at->transpose_a, .m = s.k, .n = s.n, .k = s.m, .a = a,
-                               .lda = at->transpose_a ? s.m : s.k, .b = dc, .ldb = s.n, .c = db, .ldc = s.n, .alpha = 1,
-                               .beta = accumulate},
+    run_batch(node,
+              (esp_gemm){.transpose_a = !at->transpose_a,
+                         .m = s.k,
+                         .n = s.n,
+                         .k = s.m,
+                         .a = a,
+                         .lda = at->transpose_a ? s.m : s.k,
+                         .b = dc,
+                         .ldb = s.n,
+                         .c = db,
+                         .ldc = s.n,
+                         .alpha = 1,
+                         .beta = accumulate},
               s.m * s.k, s.m * s.n, s.k * s.n);
   else if (db) /* dB [n, k] = dC^T op(A) */
     run_batch(node,
-              (esp_gemm){.transpose_a = true, .transpose_b = at->transpose_a, .m = s.n, .n = s.k, .k = s.m, .a = dc,
-                         .lda = s.n, .b = a, .ldb = at->transpose_a ? s.m : s.k, .c = db, .ldc = s.k, .alpha = 1,
+              (esp_gemm){.transpose_a = true,
+                         .transpose_b = at->transpose_a,
+                         .m = s.n,
+                         .n = s.k,
+                         .k = s.m,
+                         .a = dc,
+                         .lda = s.n,
+                         .b = a,
+                         .ldb = at->transpose_a ? s.m : s.k,
+                         .c = db,
+                         .ldc = s.k,
+                         .alpha = 1,
                          .beta = accumulate},
               s.m * s.n, s.m * s.k, s.k * s.n);
 }
@@ -125,9 +175,19 @@ static void linear_map_plan(esp_node *node) {
 static void linear_map_forward(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *weight = node->inputs[1], *bias = node->inputs[2];
   const int64_t rows = esp_tensor_rows(x), out = weight->shape[0], in = weight->shape[1];
-  esp_gemm_run(&(esp_gemm){.transpose_b = true, .m = rows, .n = out, .k = in, .a = x->data, .lda = in,
-                           .b = weight->data, .ldb = in, .c = node->outputs[0]->data, .ldc = out, .alpha = 1,
-                           .bias = bias ? bias->data : NULL, .precision = node->precision},
+  esp_gemm_run(&(esp_gemm){.transpose_b = true,
+                           .m = rows,
+                           .n = out,
+                           .k = in,
+                           .a = x->data,
+                           .lda = in,
+                           .b = weight->data,
+                           .ldb = in,
+                           .c = node->outputs[0]->data,
+                           .ldc = out,
+                           .alpha = 1,
+                           .bias = bias ? bias->data : NULL,
+                           .precision = node->precision},
                1);
 }
 
@@ -138,14 +198,34 @@ static void linear_map_backward(esp_node *node) {
   bool accumulate;
   esp_real *dweight = esp_grad(weight, &accumulate);
   if (dweight)
-    esp_gemm_sums(&(esp_gemm){.transpose_a = true, .m = out, .n = in, .k = rows, .a = dy, .lda = out, .b = x->data,
-                              .ldb = in, .c = dweight, .ldc = in, .alpha = 1, .beta = accumulate,
+    esp_gemm_sums(&(esp_gemm){.transpose_a = true,
+                              .m = out,
+                              .n = in,
+                              .k = rows,
+                              .a = dy,
+                              .lda = out,
+                              .b = x->data,
+                              .ldb = in,
+                              .c = dweight,
+                              .ldc = in,
+                              .alpha = 1,
+                              .beta = accumulate,
                               .precision = node->precision},
                   1, node->scratch);
   esp_real *dx = esp_grad(x, &accumulate);
   if (dx)
-    esp_gemm_run(&(esp_gemm){.m = rows, .n = in, .k = out, .a = dy, .lda = out, .b = weight->data, .ldb = in, .c = dx,
-                             .ldc = in, .alpha = 1, .beta = accumulate, .precision = node->precision},
+    esp_gemm_run(&(esp_gemm){.m = rows,
+                             .n = in,
+                             .k = out,
+                             .a = dy,
+                             .lda = out,
+                             .b = weight->data,
+                             .ldb = in,
+                             .c = dx,
+                             .ldc = in,
+                             .alpha = 1,
+                             .beta = accumulate,
+                             .precision = node->precision},
                  1);
   esp_real *dbias = esp_grad(node->inputs[2], &accumulate);
   if (dbias) esp_column_sums(dy, rows, out, dbias, accumulate, node->scratch);

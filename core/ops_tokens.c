@@ -20,7 +20,9 @@ typedef struct attention_shape {
 
 static attention_shape attention_shape_of(const esp_node *node) {
   const esp_tensor *qkv = node->inputs[0];
-  attention_shape s = {.images = qkv->shape[0], .tokens = qkv->shape[1], .width = qkv->shape[2] / 3,
+  attention_shape s = {.images = qkv->shape[0],
+                       .tokens = qkv->shape[1],
+                       .width = qkv->shape[2] / 3,
                        .heads = ((const attention_attributes *)node->attributes)->heads};
   s.head_width = s.width / s.heads;
   s.scale = 1 / esp_sqrt((esp_real)s.head_width);
@@ -69,11 +71,28 @@ static void attend_some(const esp_node *node, const attention_shape *s, int64_t 
   const esp_real *qkv = node->inputs[0]->data + image * t * row + column;
   esp_real *p = (esp_real *)node->saved + ((image * s->heads + head) * t + first) * t;
   esp_real *y = node->outputs[0]->data + (image * t + first) * s->width + column;
-  esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = count, .n = t, .k = s->head_width, .a = qkv + first * row,
-                            .lda = row, .b = qkv + s->width, .ldb = row, .c = p, .ldc = t, .alpha = 1});
+  esp_gemm_here(&(esp_gemm){.transpose_b = true,
+                            .m = count,
+                            .n = t,
+                            .k = s->head_width,
+                            .a = qkv + first * row,
+                            .lda = row,
+                            .b = qkv + s->width,
+                            .ldb = row,
+                            .c = p,
+                            .ldc = t,
+                            .alpha = 1});
   scaled_softmax(p, count, t, s->scale);
-  esp_gemm_here(&(esp_gemm){.m = count, .n = s->head_width, .k = t, .a = p, .lda = t, .b = qkv + 2 * s->width,
-                            .ldb = row, .c = y, .ldc = s->width, .alpha = 1});
+  esp_gemm_here(&(esp_gemm){.m = count,
+                            .n = s->head_width,
+                            .k = t,
+                            .a = p,
+                            .lda = t,
+                            .b = qkv + 2 * s->width,
+                            .ldb = row,
+                            .c = y,
+                            .ldc = s->width,
+                            .alpha = 1});
 }
 
 /* Of few images the queries are dealt out, too: whatever the threads are, for products of fewer rows may add in another
@@ -129,13 +148,32 @@ static void attend_back(const attention_gradient *g, const attention_shape *s, i
                             .ldc = row,
                             .alpha = 1,
                             .beta = g->beta});
-  esp_gemm_here(&(esp_gemm){.transpose_b = true, .m = t, .n = t, .k = d, .a = dy, .lda = s->width, .b = v, .ldb = row,
-                            .c = ds, .ldc = t, .alpha = 1});
+  esp_gemm_here(&(esp_gemm){.transpose_b = true,
+                            .m = t,
+                            .n = t,
+                            .k = d,
+                            .a = dy,
+                            .lda = s->width,
+                            .b = v,
+                            .ldb = row,
+                            .c = ds,
+                            .ldc = t,
+                            .alpha = 1});
   scaled_softmax_gradient(p, ds, t, s->scale);
   esp_gemm_here(&(esp_gemm){
       .m = t, .n = d, .k = t, .a = ds, .lda = t, .b = k, .ldb = row, .c = dq, .ldc = row, .alpha = 1, .beta = g->beta});
-  esp_gemm_here(&(esp_gemm){.transpose_a = true, .m = t, .n = d, .k = t, .a = ds, .lda = t, .b = q, .ldb = row, .c = dk,
-                            .ldc = row, .alpha = 1, .beta = g->beta});
+  esp_gemm_here(&(esp_gemm){.transpose_a = true,
+                            .m = t,
+                            .n = d,
+                            .k = t,
+                            .a = ds,
+                            .lda = t,
+                            .b = q,
+                            .ldb = row,
+                            .c = dk,
+                            .ldc = row,
+                            .alpha = 1,
+                            .beta = g->beta});
 }
 
 static void attend_back_parts(void *context, int64_t begin, int64_t end) {

@@ -25,8 +25,8 @@ typedef struct esp_parameter {
   bool frozen;
   int64_t offset; /* of its first element in the flat arrays */
   int64_t count;
-  double deviation;    /* it starts with normal numbers of this standard deviation ... */
-  double constant;     /* ... around this value */
+  double deviation; /* it starts with normal numbers of this standard deviation ... */
+  double constant;  /* ... around this value */
   int64_t matrices,
       matrix_rows;     /* a stack of so many matrices with so many rows each, which Muon moves as such; 0: none */
   int64_t shared_init; /* > 0: the first dimension's slices all start like the first one */

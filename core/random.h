@@ -23,11 +23,11 @@ typedef enum esp_purpose {
   ESP_PURPOSE_SYNTHETIC,    /* index = sample */
   ESP_PURPOSE_PRUNE,        /* index = layer */
   ESP_PURPOSE_TEST,
-  ESP_PURPOSE_ROUTER_HASH,  /* index = block */
-  ESP_PURPOSE_UPCYCLE,      /* index = hash of the parameter's name */
-  ESP_PURPOSE_SAMPLE,       /* index = 0 */
-  ESP_PURPOSE_SPARSIFY,     /* index = row of a pass */
-  ESP_PURPOSE_FLIP          /* index = image of the split */
+  ESP_PURPOSE_ROUTER_HASH, /* index = block */
+  ESP_PURPOSE_UPCYCLE,     /* index = hash of the parameter's name */
+  ESP_PURPOSE_SAMPLE,      /* index = 0 */
+  ESP_PURPOSE_SPARSIFY,    /* index = row of a pass */
+  ESP_PURPOSE_FLIP         /* index = image of the split */
 } esp_purpose;
 
 typedef struct esp_random {

@@ -13,8 +13,8 @@ const char *esp_version(void) { return ESP_VERSION; }
 
 const char *esp_status_text(esp_status status) {
   switch (status) {
-#define STATUS_CASE(code, value, text)                                                                                 \
-  case code:                                                                                                           \
+#define STATUS_CASE(code, value, text) \
+  case code:                           \
     return text;
     ESP_STATUS_LIST(STATUS_CASE)
 #undef STATUS_CASE

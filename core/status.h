@@ -21,16 +21,16 @@ extern "C" {
 #endif
 
 /* code, value, text */
-#define ESP_STATUS_LIST(X)                                                                                             \
-  X(ESP_OK, 0, "done")                                                                                                 \
-  X(ESP_ERR_MEMORY, -1, "out of memory")                                                                               \
-  X(ESP_ERR_IO, -2, "input or output failed")                                                                          \
-  X(ESP_ERR_FORMAT, -3, "malformed data")                                                                              \
-  X(ESP_ERR_CONFIG, -4, "invalid configuration")                                                                       \
-  X(ESP_ERR_USAGE, -5, "wrong usage")                                                                                  \
-  X(ESP_ERR_MISMATCH, -6, "things that do not belong together")                                                        \
-  X(ESP_ERR_NOT_FOUND, -7, "not found")                                                                                \
-  X(ESP_ERR_NOT_FINITE, -8, "a value is not finite")                                                                   \
+#define ESP_STATUS_LIST(X)                                      \
+  X(ESP_OK, 0, "done")                                          \
+  X(ESP_ERR_MEMORY, -1, "out of memory")                        \
+  X(ESP_ERR_IO, -2, "input or output failed")                   \
+  X(ESP_ERR_FORMAT, -3, "malformed data")                       \
+  X(ESP_ERR_CONFIG, -4, "invalid configuration")                \
+  X(ESP_ERR_USAGE, -5, "wrong usage")                           \
+  X(ESP_ERR_MISMATCH, -6, "things that do not belong together") \
+  X(ESP_ERR_NOT_FOUND, -7, "not found")                         \
+  X(ESP_ERR_NOT_FINITE, -8, "a value is not finite")            \
   X(ESP_ERR_INTERRUPTED, -9, "interrupted")
 
 typedef enum esp_status {
@@ -59,10 +59,10 @@ ESP_API const char *esp_error_message(void);
 ESP_API void esp_panic(const char *format, ...) ESP_PRINTF(1, 2) __attribute__((noreturn));
 
 /* Returns from the enclosing function if `expression` is not ESP_OK. */
-#define ESP_TRY(expression)                                                                                            \
-  do {                                                                                                                 \
-    const esp_status esp_try_status_ = (expression);                                                                   \
-    if (esp_try_status_ != ESP_OK) return esp_try_status_;                                                             \
+#define ESP_TRY(expression)                                \
+  do {                                                     \
+    const esp_status esp_try_status_ = (expression);       \
+    if (esp_try_status_ != ESP_OK) return esp_try_status_; \
   } while (0)
 
 /* The entry of `candidates` (count entries) nearest to `word` by edit distance, or NULL if none is near.

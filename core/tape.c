@@ -96,8 +96,7 @@ static void *take_block(esp_tape *tape, size_t bytes) {
   void *block = spare->block;
   spare->block += round_to_grain(bytes);
   spare->bytes -= round_to_grain(bytes);
-  if (spare->bytes == 0)
-    memmove(spare, spare + 1, (size_t)(--tape->spare_count - best) * sizeof *spare);
+  if (spare->bytes == 0) memmove(spare, spare + 1, (size_t)(--tape->spare_count - best) * sizeof *spare);
   return block;
 }
 

@@ -32,9 +32,9 @@ typedef struct esp_node {
   void *scratch;    /* what backward needs for itself: `scratch_bytes` bytes */
   size_t saved_bytes, scratch_bytes;
   esp_precision precision; /* of its heavy products, forward and backward */
-  unsigned unread; /* ESP_UNREAD_... of the values that backward does not look at; 0: it reads them all */
-  unsigned passes; /* ESP_PASSES(i) of the inputs whose gradient is that of the only output as it is */
-  bool overwrites; /* backward may write input 0's gradient over its data, whose life is over then */
+  unsigned unread;         /* ESP_UNREAD_... of the values that backward does not look at; 0: it reads them all */
+  unsigned passes;         /* ESP_PASSES(i) of the inputs whose gradient is that of the only output as it is */
+  bool overwrites;         /* backward may write input 0's gradient over its data, whose life is over then */
 } esp_node;
 
 /* Bits of esp_node.unread: the data of input i, those of the outputs. */

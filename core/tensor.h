@@ -25,11 +25,11 @@ typedef struct esp_tensor {
   int64_t shape[ESP_MAX_RANK];
   int rank;
   bool requires_grad;
-  bool grad_written;         /* the first gradient of a step overwrites, the next ones add */
-  bool view;                 /* shares the memory of its producer's first input */
-  bool forgotten;            /* its memory went to others after the forward pass: esp_tape_forget() */
-  const char *name;          /* of a parameter; NULL otherwise */
-  struct esp_node *producer; /* the node whose output this is; NULL for leaves */
+  bool grad_written;                   /* the first gradient of a step overwrites, the next ones add */
+  bool view;                           /* shares the memory of its producer's first input */
+  bool forgotten;                      /* its memory went to others after the forward pass: esp_tape_forget() */
+  const char *name;                    /* of a parameter; NULL otherwise */
+  struct esp_node *producer;           /* the node whose output this is; NULL for leaves */
   const struct esp_node *first_reader; /* the first recorded node that takes it; NULL: none does */
   /* whose gradient lies in the same memory, as long as neither changes; NULL: nobody's */
   struct esp_tensor *grad_sharer;

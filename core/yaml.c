@@ -81,10 +81,8 @@ static esp_status load_struct(cyaml_data_t **loaded, const schema_value *schema,
 
 /* An override has one line, which the message shows anyway. */
 static void add_place(phrase *to, const overlay *layer, const yaml_mark_t *mark) {
-  if (layer->is_override)
-    esp_phrase_add(to, "--set %.120s", layer->name);
-  else
-    esp_phrase_add(to, "%s, line %zu, column %zu", layer->name, mark->line + 1, mark->column + 1);
+  if (layer->is_override) esp_phrase_add(to, "--set %.120s", layer->name);
+  else esp_phrase_add(to, "%s, line %zu, column %zu", layer->name, mark->line + 1, mark->column + 1);
 }
 
 static esp_status fail_parse(const yaml_parser_t *parser, const overlay *layer) {
@@ -92,8 +90,7 @@ static esp_status fail_parse(const yaml_parser_t *parser, const overlay *layer) 
   phrase message = {0};
   if (parser->error == YAML_READER_ERROR)
     esp_phrase_add(&message, "%s%s, byte %zu", layer->is_override ? "--set " : "", layer->name, parser->problem_offset);
-  else
-    add_place(&message, layer, &parser->problem_mark);
+  else add_place(&message, layer, &parser->problem_mark);
   esp_phrase_add(&message, ": not valid YAML: %s", parser->problem);
   if (parser->context)
     esp_phrase_add(&message, " (%s that began on line %zu)", parser->context, parser->context_mark.line + 1);
@@ -320,10 +317,8 @@ static esp_status read_file(char **text, size_t *length, const char *path) {
   esp_status status = ESP_OK;
   *text = esp_alloc(FILE_LIMIT + 1, 1);
   *length = *text ? fread(*text, 1, FILE_LIMIT + 1, file) : 0;
-  if (!*text)
-    status = ESP_ERR_MEMORY;
-  else if (ferror(file))
-    status = esp_fail(ESP_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
+  if (!*text) status = ESP_ERR_MEMORY;
+  else if (ferror(file)) status = esp_fail(ESP_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
   else if (*length > FILE_LIMIT)
     status = esp_fail(ESP_ERR_CONFIG, "%s: is larger than %d bytes; expected a file of settings", path, FILE_LIMIT);
   (void)fclose(file);
@@ -353,9 +348,7 @@ esp_status esp_yaml_save(char **text, const void *config, const struct cyaml_sch
   esp_status status = esp_schema_document(&document, schema, config);
   if (status == ESP_OK) status = print_document(&buffer, &document);
   leave_c_locale(locale);
-  if (status == ESP_OK)
-    *text = buffer.bytes;
-  else
-    esp_free(buffer.bytes);
+  if (status == ESP_OK) *text = buffer.bytes;
+  else esp_free(buffer.bytes);
   return status;
 }

@@ -16,10 +16,8 @@ static bool find_elsewhere(char path[PATH_SIZE], const schema_value *section, co
 }
 
 static void start_message(phrase *to, const overlay *layer, const yaml_mark_t *mark) {
-  if (layer->is_override)
-    esp_phrase_add(to, "--set %.120s: ", layer->name);
-  else
-    esp_phrase_add(to, "%s, line %zu: ", layer->name, mark->line + 1);
+  if (layer->is_override) esp_phrase_add(to, "--set %.120s: ", layer->name);
+  else esp_phrase_add(to, "%s, line %zu: ", layer->name, mark->line + 1);
 }
 
 static bool is_empty(const yaml_node_t *node) {
@@ -28,14 +26,10 @@ static bool is_empty(const yaml_node_t *node) {
 }
 
 static void add_finding(phrase *to, const yaml_node_t *node) {
-  if (is_empty(node))
-    esp_phrase_add(to, "empty");
-  else if (node->type == YAML_SCALAR_NODE)
-    esp_phrase_add(to, "\"%.60s\"", (const char *)node->data.scalar.value);
-  else if (node->type == YAML_SEQUENCE_NODE)
-    esp_phrase_add(to, "a list of %zu", item_count(node));
-  else
-    esp_phrase_add(to, "a section");
+  if (is_empty(node)) esp_phrase_add(to, "empty");
+  else if (node->type == YAML_SCALAR_NODE) esp_phrase_add(to, "\"%.60s\"", (const char *)node->data.scalar.value);
+  else if (node->type == YAML_SEQUENCE_NODE) esp_phrase_add(to, "a list of %zu", item_count(node));
+  else esp_phrase_add(to, "a section");
 }
 
 static const char *nearest_name(const schema_value *schema, const char *text) {

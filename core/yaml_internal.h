@@ -81,8 +81,7 @@ static inline const char *scalar_text(const yaml_node_t *node) {
 }
 
 /* The number of the value of `key` among the first `count` pairs of a section; 0 if it is not there. */
-static inline int find_pair(yaml_document_t *document, const yaml_node_t *section, size_t count,
-                            const char *key) {
+static inline int find_pair(yaml_document_t *document, const yaml_node_t *section, size_t count, const char *key) {
   const yaml_node_pair_t *pairs = section->data.mapping.pairs.start;
   for (size_t i = 0; i < count; i++) {
     const char *name = scalar_text(node_at(document, pairs[i].key));

@@ -313,10 +313,8 @@ static esp_status add_section(yaml_document_t *to, int *number, const char *path
     join_path(field_path, path, field->key);
     if (field->value.type == CYAML_MAPPING)
       ESP_TRY(add_section(to, &value, field_path, &field->value, data + field->data_offset));
-    else if (is_list(&field->value))
-      ESP_TRY(add_list(to, &value, field_path, field, data));
-    else
-      ESP_TRY(add_scalar(to, &value, field_path, &field->value, data + field->data_offset));
+    else if (is_list(&field->value)) ESP_TRY(add_list(to, &value, field_path, field, data));
+    else ESP_TRY(add_scalar(to, &value, field_path, &field->value, data + field->data_offset));
     const int key = add_text(to, field->key, strlen(field->key));
     if (!key || !yaml_document_append_mapping_pair(to, *number, key, value)) return fail_memory();
   }

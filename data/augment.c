@@ -113,10 +113,8 @@ static void crop_row(const esp_dataset_info *info, const esp_pixels pixels, cons
   const int first = clamp(-c->across, width), end = clamp(width - c->across, width);
   const int64_t start = ((int64_t)source_y * width + first + c->across) * channels;
   clear(row, first * channels);
-  if (pixels.bytes)
-    map_bytes(map, pixels.bytes + start, (end - first) * channels, row + first * channels);
-  else
-    map_floats(map, pixels.floats + start, (end - first) * channels, row + first * channels);
+  if (pixels.bytes) map_bytes(map, pixels.bytes + start, (end - first) * channels, row + first * channels);
+  else map_floats(map, pixels.floats + start, (end - first) * channels, row + first * channels);
   clear(row + end * channels, (width - end) * channels);
   if (reflect) reflect_columns(row, width, channels, first, end);
 }

@@ -19,8 +19,8 @@ typedef struct esp_augmentation {
   /* with flip: a coin for each image of the split, then in every second epoch the other way round, so that two
    * epochs show all images both ways (Jordan, arXiv 2404.00498, section 3.6) */
   bool alternate;
-  int cutout;    /* side of the square set to the mean, in pixels; its centre is uniform over the image */
-  double mixup;  /* alpha of Beta(alpha, alpha) */
+  int cutout;   /* side of the square set to the mean, in pixels; its centre is uniform over the image */
+  double mixup; /* alpha of Beta(alpha, alpha) */
 } esp_augmentation;
 
 /* ESP_ERR_CONFIG if a setting is negative or does not fit images of this size. */

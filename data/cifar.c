@@ -92,10 +92,8 @@ static esp_status read_folder_file(const layout *form, int file, const char *fol
   esp_status status = esp_gz_open(&gz, path);
   if (status == ESP_OK && !gzdirect(gz.file))
     status = esp_fail(ESP_ERR_FORMAT, "%s is compressed; expected the plain file; gunzip it", path);
-  if (status == ESP_OK)
-    status = read_blob(form, file, &gz, gz.file_bytes, path, into);
-  else
-    esp_free(path);
+  if (status == ESP_OK) status = read_blob(form, file, &gz, gz.file_bytes, path, into);
+  else esp_free(path);
   esp_gz_close(&gz);
   return status;
 }
@@ -142,10 +140,8 @@ static esp_status read_members(const layout *form, esp_gz *gz, blob *blobs) {
     ESP_TRY(esp_tar_next(gz, &member, &found));
     if (!found) return esp_gz_drain(gz);
     const int file = member.is_file ? file_number(form, member.name) : -1;
-    if (file >= 0)
-      ESP_TRY(read_blob(form, file, gz, member.size, esp_join_path(gz->path, member.name), &blobs[file]));
-    else
-      ESP_TRY(esp_tar_skip(gz, member.size));
+    if (file >= 0) ESP_TRY(read_blob(form, file, gz, member.size, esp_join_path(gz->path, member.name), &blobs[file]));
+    else ESP_TRY(esp_tar_skip(gz, member.size));
     ESP_TRY(esp_tar_skip_padding(gz, member.size));
   }
 }

@@ -290,8 +290,7 @@ void esp_dataset_image(const esp_dataset *dataset, esp_split_name split, int64_t
   uint8_t scratch[ESP_DRAWN_BYTES];
   const esp_pixels pixels = esp_dataset_pixels(dataset, split, index, scratch);
   const int64_t size = esp_dataset_image_size(dataset);
-  if (pixels.floats)
-    memcpy(out, pixels.floats, (size_t)size * sizeof *out);
+  if (pixels.floats) memcpy(out, pixels.floats, (size_t)size * sizeof *out);
   else
     for (int64_t i = 0; i < size; i++) out[i] = (float)pixels.bytes[i] / 255.0f;
 }

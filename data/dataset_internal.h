@@ -43,8 +43,7 @@ esp_status esp_dataset_set_shape(esp_dataset *dataset, const char *path, uint64_
                                  uint64_t width);
 /* Room for the labels and, unless the set is generated, for the images of a split. The shape must be set. */
 typedef enum esp_storage { ESP_STORE_BYTES, ESP_STORE_FLOATS, ESP_STORE_NOTHING } esp_storage;
-esp_status esp_dataset_allocate(esp_dataset *dataset, esp_split_name split, int64_t count,
-                                esp_storage storage);
+esp_status esp_dataset_allocate(esp_dataset *dataset, esp_split_name split, int64_t count, esp_storage storage);
 int64_t esp_dataset_image_size(const esp_dataset *dataset); /* values in an image */
 /* Takes the class names, one a line (empty lines do not count), and sets the number of classes. */
 esp_status esp_dataset_name_classes(esp_dataset *dataset, const char *path, const char *text, size_t length);

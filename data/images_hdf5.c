@@ -295,8 +295,7 @@ static void divide(const tables *t, portion parts[2]) {
   parts[ESP_TRAIN] = (portion){&t->images[ESP_TRAIN], &t->labels[ESP_TRAIN], 0, train};
   if (t->has_test)
     parts[ESP_TEST] = (portion){&t->images[ESP_TEST], &t->labels[ESP_TEST], 0, t->images[ESP_TEST].shape[0]};
-  else
-    parts[ESP_TEST] = (portion){&t->images[ESP_TRAIN], &t->labels[ESP_TRAIN], train, tenth};
+  else parts[ESP_TEST] = (portion){&t->images[ESP_TRAIN], &t->labels[ESP_TRAIN], train, tenth};
 }
 
 static esp_status read_tables(esp_dataset *dataset, const tables *t, const char *path) {
@@ -304,8 +303,7 @@ static esp_status read_tables(esp_dataset *dataset, const tables *t, const char 
   portion parts[2];
   divide(t, parts);
   ESP_TRY(esp_dataset_set_shape(dataset, path, shape[1], shape[2], shape[3]));
-  if (t->has_names)
-    ESP_TRY(read_names(dataset, &t->names, path));
+  if (t->has_names) ESP_TRY(read_names(dataset, &t->names, path));
   else
     for (int split = 0; split < 2; split++)
       ESP_TRY(each_label(dataset, (esp_split_name)split, &parts[split], path, count_class));

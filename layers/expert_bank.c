@@ -179,8 +179,8 @@ bool esp_expert_bank_gathers(const esp_expert_bank *bank, const esp_tape *tape, 
                             esp_activation_is_gated(bank->activation));
 }
 
-esp_tensor *esp_expert_bank_gather(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
-                                   const int64_t *first_row, int64_t kept) {
+esp_tensor *esp_expert_bank_gather(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x, const int64_t *first_row,
+                                   int64_t kept) {
   esp_expert_weights *experts = x ? esp_tape_take(tape, (size_t)bank->experts * sizeof *experts) : NULL;
   if (!experts) return NULL;
   for (int e = 0; e < bank->experts; e++) /* of an idle expert nothing is asked */

@@ -126,10 +126,8 @@ static void read_plain(const esp_expert_bank *bank, int expert, const esp_expert
 }
 
 void esp_expert_matrix_read(const esp_expert_bank *bank, int expert, const esp_expert_matrix *matrix, double *w) {
-  if (bank->rank)
-    read_factors(&bank->factors[matrix->side], expert, matrix, w);
-  else
-    read_plain(bank, expert, matrix, w);
+  if (bank->rank) read_factors(&bank->factors[matrix->side], expert, matrix, w);
+  else read_plain(bank, expert, matrix, w);
 }
 
 int64_t esp_expert_matrix_sparse_rows(const esp_expert_bank *bank, int expert, const esp_expert_matrix *matrix) {

@@ -11,10 +11,12 @@ static const cyaml_strval_t mixing_names[] = {
     {"attention", ESP_MIXING_ATTENTION}, {"convolution", ESP_MIXING_CONVOLUTION}, {"none", ESP_MIXING_NONE}};
 static const cyaml_strval_t norm_names[] = {
     {"layer", ESP_NORM_LAYER}, {"rms", ESP_NORM_RMS}, {"batch", ESP_NORM_BATCH}};
+/* clang-format off */
 static const cyaml_strval_t activation_names[] = {
     {"relu", ESP_ACTIVATION_RELU}, {"gelu", ESP_ACTIVATION_GELU}, {"swiglu", ESP_ACTIVATION_SWIGLU},
     {"squared_relu", ESP_ACTIVATION_SQUARED_RELU}, {"glu", ESP_ACTIVATION_GLU}, {"geglu", ESP_ACTIVATION_GEGLU},
     {"reglu", ESP_ACTIVATION_REGLU}, {"squared_reglu", ESP_ACTIVATION_SQUARED_REGLU}};
+/* clang-format on */
 static const cyaml_strval_t balance_score_names[] = {{"all", ESP_BALANCE_SCORES_ALL},
                                                      {"selected", ESP_BALANCE_SCORES_SELECTED}};
 static const cyaml_strval_t neuron_balance_names[] = {{"abs", ESP_NEURON_BALANCE_ABS},
@@ -172,6 +174,7 @@ bool esp_activation_is_gated(esp_activation_kind activation) {
 }
 
 esp_gate_kind esp_activation_gate(esp_activation_kind activation) {
+  /* clang-format off */
   static const esp_gate_kind gates[] = {
       [ESP_ACTIVATION_RELU] = ESP_GATE_RELU,
       [ESP_ACTIVATION_GELU] = ESP_GATE_GELU,
@@ -182,6 +185,7 @@ esp_gate_kind esp_activation_gate(esp_activation_kind activation) {
       [ESP_ACTIVATION_REGLU] = ESP_GATE_RELU,
       [ESP_ACTIVATION_SQUARED_REGLU] = ESP_GATE_SQUARED_RELU,
   };
+  /* clang-format on */
   return gates[activation];
 }
 
@@ -303,11 +307,13 @@ static esp_status check_moe(const esp_moe_config *moe) {
 static esp_status check_members(const esp_moe_config *moe) {
   ESP_TRY(check_positive("moe.members", moe->members));
   if (moe->experts % moe->members)
-    return esp_fail(ESP_ERR_CONFIG, "model.moe.members is %d, which does not divide model.moe.experts, %d: each member "
-                    "of an E3 has the same number of experts", moe->members, moe->experts);
+    return esp_fail(ESP_ERR_CONFIG,
+                    "model.moe.members is %d, which does not divide model.moe.experts, %d: each member "
+                    "of an E3 has the same number of experts",
+                    moe->members, moe->experts);
   if (moe->top_k > moe->experts / moe->members)
-    return esp_fail(ESP_ERR_CONFIG, "model.moe.top_k is %d, but each of the %d members has only %d experts",
-                    moe->top_k, moe->members, moe->experts / moe->members);
+    return esp_fail(ESP_ERR_CONFIG, "model.moe.top_k is %d, but each of the %d members has only %d experts", moe->top_k,
+                    moe->members, moe->experts / moe->members);
   return ESP_OK;
 }
 
@@ -325,9 +331,13 @@ static esp_status check_router(const esp_model_config *c) {
   const struct {
     const char *key;
     double value;
-  } numbers[] = {{"noise", r->noise}, {"bias_rate", r->bias_rate}, {"group_images", r->group_images},
-                 {"balance_weight", r->balance_weight}, {"importance_weight", r->importance_weight},
-                 {"load_weight", r->load_weight}, {"z_weight", r->z_weight}};
+  } numbers[] = {{"noise", r->noise},
+                 {"bias_rate", r->bias_rate},
+                 {"group_images", r->group_images},
+                 {"balance_weight", r->balance_weight},
+                 {"importance_weight", r->importance_weight},
+                 {"load_weight", r->load_weight},
+                 {"z_weight", r->z_weight}};
   for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
     char key[48];
     snprintf(key, sizeof key, "moe.router.%s", numbers[i].key);
@@ -338,8 +348,10 @@ static esp_status check_router(const esp_model_config *c) {
   if (!isfinite(r->entropy_weight))
     return esp_fail(ESP_ERR_CONFIG, "model.moe.router.entropy_weight is %g; it must be a number", r->entropy_weight);
   if (r->cosine && !(r->temperature > 0 && isfinite(r->temperature)))
-    return esp_fail(ESP_ERR_CONFIG, "model.moe.router.temperature is %g; cosines are divided by it, so it must be "
-                    "positive", r->temperature);
+    return esp_fail(ESP_ERR_CONFIG,
+                    "model.moe.router.temperature is %g; cosines are divided by it, so it must be "
+                    "positive",
+                    r->temperature);
   if (r->slots > 0 && r->policy != ESP_ROUTER_SOFT)
     return esp_fail(ESP_ERR_CONFIG,
                     "model.moe.router.slots is %d, but only with model.moe.router.policy soft do experts "

@@ -33,9 +33,9 @@ typedef enum esp_norm_kind {
 } esp_norm_kind;
 
 typedef enum esp_activation_kind {
-  ESP_ACTIVATION_RELU,   /* two matrices */
-  ESP_ACTIVATION_GELU,   /* two matrices */
-  ESP_ACTIVATION_SWIGLU, /* three matrices: gate, up, down; the middle is SiLU(gate) up (arXiv 2002.05202) */
+  ESP_ACTIVATION_RELU,         /* two matrices */
+  ESP_ACTIVATION_GELU,         /* two matrices */
+  ESP_ACTIVATION_SWIGLU,       /* three matrices: gate, up, down; the middle is SiLU(gate) up (arXiv 2002.05202) */
   ESP_ACTIVATION_SQUARED_RELU, /* two matrices (Primer, arXiv 2109.08668) */
   ESP_ACTIVATION_GLU,          /* three: sigmoid(gate) up */
   ESP_ACTIVATION_GEGLU,        /* three: GELU(gate) up */
@@ -74,7 +74,7 @@ typedef enum esp_balance_kind {
 
 /* Whose scores the balance loss means over the tokens. */
 typedef enum esp_balance_scores {
-  ESP_BALANCE_SCORES_ALL,     /* each token's over all experts (Switch, DeepSeek) */
+  ESP_BALANCE_SCORES_ALL, /* each token's over all experts (Switch, DeepSeek) */
   /* 0 but for the chosen experts: as arXiv 2510.05781 prints its eq. 5; reconstruction: read so from reviewers' quotes.
    * It can be lowered by scoring the chosen experts low */
   ESP_BALANCE_SCORES_SELECTED
@@ -103,10 +103,10 @@ typedef struct esp_router_config {
                        training step, up where the load was below the mean (Wang et al., arXiv 2408.15664) */
   /* slots of an expert over an even share, in training and otherwise; ESP_DROPLESS: as many as are wanted */
   double capacity, evaluation_capacity;
-  bool batch_priority;   /* with a capacity: tokens are served by descending gate, not by position */
-  int group_images;      /* images that share a capacity; expert choice: among whose tokens an expert chooses;
+  bool batch_priority; /* with a capacity: tokens are served by descending gate, not by position */
+  int group_images;    /* images that share a capacity; expert choice: among whose tokens an expert chooses;
                             0: the whole batch */
-  int slots;             /* Soft MoE: of each expert and image; 0: tokens / experts, rounded up */
+  int slots;           /* Soft MoE: of each expert and image; 0: tokens / experts, rounded up */
   esp_balance_kind balance;
   esp_balance_scores balance_scores;
   double balance_weight;    /* of the Switch load-balance loss */
@@ -119,17 +119,17 @@ typedef struct esp_router_config {
 typedef struct esp_moe_config {
   int experts;
   int top_k;
-  int members;            /* E3 (arXiv 2110.03360): ensemble members that share the experts out among them; 1: none */
-  int hidden;             /* neurons of one expert */
-  int shared_hidden;      /* neurons of the always-on shared expert; 0: none */
-  double neurons_kept;    /* MoNE: the share of an expert's neurons kept for a token, in (0, 1] */
+  int members;         /* E3 (arXiv 2110.03360): ensemble members that share the experts out among them; 1: none */
+  int hidden;          /* neurons of one expert */
+  int shared_hidden;   /* neurons of the always-on shared expert; 0: none */
+  double neurons_kept; /* MoNE: the share of an expert's neurons kept for a token, in (0, 1] */
   double neurons_kept_per_layer[ESP_MAX_BLOCKS]; /* MoNE: instead, of each mixture layer in turn, repeated if shorter:
                                                     up to 1 a share, above 1 a whole number of neurons */
   unsigned neurons_kept_per_layer_count;         /* 0: neurons_kept for all */
   esp_neuron_ranking neuron_ranking;
   esp_neuron_balance_kind neuron_balance;
   double neuron_balance_weight; /* MoNE: of the neuron balance loss, meant over the MoNE layers */
-  bool identical_experts; /* all experts start from the same weights (V-MoE) */
+  bool identical_experts;       /* all experts start from the same weights (V-MoE) */
   esp_router_config router;
 } esp_moe_config;
 

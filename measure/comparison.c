@@ -114,10 +114,8 @@ esp_status esp_variant_config(const esp_variant *variant, const esp_model_config
     return esp_fail(ESP_ERR_CONFIG, "model.layers has no mixture to compare; name moe among the kinds");
   for (unsigned i = 0; i < base->layers_count; i++)
     if (base->layers[i] != ESP_LAYER_DENSE) config->layers[i] = layer_kind(variant->kind);
-  if (!variant->balanced)
-    config->moe.neuron_balance_weight = 0;
-  else if (!(base->moe.neuron_balance_weight > 0))
-    config->moe.neuron_balance_weight = default_balance_weight;
+  if (!variant->balanced) config->moe.neuron_balance_weight = 0;
+  else if (!(base->moe.neuron_balance_weight > 0)) config->moe.neuron_balance_weight = default_balance_weight;
   switch (variant->kind) {
   case ESP_VARIANT_DENSE:
     ESP_TRY(set_dense(variant, base, config));

@@ -250,12 +250,9 @@ esp_status esp_comparison_write(const esp_comparison *c, const char *folder) {
 
 /* "71.32 +- 0.41", in percent; the spread only if there is one. */
 static const char *spread_text(double mean, double deviation, bool sign, char text[32]) {
-  if (!isfinite(mean))
-    snprintf(text, 32, "-");
-  else if (!isfinite(deviation))
-    snprintf(text, 32, sign ? "%+.2f" : "%.2f", 100 * mean);
-  else
-    snprintf(text, 32, sign ? "%+.2f +- %.2f" : "%.2f +- %.2f", 100 * mean, 100 * deviation);
+  if (!isfinite(mean)) snprintf(text, 32, "-");
+  else if (!isfinite(deviation)) snprintf(text, 32, sign ? "%+.2f" : "%.2f", 100 * mean);
+  else snprintf(text, 32, sign ? "%+.2f +- %.2f" : "%.2f +- %.2f", 100 * mean, 100 * deviation);
   return text;
 }
 

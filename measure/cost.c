@@ -232,10 +232,8 @@ static void count_block(esp_layer_cost *layer, const place *at) {
   *layer = (esp_layer_cost){.kind = esp_layer_kind_of(config, at->index)};
   const bool dense = layer->kind == ESP_LAYER_DENSE;
   snprintf(layer->name, sizeof layer->name, "blocks.%d.%s", at->index, dense ? "ffn" : "moe");
-  if (dense)
-    count_dense(layer, at);
-  else
-    count_moe(layer, at);
+  if (dense) count_dense(layer, at);
+  else count_moe(layer, at);
   layer->block_parameters = layer->parameters + norm_size(config, config->width) + mixing_size(config);
   layer->block_flops = layer->flops + at->runs * mixing_flops(config, at->tokens);
 }
@@ -295,8 +293,8 @@ static void add_layer(esp_model_cost *cost, const esp_layer_cost *layer) {
 }
 
 /* layouts [blocks], each NULL or the block's. */
-static void count_all(const esp_model_config *config, const esp_expert_layout *const *layouts,
-                      const double *measured, esp_model_cost *cost) {
+static void count_all(const esp_model_config *config, const esp_expert_layout *const *layouts, const double *measured,
+                      esp_model_cost *cost) {
   int rows, columns, runs = 1;
   esp_token_grid(config, &rows, &columns);
   const int64_t tokens = (int64_t)rows * columns, head = (int64_t)config->width * config->classes;

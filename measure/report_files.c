@@ -115,8 +115,8 @@ static esp_status write_json(const esp_measurement *m, const char *folder) {
   json_t *json = esp_measurement_json(m);
   char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(10)) : NULL;
   json_decref(json);
-  const esp_status status = text ? esp_file_write(path, text)
-                                 : esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path);
+  const esp_status status =
+      text ? esp_file_write(path, text) : esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path);
   free(text);
   return status;
 }

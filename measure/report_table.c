@@ -40,21 +40,16 @@ static void print_layer_statistics(const esp_layer_statistics *s, FILE *file) {
 
 static void print_expert_header(const esp_measurement *m, FILE *file) {
   fputs("  expert  was  stored", file);
-  if (m->changes)
-    fputs("  |w| then   |w| now   change  |moved|", file);
-  else
-    fputs("       |w|", file);
+  if (m->changes) fputs("  |w| then   |w| now   change  |moved|", file);
+  else fputs("       |w|", file);
   if (m->statistics) fputs("   share   first    gate   score", file);
   fputc('\n', file);
 }
 
 static void print_stored(int32_t index, FILE *file) {
-  if (index == ESP_EXPERT_ZERO)
-    fputs("    zero", file);
-  else if (index == ESP_EXPERT_MASKED)
-    fputs("  masked", file);
-  else
-    fprintf(file, "  %6d", index);
+  if (index == ESP_EXPERT_ZERO) fputs("    zero", file);
+  else if (index == ESP_EXPERT_MASKED) fputs("  masked", file);
+  else fprintf(file, "  %6d", index);
 }
 
 static void print_expert_statistics(const esp_statistics *statistics, int layer, int expert, FILE *file) {
@@ -75,10 +70,8 @@ static void print_expert(const esp_measurement *m, int layer, int expert, FILE *
     const esp_router_change *c = &m->changes->layers[layer].experts[expert];
     fprintf(file, "  %8.4f  %8.4f  %+7.4f  %7.4f", c->reference_norm, c->norm, c->signed_change, c->difference_norm);
   } else {
-    if (moe->router)
-      fprintf(file, "  %8.4f", esp_router_norm(moe, expert));
-    else
-      fputs("         -", file);
+    if (moe->router) fprintf(file, "  %8.4f", esp_router_norm(moe, expert));
+    else fputs("         -", file);
   }
   if (m->statistics) print_expert_statistics(m->statistics, layer, expert, file);
   fputc('\n', file);

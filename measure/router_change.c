@@ -53,9 +53,8 @@ static double distance(const esp_real *a, const esp_real *b, int64_t count) {
 static esp_router_change compare_rows(const esp_moe *moe, int expert, const esp_moe *reference, int row) {
   const int64_t size = esp_router_vector_size(moe);
   const double norm = esp_router_norm(moe, expert), before = esp_router_norm(reference, row);
-  return (esp_router_change){
-      norm, before, norm - before, fabs(norm - before),
-      distance(moe->router->data + expert * size, reference->router->data + row * size, size)};
+  return (esp_router_change){norm, before, norm - before, fabs(norm - before),
+                             distance(moe->router->data + expert * size, reference->router->data + row * size, size)};
 }
 
 static esp_status check_routers(const esp_moe *moe, const esp_moe *reference) {

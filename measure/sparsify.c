@@ -56,12 +56,9 @@ static void put_first(ranked *items, int64_t size, int64_t count) {
       items[i++] = items[j];
       items[j--] = kept;
     }
-    if (count - 1 <= j)
-      high = j;
-    else if (count - 1 >= i)
-      low = i;
-    else
-      return;
+    if (count - 1 <= j) high = j;
+    else if (count - 1 >= i) low = i;
+    else return;
   }
 }
 

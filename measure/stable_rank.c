@@ -47,10 +47,8 @@ esp_status esp_stable_ranks_create(esp_stable_ranks **ranks, const esp_model *mo
   if (!made) return ESP_ERR_MEMORY;
   made->of = esp_alloc((size_t)count_matrices(model) + 1, sizeof *made->of);
   const esp_status status = made->of ? rank_all(made, model) : ESP_ERR_MEMORY;
-  if (status == ESP_OK)
-    *ranks = made;
-  else
-    esp_stable_ranks_free(made);
+  if (status == ESP_OK) *ranks = made;
+  else esp_stable_ranks_free(made);
   return status;
 }
 

@@ -7,15 +7,15 @@
 static const char unified[] = "Liu et al., arXiv 2606.15716";
 static const char lu[] = "Lu et al., ACL 2024, arXiv 2402.14800";
 
-#define FAMILY(name, formula, source, b, alpha, beta)                                                                  \
+#define FAMILY(name, formula, source, b, alpha, beta) \
   { name, formula, source, false, true, ESP_PRUNE_REMOVE, esp_score_family, NULL, b, alpha, beta }
-#define BY_PASS(name, formula, source, score)                                                                          \
+#define BY_PASS(name, formula, source, score) \
   { name, formula, source, false, true, ESP_PRUNE_REMOVE, score, NULL, 0, 0, 0 }
-#define BY_REFERENCE(name, formula, source, score)                                                                     \
+#define BY_REFERENCE(name, formula, source, score) \
   { name, formula, source, true, false, ESP_PRUNE_ZERO, score, NULL, 0, 0, 0 }
-#define BY_CHOICE(name, formula, source, choose)                                                                       \
+#define BY_CHOICE(name, formula, source, choose) \
   { name, formula, source, false, true, ESP_PRUNE_REMOVE, NULL, choose, 0, 0, 0 }
-#define WITHOUT(name, formula, source, mode, score)                                                                    \
+#define WITHOUT(name, formula, source, mode, score) \
   { name, formula, source, false, false, mode, score, NULL, 0, 0, 0 }
 
 /* n = norm of the expert's output f before the gate, g = the gate, N = tokens routed to the expert; sums over these. */
@@ -56,7 +56,7 @@ static const esp_criterion named[] = {
 };
 enum { NAMED = sizeof named / sizeof named[0] };
 
-#define VARIANT(b, alpha, beta)                                                                                        \
+#define VARIANT(b, alpha, beta) \
   FAMILY("S(" #b "," #alpha "," #beta ")", "(1/N^" #b ") sum g^" #alpha " n^" #beta, unified, b, alpha, beta)
 
 static const esp_criterion family[] = {

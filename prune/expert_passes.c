@@ -70,10 +70,8 @@ esp_status esp_expert_inputs_make(expert_inputs **inputs, const esp_model *model
     status = take_inputs(&pass.layers[i], esp_model_moe(model, i));
   const esp_observer observer = {observe_inputs, &pass};
   if (status == ESP_OK) status = esp_calibration_pass(model, calibration, &observer);
-  if (status == ESP_OK)
-    *inputs = pass.layers;
-  else
-    esp_expert_inputs_free(pass.layers, pass.count);
+  if (status == ESP_OK) *inputs = pass.layers;
+  else esp_expert_inputs_free(pass.layers, pass.count);
   return status;
 }
 

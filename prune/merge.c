@@ -392,9 +392,7 @@ esp_status esp_merge_plan(esp_plan **plan, const esp_model *model, const esp_cal
   esp_status status = check_method(&m);
   if (status == ESP_OK) status = run(&m);
   release(&m);
-  if (status == ESP_OK)
-    *plan = m.plan;
-  else
-    esp_plan_free(m.plan);
+  if (status == ESP_OK) *plan = m.plan;
+  else esp_plan_free(m.plan);
   return status;
 }

@@ -124,12 +124,9 @@ void esp_method_at(esp_method *method, size_t index) {
   const esp_merge_method *merges;
   const size_t first_criterion = FIRST_ROWS + esp_merge_method_list(&merges);
   (void)esp_criterion_list(&criteria);
-  if (index < FIRST_ROWS)
-    *method = first_rows[index];
-  else if (index < first_criterion)
-    *method = merging(&merges[index - FIRST_ROWS]);
-  else
-    *method = method_of(&criteria[index - first_criterion]);
+  if (index < FIRST_ROWS) *method = first_rows[index];
+  else if (index < first_criterion) *method = merging(&merges[index - FIRST_ROWS]);
+  else *method = method_of(&criteria[index - first_criterion]);
 }
 
 static esp_status find_variant(esp_method *method, const char *name) {

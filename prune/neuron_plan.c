@@ -115,8 +115,7 @@ static void cut_layer(esp_layer_plan *layer, const esp_moe *moe, const esp_neuro
   int64_t first = 0;
   for (int s = 0; s < n->stored; first += n->width[s++]) {
     const int64_t count = list_candidates(n, s, s + 1, candidates);
-    if (budget->below <= 0)
-      cut_lowest(n, candidates, count, share_of(budget->ratio, count), HUGE_VAL, spare);
+    if (budget->below <= 0) cut_lowest(n, candidates, count, share_of(budget->ratio, count), HUGE_VAL, spare);
     else if (!all_zero(n->score + first, count)) /* no rows: nothing is known */
       cut_lowest(n, candidates, count, count, budget->below, spare);
   }

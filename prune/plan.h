@@ -43,7 +43,7 @@ typedef struct esp_layer_plan {
   int32_t *place; /* [experts, neurons] averaged: the neuron of the group's expert that each neuron goes into; NULL:
                      the one of the same number. One-to-one for aligned experts (a permutation). Where several meet,
                      their rows of gate and up are averaged and those of down added up */
-  double score[ESP_MAX_EXPERTS];   /* what the criterion said: the higher, the more worth keeping */
+  double score[ESP_MAX_EXPERTS]; /* what the criterion said: the higher, the more worth keeping */
   int unrouted; /* experts with weights that no calibration token was routed to: criteria by a pass score them 0 */
   double loss;  /* of the subset that reconstruction chose; 0 otherwise */
   bool greedy;  /* it went expert by expert, because there are too many subsets or it was asked to */

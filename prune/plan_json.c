@@ -20,8 +20,7 @@ static json_t *places_json(const int32_t *place, int neurons) {
 }
 
 static json_t *expert_json(const esp_layer_plan *layer, int e) {
-  json_t *json =
-      json_pack("{s:i, s:i, s:f}", "expert", e, "target", (int)layer->target[e], "score", layer->score[e]);
+  json_t *json = json_pack("{s:i, s:i, s:f}", "expert", e, "target", (int)layer->target[e], "score", layer->score[e]);
   if (layer->averaged) json_object_set_new(json, "weight", json_real(layer->weight[e]));
   if (layer->place)
     json_object_set_new(json, "places", places_json(layer->place + (int64_t)e * layer->neurons, layer->neurons));
@@ -31,9 +30,9 @@ static json_t *expert_json(const esp_layer_plan *layer, int e) {
 static json_t *layer_json(const esp_layer_plan *layer) {
   json_t *experts = json_array();
   for (int e = 0; e < layer->experts; e++) json_array_append_new(experts, expert_json(layer, e));
-  json_t *json = json_pack("{s:s, s:i, s:i, s:i, s:b, s:o}", "name", layer->scope, "dropped",
-                           esp_plan_dropped(layer), "unrouted", layer->unrouted, "groups", esp_plan_groups(layer),
-                           "averaged", layer->averaged, "experts", experts);
+  json_t *json =
+      json_pack("{s:s, s:i, s:i, s:i, s:b, s:o}", "name", layer->scope, "dropped", esp_plan_dropped(layer), "unrouted",
+                layer->unrouted, "groups", esp_plan_groups(layer), "averaged", layer->averaged, "experts", experts);
   if (layer->place) json_object_set_new(json, "placed_neurons", json_integer(layer->neurons));
   if (layer->loss > 0) {
     json_object_set_new(json, "loss", json_real(layer->loss));

@@ -150,9 +150,7 @@ esp_status esp_similarities(double *similarity, esp_similarity_kind kind, const 
   ESP_TRY(check_kind(kind, source->moe));
   if (kind != ESP_SIMILARITY_ROUTER_LOGITS && kind != ESP_SIMILARITY_RANDOM)
     return compare_vectors(similarity, kind, source);
-  if (kind == ESP_SIMILARITY_RANDOM)
-    draw(similarity, source);
-  else
-    compare_logits(similarity, source);
+  if (kind == ESP_SIMILARITY_RANDOM) draw(similarity, source);
+  else compare_logits(similarity, source);
   return ESP_OK;
 }

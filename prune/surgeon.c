@@ -28,8 +28,8 @@ static esp_status check_neurons(const esp_layer_plan *plan, const esp_moe *moe) 
       return esp_fail(ESP_ERR_MISMATCH, "the plan speaks of %d neurons in stored expert %d of %s, which has %d",
                       (int)n->width[s], s, plan->scope, esp_expert_width(&moe->bank, s));
     if (esp_plan_neurons_left(plan, s, &first) == 0)
-      return esp_fail(ESP_ERR_MISMATCH,
-                      "the plan leaves no neuron of stored expert %d of %s; drop the expert instead", s, plan->scope);
+      return esp_fail(ESP_ERR_MISMATCH, "the plan leaves no neuron of stored expert %d of %s; drop the expert instead",
+                      s, plan->scope);
   }
   return ESP_OK;
 }
@@ -70,8 +70,8 @@ static void plan_operation(operation *o, const esp_layer_plan *plan, const esp_e
     place[s] = (int32_t)o->layout.stored;
     const int stored = plan->averaged ? old->index[s] : s;
     int64_t first;
-    o->layout.widths[o->layout.stored] = (int32_t)(
-        plan->neuron.stored ? esp_plan_neurons_left(plan, s, &first) : esp_stored_width(old, stored, hidden));
+    o->layout.widths[o->layout.stored] =
+        (int32_t)(plan->neuron.stored ? esp_plan_neurons_left(plan, s, &first) : esp_stored_width(old, stored, hidden));
     for (int side = 0; side < ESP_SIDES; side++)
       o->layout.sparse_rows[side][o->layout.stored] = old->sparse_rows[side][stored];
     o->old_stored[o->layout.stored++] = (int32_t)s;

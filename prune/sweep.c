@@ -150,10 +150,8 @@ esp_status esp_sweep_run(esp_sweep **sweep, const esp_sweep_settings *settings) 
   if (!made) return ESP_ERR_MEMORY;
   made->settings = *settings;
   const esp_status status = run(made);
-  if (status == ESP_OK)
-    *sweep = made;
-  else
-    esp_sweep_free(made);
+  if (status == ESP_OK) *sweep = made;
+  else esp_sweep_free(made);
   return status;
 }
 

@@ -68,9 +68,9 @@ typedef struct esp_sweep_cell {
    * that the stem or one block needs at a time. In models as small as these it is nearly all, and pruning, which
    * leaves top_k, hardly changes it; factored experts need room for V x besides */
   int64_t memory;
-  double milliseconds;                      /* an image, median of batches */
-  double speed;                             /* unpruned model's time over this one's, batches in turns, median */
-  double seconds;                           /* that the cell took */
+  double milliseconds; /* an image, median of batches */
+  double speed;        /* unpruned model's time over this one's, batches in turns, median */
+  double seconds;      /* that the cell took */
 } esp_sweep_cell;
 
 /* Over models and seeds, of the cells that could be done. */

@@ -252,10 +252,8 @@ static esp_status fill(const esp_sweep *sweep, esp_sweep_cell *cell, esp_model *
     return ESP_OK;
   }
   ESP_TRY(add_history(&info, "sweep", cell, ""));
-  if (sibling)
-    copy_numbers(cell, sibling, false);
-  else
-    ESP_TRY(measure(sweep, cell, model, &info));
+  if (sibling) copy_numbers(cell, sibling, false);
+  else ESP_TRY(measure(sweep, cell, model, &info));
   return finetune(sweep, cell, model, &info);
 }
 

@@ -98,9 +98,9 @@ typedef struct field {
   bool whole;
 } field;
 
-#define REAL(member)                                                                                                   \
+#define REAL(member) \
   { #member, offsetof(esp_sweep_cell, member), false }
-#define WHOLE(member)                                                                                                  \
+#define WHOLE(member) \
   { #member, offsetof(esp_sweep_cell, member), true }
 
 static const field fields[] = {
@@ -199,10 +199,8 @@ esp_status esp_sweep_record_write(const esp_sweep *sweep, const esp_sweep_cell *
 /* --- tables ----------------------------------------------------------------------------------------------- */
 
 static void write_number(FILE *file, double value) {
-  if (isfinite(value))
-    fprintf(file, ",%.9g", value);
-  else
-    fputc(',', file);
+  if (isfinite(value)) fprintf(file, ",%.9g", value);
+  else fputc(',', file);
 }
 
 /* A text in quotes, its own doubled. */

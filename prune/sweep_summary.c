@@ -121,10 +121,8 @@ esp_status esp_sweep_summarise(esp_sweep *sweep) {
 /* --- the table -------------------------------------------------------------------------------------------- */
 
 static void print_percent(FILE *file, double mean_of, double spread, int rank) {
-  if (isfinite(mean_of))
-    fprintf(file, "  %3d %6.2f +- %5.2f", rank, 100 * mean_of, 100 * spread);
-  else
-    fprintf(file, "  %18s", "-");
+  if (isfinite(mean_of)) fprintf(file, "  %3d %6.2f +- %5.2f", rank, 100 * mean_of, 100 * spread);
+  else fprintf(file, "  %18s", "-");
 }
 
 static void print_row(const esp_sweep *sweep, const esp_sweep_row *r, FILE *file) {

@@ -31,10 +31,8 @@ static void unite(clustering *c, int32_t i, int32_t j) {
   }
   for (int32_t k = 0; k <= j; k++) {
     if (c->parent[k] != k) continue;
-    if (k == i || c->best[k] == i || c->best[k] == j)
-      find_best(c, k);
-    else if (k < i && like(c, k, i) > like(c, k, c->best[k]))
-      c->best[k] = i;
+    if (k == i || c->best[k] == i || c->best[k] == j) find_best(c, k);
+    else if (k < i && like(c, k, i) > like(c, k, c->best[k])) c->best[k] = i;
   }
 }
 

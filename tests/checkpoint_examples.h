@@ -67,8 +67,7 @@ static inline void fill_info(void) {
                                .progress = {40, 100, 41, UINT64_MAX - 1, 0.1 + 0.2, 30},
                                .history_count = 2};
   info.history[0] = (esp_history_entry){"pretrain", "synthetic, 20 classes: é", "", "", "", 500};
-  info.history[1] =
-      (esp_history_entry){"finetune", "", "0123456789abcdef", "fedcba9876543210", "blocks.*.router", 40};
+  info.history[1] = (esp_history_entry){"finetune", "", "0123456789abcdef", "fedcba9876543210", "blocks.*.router", 40};
   info.run_config = esp_copy_text("training:\n  epochs: 3\n");
 }
 
@@ -80,8 +79,7 @@ static inline int set_up(void **state) {
   optimizer = make_optimizer(model, ESP_OPTIMIZER_ADAMW);
   const char *name;
   for (int i = 0; i < 2; i++)
-    fill_normal(esp_optimizer_state(optimizer, i, &name), esp_parameters_size(model->parameters),
-                (uint64_t)i);
+    fill_normal(esp_optimizer_state(optimizer, i, &name), esp_parameters_size(model->parameters), (uint64_t)i);
   esp_optimizer_set_steps(optimizer, 40);
   fill_info();
   return 0;
@@ -99,8 +97,7 @@ static inline int tear_down(void **state) {
 
 static inline const char *save_to(const char *name, int level) {
   const char *const path = in_folder(name);
-  if (esp_checkpoint_save(path, model, optimizer, &info, level) != ESP_OK)
-    fail_msg("%s", esp_error_message());
+  if (esp_checkpoint_save(path, model, optimizer, &info, level) != ESP_OK) fail_msg("%s", esp_error_message());
   return path;
 }
 
@@ -117,8 +114,7 @@ static inline void assert_same_array(const char *what, const esp_real *a, const 
 static inline void assert_same_model(const esp_model *loaded) {
   assert_memory_equal(&loaded->config, &model->config, sizeof model->config);
   assert_int_equal(esp_parameters_count(loaded->parameters), esp_parameters_count(model->parameters));
-  assert_same_array("values", esp_parameters_values(loaded->parameters),
-                    esp_parameters_values(model->parameters));
+  assert_same_array("values", esp_parameters_values(loaded->parameters), esp_parameters_values(model->parameters));
   for (int i = 0; i < esp_model_moe_count(model); i++) {
     const esp_expert_layout *a = &esp_model_moe(loaded, i)->layout, *b = &esp_model_moe(model, i)->layout;
     assert_memory_equal(a, b, sizeof *a);
@@ -148,8 +144,7 @@ static inline void assert_same_optimizer(const esp_optimizer *loaded) {
   const char *name;
   assert_int_equal(esp_optimizer_steps(loaded), esp_optimizer_steps(optimizer));
   for (int i = 0; i < 2; i++)
-    assert_same_array("state", esp_optimizer_state(loaded, i, &name),
-                      esp_optimizer_state(optimizer, i, &name));
+    assert_same_array("state", esp_optimizer_state(loaded, i, &name), esp_optimizer_state(optimizer, i, &name));
 }
 
 /* ---- files ---- */

@@ -67,8 +67,7 @@ static inline pid_t spawn(const char *line, const char *to) {
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, to, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, in_base("err"), O_WRONLY | O_CREAT | O_TRUNC,
-                                   0666);
+  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, in_base("err"), O_WRONLY | O_CREAT | O_TRUNC, 0666);
   pid_t child;
   const int error = posix_spawn(&child, program, &actions, NULL, list, environ);
   if (error) fail_msg("%s: %s", program, strerror(error));
@@ -128,11 +127,9 @@ static inline uint64_t all_that_is_in(const char *path) {
     assert_true(snprintf(inner, sizeof inner, "%s/%s", path, entry->d_name) < (int)sizeof inner);
     struct stat status;
     assert_int_equal(lstat(inner, &status), 0);
-    if (strstr(entry->d_name, ".tmp") || strstr(entry->d_name, ".write-test"))
-      fail_msg("%s was left behind", inner);
-    sum += S_ISDIR(status.st_mode)
-               ? 31 * all_that_is_in(inner) + crc32_z(0, (const Bytef *)inner, strlen(inner))
-               : name_and_bytes(inner);
+    if (strstr(entry->d_name, ".tmp") || strstr(entry->d_name, ".write-test")) fail_msg("%s was left behind", inner);
+    sum += S_ISDIR(status.st_mode) ? 31 * all_that_is_in(inner) + crc32_z(0, (const Bytef *)inner, strlen(inner))
+                                   : name_and_bytes(inner);
   }
   closedir(folder);
   return sum;
@@ -216,9 +213,7 @@ static inline double parameters_of(const char *checkpoint) {
   return parameters;
 }
 
-static inline bool is_there(const char *path) {
-  return access(path, F_OK) == 0;
-}
+static inline bool is_there(const char *path) { return access(path, F_OK) == 0; }
 
 /* ---- what every test finds ---- */
 

@@ -8,14 +8,11 @@
 
 typedef void fill_function(esp_real *values, int64_t count, uint64_t stream);
 
-static void apart(esp_real *values, int64_t count, uint64_t stream) {
-  fill_apart(values, count, 0.02, stream);
-}
+static void apart(esp_real *values, int64_t count, uint64_t stream) { fill_apart(values, count, 0.02, stream); }
 
 /* On the first build a new leaf, later the one that was made then. Its gradient lies outside the step arena, as a
  * parameter's does. */
-static esp_tensor *next_leaf(example *e, int rank, const int64_t *shape, bool requires_grad,
-                             fill_function *fill) {
+static esp_tensor *next_leaf(example *e, int rank, const int64_t *shape, bool requires_grad, fill_function *fill) {
   assert_true(e->next < EXAMPLE_MAX_LEAVES);
   esp_tensor *leaf = &e->leaves[e->next++];
   if (e->next <= e->leaf_count) return leaf;
@@ -35,9 +32,7 @@ esp_tensor *example_normal(example *e, int rank, const int64_t *shape) {
   return next_leaf(e, rank, shape, true, fill_normal);
 }
 
-esp_tensor *example_apart(example *e, int rank, const int64_t *shape) {
-  return next_leaf(e, rank, shape, true, apart);
-}
+esp_tensor *example_apart(example *e, int rank, const int64_t *shape) { return next_leaf(e, rank, shape, true, apart); }
 
 /* Weights as large as y has elements undo the mean, so that gradients are about 1. */
 static void loss_weights(esp_real *values, int64_t count, uint64_t stream) {
@@ -178,17 +173,11 @@ static esp_tensor *scale(example *e) {
   return example_loss(e, esp_scale(e->tape, example_normal(e, SHAPE(4, 5)), -1.7));
 }
 
-static esp_tensor *relu(example *e) {
-  return example_loss(e, esp_relu(e->tape, example_apart(e, SHAPE(9, 5))));
-}
+static esp_tensor *relu(example *e) { return example_loss(e, esp_relu(e->tape, example_apart(e, SHAPE(9, 5)))); }
 
-static esp_tensor *silu(example *e) {
-  return example_loss(e, esp_silu(e->tape, example_normal(e, SHAPE(9, 5))));
-}
+static esp_tensor *silu(example *e) { return example_loss(e, esp_silu(e->tape, example_normal(e, SHAPE(9, 5)))); }
 
-static esp_tensor *gelu(example *e) {
-  return example_loss(e, esp_gelu(e->tape, example_normal(e, SHAPE(9, 5))));
-}
+static esp_tensor *gelu(example *e) { return example_loss(e, esp_gelu(e->tape, example_normal(e, SHAPE(9, 5)))); }
 
 static esp_tensor *gelu_tanh(example *e) {
   return example_loss(e, esp_gelu_tanh(e->tape, example_normal(e, SHAPE(9, 5))));
@@ -327,9 +316,7 @@ static esp_tensor *mean_tokens(example *e) {
   return example_loss(e, esp_mean_tokens(e->tape, example_normal(e, SHAPE(3, 5, 4))));
 }
 
-static esp_tensor *mean(example *e) {
-  return esp_mean(e->tape, example_normal(e, SHAPE(3, 2, 4)));
-}
+static esp_tensor *mean(example *e) { return esp_mean(e->tape, example_normal(e, SHAPE(3, 2, 4))); }
 
 static esp_tensor *reshape(example *e) {
   return example_loss(e, esp_reshape(e->tape, example_normal(e, SHAPE(3, 2, 4)), SHAPE(4, 6)));
@@ -455,8 +442,8 @@ static const esp_expert_layout member_layout = {
 
 static esp_tensor *route_members(example *e) {
   static const esp_real bias[] = {0.125, -0.25, 0.0625, 0, 0.25, -0.125};
-  const esp_router_config config = {.renormalise = true, .noise = 0.3, .capacity = 0.8, .batch_priority = true,
-                                    .group_images = 2};
+  const esp_router_config config = {
+      .renormalise = true, .noise = 0.3, .capacity = 0.8, .batch_priority = true, .group_images = 2};
   esp_tensor *logits = example_apart(e, SHAPE(12, 6));
   esp_route_request request = training_request(&config, &member_layout, 2, logits);
   request.members = 2;
@@ -485,21 +472,13 @@ static esp_tensor *route_experts(example *e, esp_score_kind score, bool selected
   return routed_loss(e, esp_route_experts, logits, &request);
 }
 
-static esp_tensor *route_experts_softmax(example *e) {
-  return route_experts(e, ESP_SCORE_SOFTMAX, false);
-}
+static esp_tensor *route_experts_softmax(example *e) { return route_experts(e, ESP_SCORE_SOFTMAX, false); }
 
-static esp_tensor *route_experts_softmax_chosen(example *e) {
-  return route_experts(e, ESP_SCORE_SOFTMAX, true);
-}
+static esp_tensor *route_experts_softmax_chosen(example *e) { return route_experts(e, ESP_SCORE_SOFTMAX, true); }
 
-static esp_tensor *route_experts_sigmoid(example *e) {
-  return route_experts(e, ESP_SCORE_SIGMOID, false);
-}
+static esp_tensor *route_experts_sigmoid(example *e) { return route_experts(e, ESP_SCORE_SIGMOID, false); }
 
-static esp_tensor *route_experts_sigmoid_chosen(example *e) {
-  return route_experts(e, ESP_SCORE_SIGMOID, true);
-}
+static esp_tensor *route_experts_sigmoid_chosen(example *e) { return route_experts(e, ESP_SCORE_SIGMOID, true); }
 
 static esp_tensor *softmax_tokens(example *e) {
   return example_loss(e, esp_softmax_tokens(e->tape, example_normal(e, SHAPE(3, 5, 4))));
@@ -514,9 +493,7 @@ static esp_tensor *uneven_dispatch(example *e) {
   return example_loss(e, esp_dispatch(e->tape, example_normal(e, SHAPE(5, 3)), &uneven_routing));
 }
 
-static esp_tensor *tile(example *e) {
-  return example_loss(e, esp_tile(e->tape, example_normal(e, SHAPE(2, 3, 4)), 3));
-}
+static esp_tensor *tile(example *e) { return example_loss(e, esp_tile(e->tape, example_normal(e, SHAPE(2, 3, 4)), 3)); }
 
 static esp_tensor *log_mean_probability(example *e) {
   return example_loss(e, esp_log_mean_probability(e->tape, example_normal(e, SHAPE(6, 5)), 3));
@@ -528,45 +505,28 @@ static esp_tensor *unit_rows(example *e) {
 
 /* With 1, 2 and 3 choices. */
 static esp_tensor *route(example *e, esp_score_kind score, bool selected_only, bool renormalise) {
-  const esp_router_config config = {
-      .score = score, .score_selected_only = selected_only, .renormalise = renormalise};
+  const esp_router_config config = {.score = score, .score_selected_only = selected_only, .renormalise = renormalise};
   esp_tensor *loss = route_loss(e, example_apart(e, SHAPE(5, 7)), 1, &config, &large_layout);
   for (int k = 2; k <= 3; k++)
     loss = esp_add(e->tape, loss, route_loss(e, example_apart(e, SHAPE(5, 7)), k, &config, &large_layout));
   return loss;
 }
 
-static esp_tensor *route_softmax(example *e) {
-  return route(e, ESP_SCORE_SOFTMAX, false, false);
-}
+static esp_tensor *route_softmax(example *e) { return route(e, ESP_SCORE_SOFTMAX, false, false); }
 
-static esp_tensor *route_softmax_divided(example *e) {
-  return route(e, ESP_SCORE_SOFTMAX, false, true);
-}
+static esp_tensor *route_softmax_divided(example *e) { return route(e, ESP_SCORE_SOFTMAX, false, true); }
 
-static esp_tensor *route_softmax_selected(example *e) {
-  return route(e, ESP_SCORE_SOFTMAX, true, false);
-}
+static esp_tensor *route_softmax_selected(example *e) { return route(e, ESP_SCORE_SOFTMAX, true, false); }
 
-static esp_tensor *route_softmax_selected_divided(example *e) {
-  return route(e, ESP_SCORE_SOFTMAX, true, true);
-}
+static esp_tensor *route_softmax_selected_divided(example *e) { return route(e, ESP_SCORE_SOFTMAX, true, true); }
 
-static esp_tensor *route_sigmoid(example *e) {
-  return route(e, ESP_SCORE_SIGMOID, false, false);
-}
+static esp_tensor *route_sigmoid(example *e) { return route(e, ESP_SCORE_SIGMOID, false, false); }
 
-static esp_tensor *route_sigmoid_divided(example *e) {
-  return route(e, ESP_SCORE_SIGMOID, false, true);
-}
+static esp_tensor *route_sigmoid_divided(example *e) { return route(e, ESP_SCORE_SIGMOID, false, true); }
 
-static esp_tensor *route_sigmoid_selected(example *e) {
-  return route(e, ESP_SCORE_SIGMOID, true, false);
-}
+static esp_tensor *route_sigmoid_selected(example *e) { return route(e, ESP_SCORE_SIGMOID, true, false); }
 
-static esp_tensor *route_sigmoid_selected_divided(example *e) {
-  return route(e, ESP_SCORE_SIGMOID, true, true);
-}
+static esp_tensor *route_sigmoid_selected_divided(example *e) { return route(e, ESP_SCORE_SIGMOID, true, true); }
 
 /* More tokens than one range of the parallel loop. */
 static esp_tensor *route_noise(example *e) {
@@ -716,7 +676,11 @@ static esp_tensor *neuron_balance_loss(example *e) {
     const int32_t *ragged = i % 2 ? widths : NULL;
     const esp_neuron_selection selection = {.kept = 3, .ranking = gate, .widths = ragged, .first_row = groups};
     const esp_neuron_balance balance = {.kind = i / 2 % 2 ? ESP_NEURON_BALANCE_NORM : ESP_NEURON_BALANCE_ABS,
-                                        .gate = gate, .kept = 3, .experts = 4, .first_row = groups, .widths = ragged};
+                                        .gate = gate,
+                                        .kept = 3,
+                                        .experts = 4,
+                                        .first_row = groups,
+                                        .widths = ragged};
     const uint8_t *mask = NULL;
     esp_tensor *h = esp_neuron_top_k(e->tape, esp_glu(e->tape, pre, gate), pre, &selection, &mask);
     if (!h) return NULL;
@@ -745,17 +709,11 @@ static esp_tensor *both_losses(example *e, loss_of_logits *loss) {
   return esp_add(e->tape, first, loss(e->tape, example_normal(e, SHAPE(20, 8)), &members));
 }
 
-static esp_tensor *z_loss(example *e) {
-  return both_losses(e, esp_z_loss);
-}
+static esp_tensor *z_loss(example *e) { return both_losses(e, esp_z_loss); }
 
-static esp_tensor *entropy_loss(example *e) {
-  return both_losses(e, esp_entropy_loss);
-}
+static esp_tensor *entropy_loss(example *e) { return both_losses(e, esp_entropy_loss); }
 
-static esp_tensor *importance_loss(example *e) {
-  return both_losses(e, esp_importance_loss);
-}
+static esp_tensor *importance_loss(example *e) { return both_losses(e, esp_importance_loss); }
 
 /* The noise is the same for all logits of an expert, so the noisy logits move with the logits. */
 static esp_tensor *load_loss(example *e) {

@@ -31,10 +31,8 @@ struct example {
 
 /* --- for builders --------------------------------------------------------------------------------------- */
 
-#define SHAPE(...)                                                                                           \
-  (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]) {                       \
-    __VA_ARGS__                                                                                              \
-  }
+#define SHAPE(...) \
+  (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]) { __VA_ARGS__ }
 
 /* The next input, with a gradient: example_normal(e, SHAPE(2, 3)) has normal numbers; example_apart() numbers with
  * at least 0.02 between any two and between each and 0, so that a difference step crosses no kink. A second build

@@ -6,10 +6,8 @@
 
 #include <espalier/ops.h>
 
-#define SHAPE(...)                                                                                           \
-  (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]) {                       \
-    __VA_ARGS__                                                                                              \
-  }
+#define SHAPE(...) \
+  (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]) { __VA_ARGS__ }
 
 static esp_tape *tape;
 static uint64_t next_stream;
@@ -57,9 +55,7 @@ static inline void assert_shape(const esp_tensor *tensor, int rank, const int64_
   for (int i = 0; i < rank; i++) assert_int_equal(tensor->shape[i], shape[i]);
 }
 
-static inline double at(const esp_tensor *tensor, int64_t index) {
-  return (double)tensor->data[index];
-}
+static inline double at(const esp_tensor *tensor, int64_t index) { return (double)tensor->data[index]; }
 
 #define TEST(function) cmocka_unit_test_setup_teardown(function, make_tape, free_tape)
 

@@ -110,8 +110,7 @@ static void test_h5py(void **state) {
   put_file(in_folder("reader.py"), reader, strlen(reader));
   (void)save_to("a.h5", 1);
   char command[4 * TESTING_PATH_SIZE];
-  snprintf(command, sizeof command, "/usr/bin/python3 %s/reader.py %s/a.h5 %s/values", folder, folder,
-           folder);
+  snprintf(command, sizeof command, "/usr/bin/python3 %s/reader.py %s/a.h5 %s/values", folder, folder, folder);
   assert_int_equal(system(command), 0);
 }
 

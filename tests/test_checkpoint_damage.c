@@ -62,8 +62,7 @@ static void test_cut_short(void **state) {
 
 /* ---- made-up files ---- */
 
-static void put(hid_t file, const char *name, hid_t type, int rank, const hsize_t *shape,
-                const void *values) {
+static void put(hid_t file, const char *name, hid_t type, int rank, const hsize_t *shape, const void *values) {
   if (H5Lexists(file, name, H5P_DEFAULT) > 0) H5Ldelete(file, name, H5P_DEFAULT);
   const hid_t space = H5Screate_simple(rank, shape, NULL), list = H5Pcreate(H5P_DATASET_CREATE);
   if (!values) H5Pset_chunk(list, rank, (const hsize_t[]){1, 1, 1, 1}); /* claims space, takes none */
@@ -94,30 +93,16 @@ static void put_config(hid_t file, const esp_model_config *config, const char *t
 #define ONE ((const hsize_t[]){1})
 #define LAYER "architecture/layers/blocks.1.moe"
 
-static void no_format(hid_t file) {
-  H5Adelete(file, "format");
-}
-static void newer(hid_t file) {
-  put_number(file, ".", "format_version", 2);
-}
-static void missing(hid_t file) {
-  H5Ldelete(file, "parameters/head.bias", H5P_DEFAULT);
-}
-static void extra(hid_t file) {
-  put(file, "parameters/tail.bias", H5T_IEEE_F32LE, 1, ONE, &(float){1});
-}
-static void misshapen(hid_t file) {
-  put(file, "parameters/head.bias", H5T_IEEE_F32LE, 1, ONE, &(float){1});
-}
-static void doubles(hid_t file) {
-  put(file, "parameters/head.bias", H5T_NATIVE_DOUBLE, 1, ONE, &(double){1});
-}
+static void no_format(hid_t file) { H5Adelete(file, "format"); }
+static void newer(hid_t file) { put_number(file, ".", "format_version", 2); }
+static void missing(hid_t file) { H5Ldelete(file, "parameters/head.bias", H5P_DEFAULT); }
+static void extra(hid_t file) { put(file, "parameters/tail.bias", H5T_IEEE_F32LE, 1, ONE, &(float){1}); }
+static void misshapen(hid_t file) { put(file, "parameters/head.bias", H5T_IEEE_F32LE, 1, ONE, &(float){1}); }
+static void doubles(hid_t file) { put(file, "parameters/head.bias", H5T_NATIVE_DOUBLE, 1, ONE, &(double){1}); }
 static void huge(hid_t file) {
   put(file, "parameters/head.bias", H5T_IEEE_F32LE, 2, (const hsize_t[]){1 << 20, 1 << 20}, NULL);
 }
-static void no_parameters(hid_t file) {
-  H5Ldelete(file, "parameters", H5P_DEFAULT);
-}
+static void no_parameters(hid_t file) { H5Ldelete(file, "parameters", H5P_DEFAULT); }
 static void many(hid_t file) {
   for (int i = 0; i < 8; i++) {
     char name[64];
@@ -161,15 +146,9 @@ static void other_kinds(hid_t file) {
   config.layers_count = 1;
   put_config(file, &config, NULL);
 }
-static void no_yaml(hid_t file) {
-  put_config(file, NULL, "width: [1\n");
-}
-static void empty_config(hid_t file) {
-  put_config(file, NULL, "");
-}
-static void numeric_config(hid_t file) {
-  put(file, "architecture/config", H5T_NATIVE_INT, 1, ONE, &(int){1});
-}
+static void no_yaml(hid_t file) { put_config(file, NULL, "width: [1\n"); }
+static void empty_config(hid_t file) { put_config(file, NULL, ""); }
+static void numeric_config(hid_t file) { put(file, "architecture/config", H5T_NATIVE_INT, 1, ONE, &(int){1}); }
 static void outside(hid_t file) {
   put(file, LAYER "/index", H5T_NATIVE_INT32, 1, (const hsize_t[]){4}, (const int32_t[]){0, 1, 2, 0});
 }
@@ -201,30 +180,14 @@ static void idle_widths(hid_t file) {
 static void other_widths(hid_t file) {
   put(file, RAGGED_LAYER "/widths", H5T_NATIVE_INT32, 1, (const hsize_t[]){3}, (const int32_t[]){2, 6, 5});
 }
-static void no_widths(hid_t file) {
-  H5Ldelete(file, RAGGED_LAYER "/widths", H5P_DEFAULT);
-}
-static void too_many_experts(hid_t file) {
-  put_number(file, LAYER, "experts", 5000);
-}
-static void fewer_experts(hid_t file) {
-  put_number(file, LAYER, "experts", 3);
-}
-static void more_stored(hid_t file) {
-  put_number(file, LAYER, "stored_experts", 5);
-}
-static void no_stored(hid_t file) {
-  put_number(file, LAYER, "stored_experts", 0);
-}
-static void no_layer(hid_t file) {
-  H5Ldelete(file, LAYER, H5P_DEFAULT);
-}
-static void no_progress(hid_t file) {
-  H5Ldelete(file, "progress", H5P_DEFAULT);
-}
-static void plain_progress(hid_t file) {
-  put(file, "progress", H5T_NATIVE_INT, 1, ONE, &(int){1});
-}
+static void no_widths(hid_t file) { H5Ldelete(file, RAGGED_LAYER "/widths", H5P_DEFAULT); }
+static void too_many_experts(hid_t file) { put_number(file, LAYER, "experts", 5000); }
+static void fewer_experts(hid_t file) { put_number(file, LAYER, "experts", 3); }
+static void more_stored(hid_t file) { put_number(file, LAYER, "stored_experts", 5); }
+static void no_stored(hid_t file) { put_number(file, LAYER, "stored_experts", 0); }
+static void no_layer(hid_t file) { H5Ldelete(file, LAYER, H5P_DEFAULT); }
+static void no_progress(hid_t file) { H5Ldelete(file, "progress", H5P_DEFAULT); }
+static void plain_progress(hid_t file) { put(file, "progress", H5T_NATIVE_INT, 1, ONE, &(int){1}); }
 static void other_columns(hid_t file) {
   const hid_t type = H5Tcreate(H5T_COMPOUND, sizeof(int));
   H5Tinsert(type, "step", 0, H5T_NATIVE_INT);
@@ -300,8 +263,7 @@ static void test_made_up(void **state) {
     esp_model *loaded = model;
     esp_checkpoint_info read;
     const esp_status status = esp_checkpoint_load(path, &loaded, &read);
-    if (status != ESP_ERR_FORMAT || loaded)
-      fail_msg("case %zu (%s) has status %d", i, changes[i].message, status);
+    if (status != ESP_ERR_FORMAT || loaded) fail_msg("case %zu (%s) has status %d", i, changes[i].message, status);
     if (!strstr(esp_error_message(), changes[i].message))
       fail_msg("case %zu: \"%s\" does not say \"%s\"", i, esp_error_message(), changes[i].message);
     assert_int_equal(H5Fget_obj_count((hid_t)H5F_OBJ_ALL, H5F_OBJ_ALL), 0);

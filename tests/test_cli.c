@@ -490,8 +490,8 @@ static void test_resume(void **state) {
   assert_string_equal(before, after);
 }
 
-#define DIVERGING                                                                                                      \
-  "--set optimizer.kind=sgd --set optimizer.learning_rate=1000 --set optimizer.clip_norm=0 --set "                     \
+#define DIVERGING                                                                                  \
+  "--set optimizer.kind=sgd --set optimizer.learning_rate=1000 --set optimizer.clip_norm=0 --set " \
   "optimizer.schedule.warmup=0 --set model.layers=[dense] --set training.epochs=1 --set training.evaluate_every=1 "
 
 static void test_overwrite(void **state) {

@@ -58,7 +58,7 @@ static void test_settings(void **state) {
 /* Interrupted while rows go, resumed: the same model as without. */
 static void test_interrupted(void **state) {
   (void)state;
-#define LONG                                                                                                           \
+#define LONG \
   COMPRESS "--set training.epochs=1 --set training.evaluate_every=0.1 --set training.log_every=1 --quiet --out "
   char digest[32], whole[32];
   succeed(LONG "whole");
@@ -143,12 +143,9 @@ static void test_refusals(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_without_training),
-      cmocka_unit_test(test_with_training_and_a_teacher),
-      cmocka_unit_test(test_settings),
-      cmocka_unit_test(test_interrupted),
-      cmocka_unit_test(test_finished),
-      cmocka_unit_test(test_merge_then_compress),
+      cmocka_unit_test(test_without_training), cmocka_unit_test(test_with_training_and_a_teacher),
+      cmocka_unit_test(test_settings),         cmocka_unit_test(test_interrupted),
+      cmocka_unit_test(test_finished),         cmocka_unit_test(test_merge_then_compress),
       cmocka_unit_test(test_refusals),
   };
   return cmocka_run_group_tests_name("cli compress", tests, begin, end);

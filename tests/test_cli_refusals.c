@@ -7,9 +7,8 @@
 
 static void test_help(void **state) {
   (void)state;
-  static const char *const commands[] = {"pretrain", "finetune", "evaluate", "measure",
-                                         "merge",    "prune",    "skip",     "sweep",
-                                         "compress", "upcycle",  "inspect",  "data"};
+  static const char *const commands[] = {"pretrain", "finetune", "evaluate", "measure", "merge",   "prune",
+                                         "skip",     "sweep",    "compress", "upcycle", "inspect", "data"};
   succeed("--help");
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) assert_non_null(strstr(out, commands[i]));
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
@@ -93,17 +92,13 @@ static void test_usage(void **state) {
 static void test_unwritable(void **state) {
   (void)state;
   static const refusal refusals[] = {
-      {PRETRAIN "--out small.yaml/run", 1, "the output folder small.yaml",
-       "a file of that name is in the way"},
-      {"finetune pretrained --data synthetic:narrow --out small.yaml", 1, "the output folder small.yaml",
-       "in the way"},
-      {"measure finetuned --reference pretrained --out small.yaml/m", 1, "the output folder small.yaml",
-       "in the way"},
+      {PRETRAIN "--out small.yaml/run", 1, "the output folder small.yaml", "a file of that name is in the way"},
+      {"finetune pretrained --data synthetic:narrow --out small.yaml", 1, "the output folder small.yaml", "in the way"},
+      {"measure finetuned --reference pretrained --out small.yaml/m", 1, "the output folder small.yaml", "in the way"},
       {"prune finetuned --criterion random --drop 1 --out small.yaml/p", 1, "the output folder small.yaml",
        "in the way"},
       {"prune finetuned --criterion random --drop 1 --out missing/p.h5", 1, "missing/p.h5", "No such file"},
-      {"prune finetuned --criterion random --drop 1 --out small.yaml/p.h5", 1, "small.yaml/p.h5",
-       "Not a directory"},
+      {"prune finetuned --criterion random --drop 1 --out small.yaml/p.h5", 1, "small.yaml/p.h5", "Not a directory"},
   };
   REFUSE_ALL(refusals);
   if (!is_there("/dev/full")) return;
@@ -165,8 +160,8 @@ static void write_idx(const char *folder, unsigned magic, size_t missing_bytes, 
   mkdir(folder, 0777);
   for (int split = 0; split < 2; split++) {
     char path[256];
-    unsigned char images[16 + IMAGES * PIXELS] = {
-        0, 0, 8, (unsigned char)magic, 0, 0, 0, IMAGES, 0, 0, 0, 28, 0, 0, 0, 28};
+    unsigned char images[16 + IMAGES * PIXELS] = {0, 0, 8, (unsigned char)magic, 0, 0, 0, IMAGES, 0, 0, 0, 28, 0,
+                                                  0, 0, 28};
     unsigned char labels[8 + IMAGES] = {0, 0, 8, 1, 0, 0, 0, IMAGES, 0, 1, 2, 3, (unsigned char)label};
     snprintf(path, sizeof path, "%s/%s-images-idx3-ubyte", folder, names[split]);
     write_file(path, images, sizeof images - missing_bytes);
@@ -191,8 +186,7 @@ static void test_bad_data(void **state) {
       {"data info mnist:missing", 1, "missing does not exist", "four IDX files"},
       {"data info mnist:magic", 1, "magic/train-images-idx3-ubyte", "0x00000804; expected 0x00000803"},
       {"data info mnist:short", 1, "short/train-images-idx3-ubyte", ""},
-      {"data info mnist:labels", 1, "labels/train-labels-idx1-ubyte",
-       "the label of image 4 is 11; expected 0 to 9"},
+      {"data info mnist:labels", 1, "labels/train-labels-idx1-ubyte", "the label of image 4 is 11; expected 0 to 9"},
       {"data info cifar100:cifar", 1, "cifar/train.bin", ""},
       {"data info cifar100:cifar.tar.gz", 1, "cifar.tar.gz", ""},
       {"data info cifar10:missing.tar.gz", 1, "missing.tar.gz", ""},
@@ -252,8 +246,7 @@ static void test_references(void **state) {
   succeed(PRETRAIN "--out deeper --set model.blocks=3");
   succeed(PRETRAIN "--out dense --set model.layers=[dense,moe]");
   succeed(PRETRAIN "--out fewer --set model.moe.experts=2");
-  succeed(
-      "finetune pretrained --data synthetic:narrow --out frozen --quiet --set training.freeze=blocks.1.moe.router");
+  succeed("finetune pretrained --data synthetic:narrow --out frozen --quiet --set training.freeze=blocks.1.moe.router");
 #define PRUNE " --criterion router-norm-change --drop 1 --out new --reference "
   static const refusal refusals[] = {
       {"prune finetuned" PRUNE "wider", 1, "16 elements", "32"},
@@ -285,10 +278,9 @@ static void test_references(void **state) {
 /* A loss that is not finite ends the run with the step, the op and what to do. */
 static void test_diverging(void **state) {
   (void)state;
-  const int code = run(
-      PRETRAIN
-      "--out wild --set optimizer.kind=sgd --set optimizer.learning_rate=1000 --set optimizer.clip_norm=0 "
-      "--set optimizer.schedule.warmup=0 --set model.layers=[dense] --set training.epochs=1");
+  const int code =
+      run(PRETRAIN "--out wild --set optimizer.kind=sgd --set optimizer.learning_rate=1000 --set optimizer.clip_norm=0 "
+                   "--set optimizer.schedule.warmup=0 --set model.layers=[dense] --set training.epochs=1");
   assert_int_equal(code, 1);
   if (!strstr(err, "espalier: step ") || !strstr(err, "the first op with such a ") ||
       !strstr(err, "optimizer.learning_rate"))
@@ -298,11 +290,9 @@ static void test_diverging(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_help),        cmocka_unit_test(test_usage),
-      cmocka_unit_test(test_unwritable),  cmocka_unit_test(test_bad_configs),
-      cmocka_unit_test(test_bad_data),    cmocka_unit_test(test_bad_checkpoints),
-      cmocka_unit_test(test_damaged_run), cmocka_unit_test(test_references),
-      cmocka_unit_test(test_diverging),
+      cmocka_unit_test(test_help),        cmocka_unit_test(test_usage),      cmocka_unit_test(test_unwritable),
+      cmocka_unit_test(test_bad_configs), cmocka_unit_test(test_bad_data),   cmocka_unit_test(test_bad_checkpoints),
+      cmocka_unit_test(test_damaged_run), cmocka_unit_test(test_references), cmocka_unit_test(test_diverging),
   };
   return cmocka_run_group_tests_name("cli refusals", tests, begin, end);
 }

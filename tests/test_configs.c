@@ -85,9 +85,10 @@ static bool is_running_average(const esp_parameter *p) {
 /* Whatever the router: the counter says what a model of these settings then has, the averages of batch norms apart. */
 static void counted_parameters_are_those_of_the_model(void **state) {
   (void)state;
-  static const char *const paths[] = {CONFIGS "toy-v-moe.yaml", CONFIGS "toy-e3.yaml", CONFIGS "toy-switch.yaml",
-                                      CONFIGS "router-comparison.yaml", CONFIGS "cifar10.yaml",
-                                      CONFIGS "cifar10-large.yaml", CONFIGS "cifar10-hour.yaml"};
+  static const char *const paths[] = {CONFIGS "toy-v-moe.yaml",   CONFIGS "toy-e3.yaml",
+                                      CONFIGS "toy-switch.yaml",  CONFIGS "router-comparison.yaml",
+                                      CONFIGS "cifar10.yaml",     CONFIGS "cifar10-large.yaml",
+                                      CONFIGS "cifar10-hour.yaml"};
   static const char *const overrides[] = {NULL, "model.moe.shared_hidden=16", "model.moe.router.bias_rate=0.001",
                                           "model.layers=[dense,mone]"};
   for (size_t i = 0; i < sizeof paths / sizeof paths[0]; i++)

@@ -36,8 +36,8 @@ static void long_messages_are_cut(void **state) {
 
 static void every_status_has_a_text(void **state) {
   (void)state;
-#define HAS_TEXT(code, value, text)                                                                          \
-  assert_string_equal(esp_status_text(code), text);                                                          \
+#define HAS_TEXT(code, value, text)                 \
+  assert_string_equal(esp_status_text(code), text); \
   assert_int_equal(code, value);
   ESP_STATUS_LIST(HAS_TEXT)
   assert_non_null(esp_status_text((esp_status)-1000));
@@ -57,9 +57,7 @@ static void the_nearest_word_is_suggested(void **state) {
   assert_null(esp_nearest(word, words, 3));
 }
 
-static void panic(void *context) {
-  esp_panic("%s is %d", (const char *)context, 5);
-}
+static void panic(void *context) { esp_panic("%s is %d", (const char *)context, 5); }
 
 static void a_panic_says_why(void **state) {
   (void)state;
@@ -105,8 +103,7 @@ static void allocations_fail_on_demand(void **state) {
   (void)state;
   const uint64_t before = esp_allocation_count();
   esp_alloc_fail_after(2);
-  void *first = esp_alloc(1, 1), *second = esp_alloc(1, 1), *third = esp_alloc(1, 1),
-       *fourth = esp_alloc(1, 1);
+  void *first = esp_alloc(1, 1), *second = esp_alloc(1, 1), *third = esp_alloc(1, 1), *fourth = esp_alloc(1, 1);
   esp_alloc_fail_after(-1);
   assert_true(first && second && !third && !fourth);
   assert_int_equal(esp_allocation_count() - before, 2);
@@ -282,8 +279,7 @@ static void names_hash_as_fnv_1a(void **state) {
 /* --- parameters -------------------------------------------------------------------------------------------- */
 
 static esp_parameter *declare(esp_parameters *p, const char *scope, const char *name, int64_t rows) {
-  esp_parameter *parameter =
-      esp_parameters_add(p, scope, name, ESP_KIND_WEIGHT, 2, (const int64_t[]){rows, 5}, 0.5, 2);
+  esp_parameter *parameter = esp_parameters_add(p, scope, name, ESP_KIND_WEIGHT, 2, (const int64_t[]){rows, 5}, 0.5, 2);
   assert_non_null(parameter);
   return parameter;
 }
@@ -387,9 +383,7 @@ static void patterns_freeze(void **state) {
   esp_parameters_free(p);
 }
 
-static void declare_twice(void *context) {
-  declare(context, "blocks.0", "up", 2);
-}
+static void declare_twice(void *context) { declare(context, "blocks.0", "up", 2); }
 
 static void a_name_is_declared_once(void **state) {
   (void)state;

@@ -206,10 +206,9 @@ static void plans_come_back_from_their_text(void **state) {
     assert_memory_equal(read->layers[i].target, plan->layers[i].target, sizeof read->layers[i].target);
   }
   esp_plan_free(read);
-  const char *const bad[] = {
-      "", "[]", "{\"mode\": \"zero\"}",
-      ("{\"model_digest\": \"0\", \"mode\": \"zero\","
-       " \"layers\": [{\"name\": \"a\", \"experts\": [{\"expert\": 0, \"target\": 1}]}]}")};
+  const char *const bad[] = {"", "[]", "{\"mode\": \"zero\"}",
+                             ("{\"model_digest\": \"0\", \"mode\": \"zero\","
+                              " \"layers\": [{\"name\": \"a\", \"experts\": [{\"expert\": 0, \"target\": 1}]}]}")};
   for (int i = 0; i < 4; i++) {
     file = fopen(path, "w");
     fputs(bad[i], file);

@@ -11,9 +11,7 @@ static size_t put_number(uint8_t *out, uint32_t number) {
   return 4;
 }
 
-static uint8_t pixel(uint32_t image, uint32_t position) {
-  return (uint8_t)(image * 31 + position * 7);
-}
+static uint8_t pixel(uint32_t image, uint32_t position) { return (uint8_t)(image * 31 + position * 7); }
 
 static size_t make_images(uint8_t *out, uint32_t magic, uint32_t claimed, uint32_t count, uint32_t side) {
   size_t size = put_number(out, magic);
@@ -104,21 +102,16 @@ static void test_idx_bad_files(void **state) {
   expect_bad_idx(images, bytes, make_labels(bytes, 0x801, 50, 50), "0x00000801", "0x00000803");
   expect_bad_idx(labels, bytes, make_images(bytes, 0x803, 1, 1, SIDE), "0x00000803", "0x00000801");
   expect_bad_idx(images, bytes, make_images(bytes, 0x803, TRAIN, TRAIN, SIDE) - 1, "cut short", "175 bytes");
-  expect_bad_idx(images, bytes, make_images(bytes, 0x803, TRAIN, TRAIN, SIDE) + 1, "goes on after byte 191",
-                 "");
-  expect_bad_idx(images, bytes, make_images(bytes, 0x803, 0xffffffff, TRAIN, SIDE), "cut short",
-                 "fetch it again");
+  expect_bad_idx(images, bytes, make_images(bytes, 0x803, TRAIN, TRAIN, SIDE) + 1, "goes on after byte 191", "");
+  expect_bad_idx(images, bytes, make_images(bytes, 0x803, 0xffffffff, TRAIN, SIDE), "cut short", "fetch it again");
   expect_bad_idx(images, bytes, make_images(bytes, 0x803, 0, 0, SIDE), "0 images", "at least 1");
   expect_bad_idx(images, bytes, make_images(bytes, 0x803, 1, 0, 0), "0 x 0 pixels", "1 to 4096");
-  expect_bad_idx(images, bytes, make_images(bytes, 0x803, 1, 0, 100000), "100000 x 100000 pixels",
-                 "1 to 4096");
+  expect_bad_idx(images, bytes, make_images(bytes, 0x803, 1, 0, 100000), "100000 x 100000 pixels", "1 to 4096");
   expect_bad_idx(images, bytes, 7, "ends at byte 7", "header");
   expect_bad_idx(images, bytes, 0, "ends at byte 0", "header");
-  expect_bad_idx("t10k-images-idx3-ubyte", bytes, make_images(bytes, 0x803, TEST, TEST, SIDE + 1), "6 x 6",
-                 "5 x 5");
+  expect_bad_idx("t10k-images-idx3-ubyte", bytes, make_images(bytes, 0x803, TEST, TEST, SIDE + 1), "6 x 6", "5 x 5");
   expect_bad_idx(labels, bytes, make_labels(bytes, 0x801, TRAIN - 1, TRAIN - 1), "6 labels", "7 images");
-  expect_bad_idx(labels, bytes, make_labels(bytes, 0x801, TRAIN, TRAIN - 1), "cut short",
-                 "7 bytes of labels");
+  expect_bad_idx(labels, bytes, make_labels(bytes, 0x801, TRAIN, TRAIN - 1), "cut short", "7 bytes of labels");
   const size_t size = make_labels(bytes, 0x801, TRAIN, TRAIN);
   bytes[8 + 4] = 10;
   expect_bad_idx(labels, bytes, size, "image 4 is 10", "expected 0 to 9");
@@ -179,8 +172,8 @@ static void test_bad_specs(void **state) {
   expect_failure("cifr10", ESP_ERR_NOT_FOUND, "'cifr10'", "did you mean 'cifar10'");
   expect_failure("Fashion-MNIST:/x", ESP_ERR_NOT_FOUND, "'Fashion-MNIST'", "");
   expect_failure("", ESP_ERR_NOT_FOUND, "''", "");
-  expect_failure("qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq",
-                 ESP_ERR_NOT_FOUND, "known are", "hdf5");
+  expect_failure("qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq", ESP_ERR_NOT_FOUND,
+                 "known are", "hdf5");
   expect_failure("mnist:", ESP_ERR_USAGE, "no path", "four IDX files");
   expect_failure("synthetic:broad", ESP_ERR_USAGE, "synthetic:broad", "synthetic:narrow");
 }

@@ -204,10 +204,8 @@ static void expect_bad_or_same(const char *digest) {
   esp_dataset *dataset;
   snprintf(spec, sizeof spec, "cifar10:%s", in_folder("c.tar.gz"));
   const esp_status status = esp_dataset_open(&dataset, spec);
-  if (status == ESP_OK)
-    assert_string_equal(esp_dataset_info_of(dataset)->digest, digest);
-  else
-    assert_int_equal(status, ESP_ERR_FORMAT);
+  if (status == ESP_OK) assert_string_equal(esp_dataset_info_of(dataset)->digest, digest);
+  else assert_int_equal(status, ESP_ERR_FORMAT);
   esp_dataset_close(dataset);
 }
 

@@ -96,8 +96,7 @@ static inline esp_dataset *open_kind(const char *kind, const char *path) {
 }
 
 /* The spec fails with this status and a message with these words in it. */
-static inline void expect_failure(const char *spec, esp_status status, const char *words,
-                                  const char *more_words) {
+static inline void expect_failure(const char *spec, esp_status status, const char *words, const char *more_words) {
   esp_dataset *dataset = NULL;
   const esp_status got = esp_dataset_open(&dataset, spec);
   const char *const message = esp_error_message();

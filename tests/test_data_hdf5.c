@@ -7,13 +7,7 @@
 
 /* ---- HDF5 ---- */
 
-enum {
-  H5_COUNT = 30,
-  H5_CHANNELS = 2,
-  H5_HEIGHT = 3,
-  H5_WIDTH = 4,
-  H5_IMAGE = H5_CHANNELS * H5_HEIGHT * H5_WIDTH
-};
+enum { H5_COUNT = 30, H5_CHANNELS = 2, H5_HEIGHT = 3, H5_WIDTH = 4, H5_IMAGE = H5_CHANNELS * H5_HEIGHT * H5_WIDTH };
 
 static const hsize_t image_shape[4] = {H5_COUNT, H5_CHANNELS, H5_HEIGHT, H5_WIDTH};
 static const hsize_t label_shape[1] = {H5_COUNT};

@@ -66,8 +66,7 @@ static int open_sets(void **state) {
   put_split("train-images-idx3-ubyte", "train-labels-idx1-ubyte", IMAGES);
   put_split("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", TEST_IMAGES);
   snprintf(spec, sizeof spec, "mnist:%s", folder);
-  if (esp_dataset_open(&numbered, spec) != ESP_OK || esp_dataset_open(&synthetic, "synthetic") != ESP_OK)
-    return -1;
+  if (esp_dataset_open(&numbered, spec) != ESP_OK || esp_dataset_open(&synthetic, "synthetic") != ESP_OK) return -1;
   esp_dataset_normalisation(synthetic, &usual);
   return 0;
 }
@@ -94,8 +93,7 @@ static int close_sets(void **state) {
   return rmdir(folder);
 }
 
-static esp_loader *create(const esp_dataset *dataset, const esp_loader_options *options,
-                          int64_t first_batch) {
+static esp_loader *create(const esp_dataset *dataset, const esp_loader_options *options, int64_t first_batch) {
   esp_loader *loader;
   if (esp_loader_create(&loader, dataset, ESP_TRAIN, options, first_batch) != ESP_OK)
     fail_msg("%s", esp_error_message());
@@ -109,9 +107,7 @@ static const esp_batch *next(esp_loader *loader) {
 }
 
 /* The number of an unaugmented image of the numbered set. */
-static int number_of(const float *image) {
-  return (int)(image[0] * 255.0f + 0.5f) - 1;
-}
+static int number_of(const float *image) { return (int)(image[0] * 255.0f + 0.5f) - 1; }
 
 /* ---- order ---- */
 
@@ -180,8 +176,7 @@ static void test_last_batch(void **state) {
 
 static void test_range_in_order(void **state) {
   (void)state;
-  const esp_loader_options options = {
-      .batch = 4, .normalisation = plain, .first_example = 20, .example_limit = 10};
+  const esp_loader_options options = {.batch = 4, .normalisation = plain, .first_example = 20, .example_limit = 10};
   esp_loader *const loader = create(numbered, &options, 0);
   assert_int_equal(esp_loader_examples(loader), 10);
   for (int epoch = 0; epoch < 2; epoch++) {
@@ -291,8 +286,7 @@ static void augment(const esp_augmentation *augmentation, uint64_t position, flo
 
 static void original(float out[SIZE]) {
   augment(NULL, 0, out);
-  for (int p = 0; p < SIZE; p++)
-    assert_true(fabsf(out[p] - 1.0f - (float)numbered_pixel(0, p) / 255.0f) < 1e-6f);
+  for (int p = 0; p < SIZE; p++) assert_true(fabsf(out[p] - 1.0f - (float)numbered_pixel(0, p) / 255.0f) < 1e-6f);
 }
 
 static void test_flip(void **state) {
@@ -376,8 +370,7 @@ static void test_crop(void **state) {
     augment(&crop, i, got);
     int found = 0;
     for (int offset = 0; offset < OFFSETS; offset++)
-      if (is_shifted(got, image, offset / (2 * PADDING + 1) - PADDING,
-                     offset % (2 * PADDING + 1) - PADDING)) {
+      if (is_shifted(got, image, offset / (2 * PADDING + 1) - PADDING, offset % (2 * PADDING + 1) - PADDING)) {
         counts[offset]++;
         found++;
       }
@@ -501,8 +494,7 @@ static void test_bad_options(void **state) {
   o = good;
   expect_refused((o.first_example = -1, o), 0, "first_example is -1");
   o = good;
-  expect_refused((o.first_example = 50, o.example_limit = 4, o), 0,
-                 "example_limit is 4; expected 0 (all) to 3");
+  expect_refused((o.first_example = 50, o.example_limit = 4, o), 0, "example_limit is 4; expected 0 (all) to 3");
   o = good;
   expect_refused((o.normalisation.deviation[0] = 0.0f, o), 0, "channel 0");
   o = good;

@@ -73,8 +73,7 @@ static void check_balance(const char *spec, int classes, int64_t train, int64_t 
   assert_int_equal(info->count[ESP_TEST], test);
   for (int split = 0; split < 2; split++) {
     int64_t counts[32] = {0};
-    for (int64_t i = 0; i < info->count[split]; i++)
-      counts[esp_dataset_label(dataset, (esp_split_name)split, i)]++;
+    for (int64_t i = 0; i < info->count[split]; i++) counts[esp_dataset_label(dataset, (esp_split_name)split, i)]++;
     for (int c = 0; c < classes; c++) assert_int_equal(counts[c], info->count[split] / classes);
   }
   esp_dataset_close(dataset);
@@ -105,8 +104,7 @@ static void test_parts_differ(void **state) {
   enum { STRIPES = 5 }; /* class 0 of the narrow set in the broad one */
   esp_dataset *const broad = open_set("synthetic"), *const narrow = open_set("synthetic:narrow");
   uint8_t images[4][VALUES];
-  assert_string_equal(esp_dataset_info_of(broad)->class_names[STRIPES],
-                      esp_dataset_info_of(narrow)->class_names[0]);
+  assert_string_equal(esp_dataset_info_of(broad)->class_names[STRIPES], esp_dataset_info_of(narrow)->class_names[0]);
   draw(broad, ESP_TRAIN, STRIPES, images[0]);
   draw(broad, ESP_TEST, STRIPES, images[1]);
   draw(narrow, ESP_TRAIN, 0, images[2]);

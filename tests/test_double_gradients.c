@@ -41,8 +41,7 @@ static void every_example_runs_its_op(void **state) {
   for (const op_example *row = op_examples; row->op; row++) {
     example e;
     example_create(&e, row);
-    if (!example_node(&e))
-      fail_msg("the example \"%s\" of \"%s\" does not run that op", row->description, row->op);
+    if (!example_node(&e)) fail_msg("the example \"%s\" of \"%s\" does not run that op", row->description, row->op);
     for (int64_t i = 0; i < esp_tape_node_count(e.tape); i++) {
       const esp_node *node = esp_tape_node(e.tape, i);
       const esp_cost cost = node->op->cost(node);
@@ -81,9 +80,8 @@ static double worst_error(example *e, const esp_gradcheck *check) {
       const double analytic = leaf->grad[i], numeric = numeric_slope(e, &leaf->data[i], check->step);
       const double error = fabs(analytic - numeric) / fmax(1, fmax(fabs(analytic), fabs(numeric)));
       if (!(error <= check->tolerance))
-        fail_msg(
-            "op \"%s\", %s: input %d, element %lld: the gradient is %.12g, the difference quotient %.12g",
-            e->row->op, e->row->description, l, (long long)i, analytic, numeric);
+        fail_msg("op \"%s\", %s: input %d, element %lld: the gradient is %.12g, the difference quotient %.12g",
+                 e->row->op, e->row->description, l, (long long)i, analytic, numeric);
       worst = fmax(worst, error);
     }
   }
@@ -173,8 +171,7 @@ static void check_frozen_leaf(example *e, int frozen, const gradients *all) {
   assert_true(leaf->grad[0] == 12345);
   for (int l = 0; l < e->leaf_count; l++)
     if (l != frozen && e->leaves[l].requires_grad)
-      assert_same_bits(e->row->description, e->leaves[l].grad, all->of_leaf[l],
-                       esp_tensor_count(&e->leaves[l]));
+      assert_same_bits(e->row->description, e->leaves[l].grad, all->of_leaf[l], esp_tensor_count(&e->leaves[l]));
   leaf->requires_grad = true;
 }
 
@@ -227,14 +224,10 @@ static void a_missing_bias_is_a_bias_of_zero(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(every_op_has_an_example),
-      cmocka_unit_test(every_op_says_how_to_check_it),
-      cmocka_unit_test(every_example_runs_its_op),
-      cmocka_unit_test(gradients_are_difference_quotients),
-      cmocka_unit_test(a_second_use_adds_to_the_gradient),
-      cmocka_unit_test(a_new_step_starts_afresh),
-      cmocka_unit_test(inputs_can_do_without_gradients),
-      cmocka_unit_test(a_missing_bias_is_a_bias_of_zero),
+      cmocka_unit_test(every_op_has_an_example),           cmocka_unit_test(every_op_says_how_to_check_it),
+      cmocka_unit_test(every_example_runs_its_op),         cmocka_unit_test(gradients_are_difference_quotients),
+      cmocka_unit_test(a_second_use_adds_to_the_gradient), cmocka_unit_test(a_new_step_starts_afresh),
+      cmocka_unit_test(inputs_can_do_without_gradients),   cmocka_unit_test(a_missing_bias_is_a_bias_of_zero),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

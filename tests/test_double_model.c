@@ -11,8 +11,7 @@
 enum { SIDE = 8, CHANNELS = 2, BATCH = 3, CLASSES = 5, ELEMENTS = 12, MOST_SLOTS = 4096 };
 static const double step = 1e-5, tolerance = 1e-8;
 
-static esp_model_config make_config(esp_layer_kind first, esp_layer_kind second,
-                                    esp_activation_kind activation) {
+static esp_model_config make_config(esp_layer_kind first, esp_layer_kind second, esp_activation_kind activation) {
   return (esp_model_config){
       .image_height = SIDE,
       .image_width = SIDE,
@@ -78,8 +77,7 @@ static esp_tensor *run(checker *c, bool record) {
   fill_normal(x->data, esp_tensor_count(x), 1);
   const esp_pass pass = {.training = true, .seed = 5, .step = 9, .observer = &observer};
   const esp_model_output out = esp_model_forward(c->model, c->tape, x, &pass);
-  esp_tensor *task =
-      esp_cross_entropy(c->tape, out.logits, &(esp_targets){.labels = labels, .smoothing = 0.1});
+  esp_tensor *task = esp_cross_entropy(c->tape, out.logits, &(esp_targets){.labels = labels, .smoothing = 0.1});
   assert_int_equal(out.auxiliary.count, 2 * esp_model_moe_count(c->model));
   esp_tensor *loss = esp_total_loss(c->tape, task, &out.auxiliary);
   assert_int_equal(esp_tape_status(c->tape), ESP_OK);
@@ -108,8 +106,7 @@ static void check_element(checker *c, const esp_parameter *p, int64_t i, const s
   const double numeric = (above - below) / (2 * step), analytic = p->tensor.grad[i];
   const double scale = fmax(1, fmax(fabs(numeric), fabs(analytic))), error = fabs(numeric - analytic) / scale;
   if (!(error <= tolerance))
-    fail_msg("%s[%d]: the gradient is %.12g, the difference quotient %.12g", p->tensor.name, (int)i, analytic,
-             numeric);
+    fail_msg("%s[%d]: the gradient is %.12g, the difference quotient %.12g", p->tensor.name, (int)i, analytic, numeric);
   c->worst = fmax(c->worst, error);
   c->checked++;
 }
@@ -131,8 +128,7 @@ static void check_model(const esp_model_config *config) {
     const esp_parameter *p = esp_parameters_at(c.model->parameters, i);
     const int before = c.checked;
     if (p->kind == ESP_KIND_STATE) continue;
-    for (int n = 0; n < ELEMENTS; n++)
-      check_element(&c, p, esp_random_below(&random, (uint32_t)p->count), usual);
+    for (int n = 0; n < ELEMENTS; n++) check_element(&c, p, esp_random_below(&random, (uint32_t)p->count), usual);
     if (c.checked - before < ELEMENTS / 2) fail_msg("%s: too few elements could be checked", p->tensor.name);
   }
   print_message("%d elements checked, %d skipped, largest error %.1e\n", c.checked, c.skipped, c.worst);

@@ -126,10 +126,8 @@ static void test_bits_do_not_depend_on_threads(void **state) {
       esp_threads_set(threads);
       esp_tape_reset(f.tape, false);
       const esp_tensor *y = esp_expert_bank_gather(&f.bank, f.tape, &x, first_row, 150);
-      if (threads == 1)
-        memcpy(one, y->data, (size_t)esp_tensor_count(y) * sizeof *one);
-      else
-        assert_same_bits("threads", one, y->data, esp_tensor_count(y));
+      if (threads == 1) memcpy(one, y->data, (size_t)esp_tensor_count(y) * sizeof *one);
+      else assert_same_bits("threads", one, y->data, esp_tensor_count(y));
     }
   esp_threads_set(0);
   end(&f);

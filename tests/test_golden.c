@@ -96,8 +96,7 @@ static void walk(esp_parameters *parameters, hid_t names_of, hid_t group, const 
     end = name + strcspn(name, " ");
     if (*end) *end++ = '\0';
     esp_parameter *p = esp_parameters_find(parameters, name);
-    if (!p)
-      fail_msg("the library has no parameter %s", name);
+    if (!p) fail_msg("the library has no parameter %s", name);
     else {
       assert_true(offset + p->count <= a.count);
       visit(p, a.data + offset);
@@ -110,9 +109,7 @@ static void walk(esp_parameters *parameters, hid_t names_of, hid_t group, const 
   esp_free(names);
 }
 
-static void fill_parameter(esp_parameter *p, const double *numbers) {
-  copy_rounded(p->tensor.data, numbers, p->count);
-}
+static void fill_parameter(esp_parameter *p, const double *numbers) { copy_rounded(p->tensor.data, numbers, p->count); }
 
 /* --- comparing ---------------------------------------------------------------------------------------------- */
 
@@ -167,9 +164,7 @@ typedef struct subject {
   esp_auxiliary_losses losses;
 } subject;
 
-static bool is(const subject *s, const char *kind) {
-  return strcmp(s->kind, kind) == 0;
-}
+static bool is(const subject *s, const char *kind) { return strcmp(s->kind, kind) == 0; }
 
 static esp_status declare(subject *s) {
   const esp_model_config *c = &s->config;
@@ -177,8 +172,8 @@ static esp_status declare(subject *s) {
   if (is(s, "stem")) return esp_stem_declare(&s->stem, s->parameters, c);
   if (is(s, "mixing")) return esp_mixing_declare(&s->mixing, s->parameters, "mixing", c, 1);
   if (is(s, "ffn"))
-    return esp_expert_bank_declare(&s->dense, s->parameters, "ffn", 0, c->width, c->feed_forward.hidden,
-                                   NULL, &c->feed_forward, 1, false);
+    return esp_expert_bank_declare(&s->dense, s->parameters, "ffn", 0, c->width, c->feed_forward.hidden, NULL,
+                                   &c->feed_forward, 1, false);
   return esp_moe_declare(&s->moe, s->parameters, "moe", 0, c, NULL, 1);
 }
 
@@ -195,8 +190,7 @@ static esp_tensor *forward(subject *s, esp_tape *tape, esp_tensor *x) {
 /* The sum of y * upstream, whose gradient by y is `upstream`. */
 static esp_tensor *project(esp_tape *tape, esp_tensor *y, esp_tensor *upstream) {
   esp_tensor *same = esp_reshape(tape, y, upstream->rank, upstream->shape);
-  return esp_scale(tape, esp_mean(tape, esp_multiply(tape, same, upstream)),
-                   (double)esp_tensor_count(upstream));
+  return esp_scale(tape, esp_mean(tape, esp_multiply(tape, same, upstream)), (double)esp_tensor_count(upstream));
 }
 
 static void load_subject(subject *s, const char *name, hid_t group) {
@@ -229,8 +223,7 @@ static void check_case(hid_t file, const char *name) {
     compare_set(group, esp_loss_kind_name(s.losses.loss[i].kind), s.losses.loss[i].raw->data, 1);
   compare_set(group, "d_input", x->grad, esp_tensor_count(x));
   walk(s.parameters, group, group, "gradients", compare_gradient);
-  assert_int_equal(s.losses.count,
-                   H5Lexists(group, "balance", H5P_DEFAULT) + H5Lexists(group, "z", H5P_DEFAULT));
+  assert_int_equal(s.losses.count, H5Lexists(group, "balance", H5P_DEFAULT) + H5Lexists(group, "z", H5P_DEFAULT));
   esp_tape_free(tape);
   esp_parameters_free(s.parameters);
   H5Gclose(group);
@@ -244,8 +237,7 @@ static void check_kind(const char *kind, int least) {
   assert_true(H5Gget_info(file, &info) >= 0);
   for (hsize_t i = 0; i < info.nlinks; i++) {
     char name[64];
-    assert_true(H5Lget_name_by_idx(file, ".", H5_INDEX_NAME, H5_ITER_INC, i, name, sizeof name, H5P_DEFAULT) >
-                0);
+    assert_true(H5Lget_name_by_idx(file, ".", H5_INDEX_NAME, H5_ITER_INC, i, name, sizeof name, H5P_DEFAULT) > 0);
     if (strncmp(name, kind, strlen(kind)) != 0) continue;
     check_case(file, name);
     checked++;
@@ -254,24 +246,12 @@ static void check_kind(const char *kind, int least) {
   assert_true(checked >= least);
 }
 
-static void norms(void **state) {
-  (void)state, check_kind("norm ", 2);
-}
-static void stems(void **state) {
-  (void)state, check_kind("stem ", 4);
-}
-static void mixings(void **state) {
-  (void)state, check_kind("mixing ", 2);
-}
-static void dense_layers(void **state) {
-  (void)state, check_kind("ffn ", 5);
-}
-static void mixtures(void **state) {
-  (void)state, check_kind("moe ", 14);
-}
-static void mixtures_of_neurons(void **state) {
-  (void)state, check_kind("mone ", 4);
-}
+static void norms(void **state) { (void)state, check_kind("norm ", 2); }
+static void stems(void **state) { (void)state, check_kind("stem ", 4); }
+static void mixings(void **state) { (void)state, check_kind("mixing ", 2); }
+static void dense_layers(void **state) { (void)state, check_kind("ffn ", 5); }
+static void mixtures(void **state) { (void)state, check_kind("moe ", 14); }
+static void mixtures_of_neurons(void **state) { (void)state, check_kind("mone ", 4); }
 
 /* --- training ----------------------------------------------------------------------------------------------- */
 
@@ -353,12 +333,8 @@ static void train(const char *name, esp_optimizer_kind kind) {
   H5Fclose(t.file);
 }
 
-static void three_steps_of_adamw(void **state) {
-  (void)state, train("adamw", ESP_OPTIMIZER_ADAMW);
-}
-static void three_steps_of_sgd(void **state) {
-  (void)state, train("sgd", ESP_OPTIMIZER_SGD);
-}
+static void three_steps_of_adamw(void **state) { (void)state, train("adamw", ESP_OPTIMIZER_ADAMW); }
+static void three_steps_of_sgd(void **state) { (void)state, train("sgd", ESP_OPTIMIZER_SGD); }
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(norms),

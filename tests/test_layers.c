@@ -64,9 +64,7 @@ static void free_layer(layer *l) {
   esp_parameters_free(l->parameters);
 }
 
-static void keep_record(void *context, const esp_moe_record *record) {
-  ((layer *)context)->record = *record;
-}
+static void keep_record(void *context, const esp_moe_record *record) { ((layer *)context)->record = *record; }
 
 /* Forward and backward of `tokens` random tokens with a random upstream gradient. */
 static void run_layer(layer *l, int64_t tokens) {
@@ -80,9 +78,8 @@ static void run_layer(layer *l, int64_t tokens) {
   fill_normal(upstream->data, tokens * WIDTH, 2);
   l->x->requires_grad = true;
   l->losses.count = 0;
-  l->y = l->dense.up
-             ? esp_expert_bank_forward(&l->dense, l->tape, l->x, first_row, HIDDEN, NULL, NULL)
-             : esp_moe_forward(&l->moe, l->tape, l->x, &(esp_pass){.observer = &observer}, &l->losses);
+  l->y = l->dense.up ? esp_expert_bank_forward(&l->dense, l->tape, l->x, first_row, HIDDEN, NULL, NULL)
+                     : esp_moe_forward(&l->moe, l->tape, l->x, &(esp_pass){.observer = &observer}, &l->losses);
   esp_tensor *loss = esp_mean(l->tape, esp_multiply(l->tape, l->y, upstream));
   assert_int_equal(esp_tape_backward(l->tape, esp_total_loss(l->tape, loss, &l->losses)), ESP_OK);
 }
@@ -164,8 +161,7 @@ static void add_expert(const layer *l, int64_t s, const esp_real *x, double gate
   double h[HIDDEN];
   for (int64_t j = 0; j < HIDDEN; j++) {
     const int64_t g = s * 2 * HIDDEN + j, u = g + HIDDEN;
-    double gate_sum = entry(l, "moe.experts.gate_up_bias", g),
-           up_sum = entry(l, "moe.experts.gate_up_bias", u);
+    double gate_sum = entry(l, "moe.experts.gate_up_bias", g), up_sum = entry(l, "moe.experts.gate_up_bias", u);
     for (int64_t i = 0; i < WIDTH; i++) {
       gate_sum += entry(l, "moe.experts.gate_up", g * WIDTH + i) * (double)x[i];
       up_sum += entry(l, "moe.experts.gate_up", u * WIDTH + i) * (double)x[i];
@@ -174,8 +170,7 @@ static void add_expert(const layer *l, int64_t s, const esp_real *x, double gate
   }
   for (int64_t i = 0; i < WIDTH; i++) {
     double sum = entry(l, "moe.experts.down_bias", s * WIDTH + i);
-    for (int64_t j = 0; j < HIDDEN; j++)
-      sum += h[j] * entry(l, "moe.experts.down", (s * HIDDEN + j) * WIDTH + i);
+    for (int64_t j = 0; j < HIDDEN; j++) sum += h[j] * entry(l, "moe.experts.down", (s * HIDDEN + j) * WIDTH + i);
     y[i] += gate * sum;
   }
 }
@@ -237,9 +232,8 @@ enum { Z = ESP_EXPERT_ZERO, M = ESP_EXPERT_MASKED };
 
 static void row_09_the_mixture_is_the_double_loop(void **state) {
   (void)state;
-  const int32_t layouts[][EXPERTS] = {{0, 1, 2, 3, 4, 5, 6, 7}, {0, Z, 1, 2, 3, Z, 4, 5},
-                                      {0, M, 1, 2, 3, M, 4, 5}, {0, 0, 1, 1, 2, 2, 3, 3},
-                                      {1, M, 0, 1, Z, M, 1, 2}, {Z, Z, Z, Z, Z, Z, Z, 0}};
+  const int32_t layouts[][EXPERTS] = {{0, 1, 2, 3, 4, 5, 6, 7}, {0, Z, 1, 2, 3, Z, 4, 5}, {0, M, 1, 2, 3, M, 4, 5},
+                                      {0, 0, 1, 1, 2, 2, 3, 3}, {1, M, 0, 1, Z, M, 1, 2}, {Z, Z, Z, Z, Z, Z, Z, 0}};
   for (size_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++) {
     const esp_expert_layout layout = make_layout(layouts[i]);
     for (int k = 1; k <= 3; k++) {
@@ -259,8 +253,8 @@ static void copy_slices(const layer *from, layer *to, const char *name, const in
     if (index[e] >= 0) memcpy(b->data + index[e] * size, a->data + e * size, (size_t)size * sizeof *a->data);
 }
 
-static const char *const bank_names[] = {"moe.experts.gate_up", "moe.experts.gate_up_bias",
-                                         "moe.experts.down", "moe.experts.down_bias"};
+static const char *const bank_names[] = {"moe.experts.gate_up", "moe.experts.gate_up_bias", "moe.experts.down",
+                                         "moe.experts.down_bias"};
 enum { BANK_NAMES = sizeof bank_names / sizeof bank_names[0] };
 
 /* Widens float values for assert_close(). */
@@ -309,10 +303,8 @@ static void masking_is_removing_the_router_row(void **state) {
   const esp_real *of_removed = parameter_of(&removed, "moe.router")->tensor.grad;
   for (int64_t e = 0; e < EXPERTS; e++) {
     const esp_real *row = of_masked + e * WIDTH;
-    if (index[e] < 0)
-      assert_true(all_zero(row, WIDTH));
-    else
-      assert_near("router gradient", row, of_removed + index[e] * WIDTH, WIDTH);
+    if (index[e] < 0) assert_true(all_zero(row, WIDTH));
+    else assert_near("router gradient", row, of_removed + index[e] * WIDTH, WIDTH);
   }
   free_layer(&masked);
   free_layer(&removed);
@@ -373,8 +365,7 @@ static void zero_experts_are_experts_that_give_zero(void **state) {
     const esp_parameter *p = parameter_of(&pruned, bank_names[i]), *q = parameter_of(&whole, bank_names[i]);
     const int64_t size = q->count / EXPERTS;
     for (int e = 0; e < EXPERTS; e++)
-      if (index[e] >= 0)
-        assert_near(bank_names[i], p->tensor.grad + index[e] * size, q->tensor.grad + e * size, size);
+      if (index[e] >= 0) assert_near(bank_names[i], p->tensor.grad + index[e] * size, q->tensor.grad + e * size, size);
   }
   free_layer(&whole);
   free_layer(&pruned);
@@ -494,8 +485,7 @@ static void row_03_router_noise_has_deviation_one_over_experts(void **state) {
     squares += sum_squares - sum * sum / EXPERTS;
   }
   const double deviation = sqrt(squares / (20000.0 * (EXPERTS - 1)));
-  if (fabs(deviation * EXPERTS - 1) > 0.01)
-    fail_msg("the noise's standard deviation is %g / E", deviation * EXPERTS);
+  if (fabs(deviation * EXPERTS - 1) > 0.01) fail_msg("the noise's standard deviation is %g / E", deviation * EXPERTS);
   assert_same_bits("the same stream", scores, noisy_scores(tape, true, 3), 20000 * EXPERTS);
   assert_memory_not_equal(scores, noisy_scores(tape, true, 4), EXPERTS * sizeof *scores);
   const esp_real *quiet = noisy_scores(tape, false, 3);

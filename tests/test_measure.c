@@ -16,8 +16,7 @@ static void cost_of_a_transformer_is_the_one_by_hand(void **state) {
   esp_model_cost cost;
   esp_model_cost_of(model, &cost);
   /* d = 8, T = 16, E = 4, k = 2, f = 20, shared f = 6, MoNE keeps 5 neurons */
-  const int stem = 8 * 2 * 2 * 3 + 8 + 16 * 8, norm = 16, attention = 3 * 8 * 8 + 24 + 8 * 8 + 8,
-            head = 5 * 8 + 5;
+  const int stem = 8 * 2 * 2 * 3 + 8 + 16 * 8, norm = 16, attention = 3 * 8 * 8 + 24 + 8 * 8 + 8, head = 5 * 8 + 5;
   const int dense = 3 * 8 * 24, router = 4 * 8, shared = 3 * 8 * 6, expert = 3 * 8 * 20;
   const int mixture = router + shared + 4 * expert, rest = stem + 3 * (2 * norm + attention) + norm + head;
   assert_int_equal(cost.parameters, rest + dense + 2 * mixture);
@@ -48,8 +47,7 @@ static void cost_of_a_transformer_is_the_one_by_hand(void **state) {
   assert_true(cost.layers[2].flops == mixture_flops);
   assert_true(cost.layers[2].flops_selected == 2.0 * 16 * (router + shared + 2 * 8 * (20 + 2 * 5)));
   assert_true(cost.layers[1].block_flops == mixture_flops + mixing_flops);
-  assert_true(cost.flops ==
-              cost.stem_flops + cost.head_flops + 3 * mixing_flops + 2 * 16 * dense + 2 * mixture_flops);
+  assert_true(cost.flops == cost.stem_flops + cost.head_flops + 3 * mixing_flops + 2 * 16 * dense + 2 * mixture_flops);
   assert_true(cost.flops - cost.flops_selected == mixture_flops - cost.layers[2].flops_selected);
   esp_model_free(model);
 }
@@ -110,8 +108,7 @@ static void zero_experts_cost_nothing_and_masked_ones_are_not_chosen(void **stat
 
 /* The products among the ops of a recorded step. An attention's softmax is left out as in the count. */
 static double tape_products(const esp_tape *tape) {
-  static const char *const products[] = {"linear map", "convolution", "depthwise convolution", "grouped map",
-                                         "matmul"};
+  static const char *const products[] = {"linear map", "convolution", "depthwise convolution", "grouped map", "matmul"};
   double flops = 0;
   for (int64_t i = 0; i < esp_tape_node_count(tape); i++) {
     const esp_node *node = esp_tape_node(tape, i);
@@ -131,8 +128,7 @@ static void check_against_tape(const esp_model_config *config) {
   esp_model_cost_of(model, &cost);
   const double flops = tape_products(tape) / IMAGES;
   assert_true(flops > 0);
-  if (fabs(flops - cost.flops) > 1e-6)
-    fail_msg("counted %.1f FLOPs an image, but %.1f ran", cost.flops, flops);
+  if (fabs(flops - cost.flops) > 1e-6) fail_msg("counted %.1f FLOPs an image, but %.1f ran", cost.flops, flops);
   esp_tape_free(tape);
   esp_model_free(model);
 }
@@ -194,8 +190,7 @@ static void router_change_of_known_rows(void **state) {
   assert_int_equal(changes->layers[0].expert_count, 4);
   assert_change(&changes->layers[0].experts[0], 5, 10, 5); /* shrank: -5 */
   assert_true(changes->layers[0].experts[0].signed_change < 0);
-  assert_change(&changes->layers[0].experts[1], 2, 2,
-                sqrt(8)); /* turned: the difference has a norm, the norms none */
+  assert_change(&changes->layers[0].experts[1], 2, 2, sqrt(8)); /* turned: the difference has a norm, the norms none */
   assert_change(&changes->layers[0].experts[2], 1, 1, 0);
   assert_change(&changes->layers[0].experts[3], 12, 5, 13);
   for (int e = 0; e < 4; e++) assert_true(changes->layers[1].experts[e].difference_norm == 0);
@@ -320,8 +315,7 @@ static double number(const json_t *object, const char *key) {
 
 static void check_json(const json_t *json, const subject *s) {
   assert_string_equal(json_string_value(json_object_get(json, "reference")), "runs/b");
-  assert_true(number(json, "accuracy") == 0.5 && number(json, "loss") == 1.25 &&
-              number(json, "examples") == IMAGES);
+  assert_true(number(json, "accuracy") == 0.5 && number(json, "loss") == 1.25 && number(json, "examples") == IMAGES);
   const json_t *layers = json_object_get(json, "layers"), *layer = json_array_get(layers, 1);
   assert_int_equal(json_array_size(layers), 2);
   assert_string_equal(json_string_value(json_object_get(layer, "name")), "blocks.2.moe");
@@ -382,8 +376,7 @@ static void cost_json_has_all_blocks(void **state) {
   esp_model_cost_of(model, &cost);
   json_t *json = esp_model_cost_json(&cost), *layers = json_object_get(json, "layers"),
          *layer = json_array_get(layers, 2);
-  assert_true(number(json, "parameters") == (double)cost.parameters &&
-              number(json, "flops_per_image") == cost.flops);
+  assert_true(number(json, "parameters") == (double)cost.parameters && number(json, "flops_per_image") == cost.flops);
   assert_true(number(json, "activated_parameters") == (double)cost.activated);
   assert_true(number(json, "activated_parameters_selected") == (double)cost.activated_selected);
   assert_int_equal(json_array_size(layers), 3);
@@ -420,7 +413,7 @@ static int check_csv(const char *text) {
 }
 
 static void clear_folder(const char *folder) {
-  const char *const names[] = {"measure.json",     "experts.csv",        "routing.csv",    "sparsity.csv",
+  const char *const names[] = {"measure.json",     "experts.csv",        "routing.csv",     "sparsity.csv",
                                "coactivation.csv", "specialisation.csv", "activations.csv", "neurons.csv"};
   char path[ESP_PATH_SIZE];
   for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {

@@ -30,8 +30,7 @@ static inline esp_model_config small_config(void) {
   return config;
 }
 
-static inline esp_model *make(const esp_model_config *config, const esp_expert_layout *layouts,
-                              uint64_t seed) {
+static inline esp_model *make(const esp_model_config *config, const esp_expert_layout *layouts, uint64_t seed) {
   esp_model *model;
   if (esp_model_create(&model, config, layouts, seed) != ESP_OK) fail_msg("%s", esp_error_message());
   return model;
@@ -53,8 +52,8 @@ enum { IMAGES = 6, PIXELS = 8 * 8 * 3 };
 static esp_real pixels[IMAGES * PIXELS];
 
 /* A forward pass over images [begin, end) of `pixels`. */
-static inline void look(const esp_model *model, esp_tape *tape, const esp_observer *observer, int begin,
-                        int end, bool record) {
+static inline void look(const esp_model *model, esp_tape *tape, const esp_observer *observer, int begin, int end,
+                        bool record) {
   esp_tape_reset(tape, record);
   esp_tensor *images = esp_tape_take(tape, sizeof *images); /* the recorded ops still look at it */
   *images = (esp_tensor){.data = pixels + begin * PIXELS, .rank = 4, .shape = {end - begin, 8, 8, 3}};
@@ -62,8 +61,7 @@ static inline void look(const esp_model *model, esp_tape *tape, const esp_observ
 }
 
 static inline void assert_near(double actual, double expected) {
-  if (fabs(actual - expected) > 1e-9 * (1 + fabs(expected)))
-    fail_msg("%.12g should be %.12g", actual, expected);
+  if (fabs(actual - expected) > 1e-9 * (1 + fabs(expected))) fail_msg("%.12g should be %.12g", actual, expected);
 }
 
 /* Statistics over the images named by pairs of begin and end, each a batch of its own. */

@@ -139,8 +139,7 @@ static void statistics_of_a_record_by_hand(void **state) {
   assert_near(s.top_mass[5], ((2.5 + 9 * (double)0.05f) / one + 30 / two) / 2);
   esp_statistics_layer(statistics, 1, &s); /* nothing was seen there */
   assert_int_equal(s.tokens, 0);
-  assert_true(s.entropy == 0 && s.imbalance == 0 && s.logit_rms == 0 && s.top_mass[0] == 0 &&
-              s.dead_experts == 0);
+  assert_true(s.entropy == 0 && s.imbalance == 0 && s.logit_rms == 0 && s.top_mass[0] == 0 && s.dead_experts == 0);
   esp_statistics_free(statistics);
 }
 
@@ -154,8 +153,7 @@ static void masked_experts_are_not_counted_as_experts(void **state) {
   const esp_observer observer = esp_statistics_observer(statistics);
   esp_tape *tape = esp_tape_create();
   esp_moe *moe = esp_model_moe(model, 0);
-  for (int j = 0; j < 8; j++)
-    moe->router->data[j] = 100; /* the masked expert's logit is huge and counts nowhere */
+  for (int j = 0; j < 8; j++) moe->router->data[j] = 100; /* the masked expert's logit is huge and counts nowhere */
   look(model, tape, &observer, 0, IMAGES, false);
   esp_statistics_layer(statistics, 0, &s);
   assert_int_equal(s.routable, 2);
@@ -197,8 +195,7 @@ static void recount_routing(recount *c, const esp_moe_record *r) {
 }
 
 static double gate_activation(const esp_moe_record *r, int64_t row, int neuron) {
-  if (r->layer->bank.activation != ESP_ACTIVATION_SWIGLU)
-    return (double)r->experts.activation->data[row * 20 + neuron];
+  if (r->layer->bank.activation != ESP_ACTIVATION_SWIGLU) return (double)r->experts.activation->data[row * 20 + neuron];
   const double gate = (double)r->experts.pre->data[row * 40 + neuron];
   return gate / (1 + exp(-gate));
 }
@@ -267,22 +264,19 @@ static void compare_layer(const esp_statistics *statistics, int layer, const rec
   if (fabs(s.token_entropy - c->entropy / c->tokens) > 1e-6)
     fail_msg("entropy %g", s.token_entropy); /* float sums to 1 */
   assert_near(s.logit_rms, sqrt(c->squares / c->tokens / 4));
-  assert_true((double)s.rows == c->rows && (double)s.values == c->values && s.silent_rows == 0 &&
-              s.not_finite == 0);
-  int64_t moved = llabs(s.below - (int64_t)c->histogram[0]) +
-                  llabs(s.above - (int64_t)c->histogram[ESP_HISTOGRAM_BINS + 1]);
+  assert_true((double)s.rows == c->rows && (double)s.values == c->values && s.silent_rows == 0 && s.not_finite == 0);
+  int64_t moved =
+      llabs(s.below - (int64_t)c->histogram[0]) + llabs(s.above - (int64_t)c->histogram[ESP_HISTOGRAM_BINS + 1]);
   for (int i = 0; i < ESP_HISTOGRAM_BINS; i++) moved += llabs(s.histogram[i] - (int64_t)c->histogram[i + 1]);
   assert_true(moved <= 2); /* a value that rounds over an edge leaves one bin and enters another */
   for (int i = 0; i < ESP_NEAR_ZERO_LEVELS; i++)
     assert_true(fabs(s.near_zero[i] - c->near_zero[i] / c->values) < 1.5 / c->values);
-  for (int i = 0; i < ESP_TOP_MASS_LEVELS; i++)
-    assert_true(fabs(s.top_mass[i] - c->top_mass[i] / c->rows) < 1e-5);
+  for (int i = 0; i < ESP_TOP_MASS_LEVELS; i++) assert_true(fabs(s.top_mass[i] - c->top_mass[i] / c->rows) < 1e-5);
 }
 
 static void check_recount(const esp_model_config *config, const esp_expert_layout *layouts, int stride) {
   esp_model *model = make(config, layouts, 17);
-  for (int64_t i = 0; i < esp_parameters_size(model->parameters); i++)
-    esp_parameters_values(model->parameters)[i] *= 3;
+  for (int64_t i = 0; i < esp_parameters_size(model->parameters); i++) esp_parameters_values(model->parameters)[i] *= 3;
   esp_statistics *statistics;
   assert_int_equal(esp_statistics_create(&statistics, model, stride), ESP_OK);
   recount counts[2] = {{.stride = stride}, {.stride = stride}};
@@ -343,8 +337,7 @@ static void halves_merge_to_the_whole_in_any_order(void **state) {
   esp_model *model = make(&config, NULL, 5);
   esp_statistics *whole = pass_over(model, (int[]){0, 2, 2, 4, 4, 6}, 3),
                  *reversed = pass_over(model, (int[]){4, 6, 2, 4, 0, 2}, 3);
-  esp_statistics *first = pass_over(model, (int[]){0, 2}, 1),
-                 *second = pass_over(model, (int[]){2, 4, 4, 6}, 2);
+  esp_statistics *first = pass_over(model, (int[]){0, 2}, 1), *second = pass_over(model, (int[]){2, 4, 4, 6}, 2);
   assert_same_statistics(whole, reversed);
   assert_int_equal(esp_statistics_merge(second, first), ESP_OK);
   assert_same_statistics(whole, second);
@@ -358,8 +351,7 @@ static void halves_merge_to_the_whole_in_any_order(void **state) {
 static void statistics_of_different_models_do_not_merge(void **state) {
   (void)state;
   esp_model_config config = small_config();
-  esp_model *model = make(&config, NULL, 1),
-            *pruned = make(&config, pruned_layouts(ESP_EXPERT_ZERO, 0, -1), 1);
+  esp_model *model = make(&config, NULL, 1), *pruned = make(&config, pruned_layouts(ESP_EXPERT_ZERO, 0, -1), 1);
   config.layers_count = 2;
   esp_model *other = make(&config, NULL, 1);
   esp_statistics *a, *b, *c;

@@ -184,10 +184,8 @@ static esp_model *merge(const esp_model *of, const esp_merge_options *options, e
   esp_plan *made;
   expect_ok(esp_merge_plan(&made, of, &calibration, options));
   expect_ok(esp_apply_plan(&merged, of, made));
-  if (plan)
-    *plan = made;
-  else
-    esp_plan_free(made);
+  if (plan) *plan = made;
+  else esp_plan_free(made);
   return merged;
 }
 

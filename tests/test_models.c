@@ -383,11 +383,11 @@ static void assert_refused(const esp_model_config *c, const char *key) {
   if (!strstr(esp_error_message(), key)) fail_msg("the message does not name %s: %s", key, esp_error_message());
 }
 
-#define REFUSES(key, change)                                                                                           \
-  do {                                                                                                                 \
-    esp_model_config c = vit_config();                                                                                 \
-    change;                                                                                                            \
-    assert_refused(&c, key);                                                                                           \
+#define REFUSES(key, change)           \
+  do {                                 \
+    esp_model_config c = vit_config(); \
+    change;                            \
+    assert_refused(&c, key);           \
   } while (0)
 
 static void impossible_models_are_refused(void **state) {

@@ -206,10 +206,8 @@ static void budgets(void **state) {
       assert_true(left(plan, i, s) >= (i == 0 ? 1 : KEPT));
       for (int j = 0; j < HIDDEN; j++) {
         const double score = plan->layers[i].neuron.score[s * HIDDEN + j];
-        if (!stays(plan, i, s, j))
-          highest_cut = score > highest_cut ? score : highest_cut;
-        else if (left(plan, i, s) > (i == 0 ? 1 : KEPT))
-          lowest_kept = score < lowest_kept ? score : lowest_kept;
+        if (!stays(plan, i, s, j)) highest_cut = score > highest_cut ? score : highest_cut;
+        else if (left(plan, i, s) > (i == 0 ? 1 : KEPT)) lowest_kept = score < lowest_kept ? score : lowest_kept;
       }
     }
     assert_true(highest_cut < lowest_kept); /* but for those that must stay */

@@ -8,9 +8,7 @@
 
 /* --- the selection as it is defined ------------------------------------------------------------------------------ */
 
-static double rank_of(esp_real value) {
-  return isnan(value) ? HUGE_VAL : fabs((double)value);
-}
+static double rank_of(esp_real value) { return isnan(value) ? HUGE_VAL : fabs((double)value); }
 
 /* Stays if fewer than `kept` others are larger, or equal and before it; not-a-number is larger than infinity. */
 static bool stays(const esp_real *row, int64_t width, int64_t kept, int64_t j) {
@@ -48,13 +46,13 @@ static void fill(esp_real *values, int64_t count, int kind) {
   fill_normal(values, count, (uint64_t)kind);
   for (int64_t i = 0; i < count; i++) {
     esp_real *v = &values[i];
-    if (kind == 1) *v = rintf(*v * 2) / 2;                          /* many ties, many zeros */
-    if (kind == 2) *v = expf(20 * *v);                              /* over thirty orders of magnitude, overflow */
-    if (kind == 3) *v = *v > 0.5f ? *v : 0;                         /* mostly zeros, as after a ReLU */
-    if (kind == 4) *v = i % 7 ? *v : i % 2 ? NAN : -INFINITY;       /* what should not be */
-    if (kind == 5) *v = i / 20 % 2 ? 1 : *v * 1e-40f;               /* all the same, subnormal */
+    if (kind == 1) *v = rintf(*v * 2) / 2;                    /* many ties, many zeros */
+    if (kind == 2) *v = expf(20 * *v);                        /* over thirty orders of magnitude, overflow */
+    if (kind == 3) *v = *v > 0.5f ? *v : 0;                   /* mostly zeros, as after a ReLU */
+    if (kind == 4) *v = i % 7 ? *v : i % 2 ? NAN : -INFINITY; /* what should not be */
+    if (kind == 5) *v = i / 20 % 2 ? 1 : *v * 1e-40f;         /* all the same, subnormal */
     if (kind == 6) *v = i % 3 ? NAN : *v;
-    if (kind == 7) *v = 1 + (esp_real)(i % 5) * 1.1920929e-7f;      /* neighbouring numbers */
+    if (kind == 7) *v = 1 + (esp_real)(i % 5) * 1.1920929e-7f; /* neighbouring numbers */
   }
 }
 

@@ -29,8 +29,7 @@ static void append(results *r, const esp_real *values, int64_t count) {
 static void append_results(const example *e, results *r) {
   for (int64_t n = 0; n < esp_tape_node_count(e->tape); n++) {
     const esp_node *node = esp_tape_node(e->tape, n);
-    for (int i = 0; i < node->output_count; i++)
-      append(r, node->outputs[i]->data, esp_tensor_count(node->outputs[i]));
+    for (int i = 0; i < node->output_count; i++) append(r, node->outputs[i]->data, esp_tensor_count(node->outputs[i]));
   }
 }
 
@@ -282,8 +281,7 @@ static void a_full_arena_is_a_status(void **state) {
   for (const op_example *row = op_examples; row->op; row++) {
     example e;
     example_create(&e, row);
-    if (esp_arena_capacity(esp_tape_arena(e.tape)) > (size_t)1
-                                                         << 20) { /* several chunks: not one block to fill */
+    if (esp_arena_capacity(esp_tape_arena(e.tape)) > (size_t)1 << 20) { /* several chunks: not one block to fill */
       example_free(&e);
       continue;
     }
@@ -391,8 +389,7 @@ static void not_a_number_comes_through(void **state) {
                                          "neuron top-k"}; /* may leave it out */
   for (const op_example *row = op_examples; row->op; row++) {
     bool chooses = false;
-    for (size_t i = 0; i < sizeof choosing / sizeof choosing[0]; i++)
-      chooses |= strcmp(row->op, choosing[i]) == 0;
+    for (size_t i = 0; i < sizeof choosing / sizeof choosing[0]; i++) chooses |= strcmp(row->op, choosing[i]) == 0;
     if (chooses) continue;
     example e;
     example_create(&e, row);
@@ -401,8 +398,7 @@ static void not_a_number_comes_through(void **state) {
       esp_real *middle = &e.leaves[l].data[esp_tensor_count(&e.leaves[l]) / 2], kept = *middle;
       *middle = NAN;
       const esp_tensor *loss = example_build(&e, 1);
-      if (!isnan(loss->data[0]))
-        fail_msg("%s, %s: loses a not-a-number of input %d", row->op, row->description, l);
+      if (!isnan(loss->data[0])) fail_msg("%s, %s: loses a not-a-number of input %d", row->op, row->description, l);
       assert_non_null(esp_tape_first_not_finite(e.tape));
       *middle = kept;
     }

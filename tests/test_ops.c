@@ -98,15 +98,9 @@ static void scale_scales(void **state) {
   assert_close("scale", esp_scale(tape, x, -0.3)->data, expected, 21, 2e-7, 0);
 }
 
-static double silu_of(double x) {
-  return x / (1 + exp(-x));
-}
-static double relu_of(double x) {
-  return isnan(x) ? x : fmax(x, 0);
-}
-static double gelu_of(double x) {
-  return 0.5 * x * erfc(-x / sqrt(2));
-}
+static double silu_of(double x) { return x / (1 + exp(-x)); }
+static double relu_of(double x) { return isnan(x) ? x : fmax(x, 0); }
+static double gelu_of(double x) { return 0.5 * x * erfc(-x / sqrt(2)); }
 static double gelu_tanh_of(double x) {
   const double z = sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x);
   return x / (1 + exp(-2 * z)); /* (1 + tanh z) / 2 = 1 / (1 + e^-2z), without cancellation */
@@ -128,8 +122,7 @@ static esp_tensor *activation_inputs(void) {
 
 typedef esp_tensor *activation(esp_tape *, esp_tensor *);
 
-static void check_activation(const char *name, activation *op, double (*reference)(double), double rtol,
-                             double atol) {
+static void check_activation(const char *name, activation *op, double (*reference)(double), double rtol, double atol) {
   esp_tensor *x = activation_inputs();
   const int64_t count = esp_tensor_count(x);
   double *expected = doubles(count);
@@ -166,8 +159,7 @@ static double erf_of(double x) { return (double)esp_erf((float)x, esp_exp((float
 static void erf_is_good_to_six_digits(void **state) {
   (void)state;
   double worst = 0;
-  for (double x = -6; x < 6; x += 0.00017)
-    worst = fmax(worst, fabs(erf_of((double)(float)x) - erf((double)(float)x)));
+  for (double x = -6; x < 6; x += 0.00017) worst = fmax(worst, fabs(erf_of((double)(float)x) - erf((double)(float)x)));
   print_message("  erf: worst absolute error %.2e\n", worst);
   assert_true(worst < 6e-7);
   assert_true(isnan(erf_of((double)NAN)));
@@ -180,8 +172,7 @@ static void swiglu_gates(void **state) {
   const esp_tensor *h = esp_swiglu(tape, x);
   assert_shape(h, SHAPE(3, 5, 7));
   double *expected = doubles(105);
-  for (int64_t i = 0; i < 105; i++)
-    expected[i] = silu_of(at(x, i / 7 * 14 + i % 7)) * at(x, i / 7 * 14 + 7 + i % 7);
+  for (int64_t i = 0; i < 105; i++) expected[i] = silu_of(at(x, i / 7 * 14 + i % 7)) * at(x, i / 7 * 14 + 7 + i % 7);
   assert_close("swiglu", h->data, expected, 105, 1e-6, 1e-7);
 }
 
@@ -246,8 +237,7 @@ static void softmax_sums_to_one(void **state) {
   large->data[66] = 1e30f;
   const esp_real bad[] = {1, NAN, 2};
   const double expected[] = {(double)NAN, (double)NAN, (double)NAN};
-  assert_close("softmax of not-a-number", esp_softmax(tape, holding(bad, SHAPE(1, 3)))->data, expected, 3, 0,
-               0);
+  assert_close("softmax of not-a-number", esp_softmax(tape, holding(bad, SHAPE(1, 3)))->data, expected, 3, 0, 0);
 }
 
 static double cross_entropy_reference(const esp_tensor *logits, const esp_targets *targets) {
@@ -268,10 +258,8 @@ static void cross_entropy_is_the_mean_over_rows(void **state) {
   (void)state;
   const int32_t labels[] = {0, 9, 4, 4, 2}, others[] = {1, 9, 0, 3, 2};
   const float mix[] = {0.3f, 0.5f, 1, 0, 0.75f};
-  const esp_targets cases[] = {{labels, NULL, NULL, 0},
-                               {labels, NULL, NULL, 0.1},
-                               {labels, others, mix, 0},
-                               {labels, others, mix, 0.2}};
+  const esp_targets cases[] = {
+      {labels, NULL, NULL, 0}, {labels, NULL, NULL, 0.1}, {labels, others, mix, 0}, {labels, others, mix, 0.2}};
   esp_tensor *logits = normal(SHAPE(5, 10)), *large = normal(SHAPE(5, 10));
   for (int64_t i = 0; i < 50; i++) large->data[i] *= 300;
   for (int i = 0; i < 4; i++) {
@@ -284,8 +272,8 @@ static void cross_entropy_is_the_mean_over_rows(void **state) {
 
 /* --- normalisation --------------------------------------------------------------------------------------- */
 
-static void norm_reference(const esp_tensor *x, const esp_tensor *gain, const esp_tensor *bias,
-                           double epsilon, double *y) {
+static void norm_reference(const esp_tensor *x, const esp_tensor *gain, const esp_tensor *bias, double epsilon,
+                           double *y) {
   const int64_t columns = esp_tensor_columns(x);
   for (int64_t r = 0; r < esp_tensor_rows(x); r++) {
     double mean = 0, squares = 0;
@@ -298,8 +286,7 @@ static void norm_reference(const esp_tensor *x, const esp_tensor *gain, const es
 }
 
 static void check_norms(int64_t rows, int64_t columns, double shift) {
-  esp_tensor *x = normal(SHAPE(rows, columns)), *gain = normal(SHAPE(columns)),
-             *bias = normal(SHAPE(columns));
+  esp_tensor *x = normal(SHAPE(rows, columns)), *gain = normal(SHAPE(columns)), *bias = normal(SHAPE(columns));
   for (int64_t i = 0; i < rows * columns; i++) x->data[i] += (esp_real)shift;
   double *expected = doubles(rows * columns);
   norm_reference(x, gain, bias, 1e-5, expected);
@@ -394,8 +381,7 @@ static void attend_reference(const esp_tensor *qkv, int64_t heads, int64_t n, in
     double *weights = doubles(tokens), sum = 0;
     for (int64_t s = 0; s < tokens; s++) {
       double score = 0;
-      for (int64_t j = 0; j < d; j++)
-        score += at(qkv, q + t * 3 * width + j) * at(qkv, k + s * 3 * width + j);
+      for (int64_t j = 0; j < d; j++) score += at(qkv, q + t * 3 * width + j) * at(qkv, k + s * 3 * width + j);
       sum += weights[s] = exp(score / sqrt((double)d));
     }
     for (int64_t s = 0; s < tokens; s++)
@@ -454,8 +440,7 @@ static void rows_are_gathered_and_scattered(void **state) {
   (void)state;
   esp_tensor *x = normal(SHAPE(2, 3, 5));
   int32_t rows[] = {5, 0, 5, 2, 1, 5};
-  const esp_tensor *gathered = esp_gather_rows(tape, x, rows, 6),
-                   *scattered = esp_scatter_rows(tape, x, rows, 7);
+  const esp_tensor *gathered = esp_gather_rows(tape, x, rows, 6), *scattered = esp_scatter_rows(tape, x, rows, 7);
   memset(rows, 0, sizeof rows); /* they were copied */
   assert_shape(gathered, SHAPE(6, 5));
   assert_shape(scattered, SHAPE(7, 5));
@@ -502,8 +487,8 @@ static void top_k_sorts_each_row(void **state) {
       const int64_t column = indices[r * 6 + i];
       int64_t before = 0; /* columns that come before this one */
       for (int64_t j = 0; j < 33; j++)
-        before += at(x, r * 33 + j) > at(x, r * 33 + column) ||
-                  (at(x, r * 33 + j) == at(x, r * 33 + column) && j < column);
+        before +=
+            at(x, r * 33 + j) > at(x, r * 33 + column) || (at(x, r * 33 + j) == at(x, r * 33 + column) && j < column);
       assert_int_equal(before, i);
       assert_true(y->data[r * 6 + i] == x->data[r * 33 + column]);
     }

@@ -25,8 +25,8 @@ static double pixel(const esp_tensor *x, int64_t n, int64_t row, int64_t column,
 }
 
 /* One output without the bias. */
-static double window_sum(const convolution *p, const esp_tensor *x, const esp_tensor *weight, int64_t n,
-                         int64_t oy, int64_t ox, int64_t out) {
+static double window_sum(const convolution *p, const esp_tensor *x, const esp_tensor *weight, int64_t n, int64_t oy,
+                         int64_t ox, int64_t out) {
   double sum = 0;
   for (int64_t ky = 0; ky < p->kernel; ky++)
     for (int64_t kx = 0; kx < p->kernel; kx++)
@@ -40,14 +40,12 @@ static void check_convolution(convolution p, bool with_bias) {
   esp_tensor *x = normal(SHAPE(p.images, p.height, p.width, p.channels)), *bias = normal(SHAPE(p.out));
   esp_tensor *weight = normal(SHAPE(p.out, p.kernel, p.kernel, p.channels));
   const int64_t height = (p.height + 2 * p.padding - p.kernel) / p.stride + 1;
-  const int64_t width = (p.width + 2 * p.padding - p.kernel) / p.stride + 1,
-                count = p.images * height * width * p.out;
+  const int64_t width = (p.width + 2 * p.padding - p.kernel) / p.stride + 1, count = p.images * height * width * p.out;
   const esp_tensor *y = esp_convolution(tape, x, weight, with_bias ? bias : NULL, p.stride, p.padding);
   assert_shape(y, SHAPE(p.images, height, width, p.out));
   double *expected = doubles(count);
   for (int64_t i = 0; i < count; i++) {
-    const int64_t place = i / p.out, n = place / (height * width), oy = place / width % height,
-                  ox = place % width;
+    const int64_t place = i / p.out, n = place / (height * width), oy = place / width % height, ox = place % width;
     expected[i] = window_sum(&p, x, weight, n, oy, ox, i % p.out) + (with_bias ? at(bias, i % p.out) : 0);
   }
   assert_close("convolution", y->data, expected, count, 1e-5, 2e-5);
@@ -72,9 +70,9 @@ static void check_depthwise(int64_t height, int64_t width, int64_t channels, int
     const int64_t c = i % channels, column = i / channels % width, row = i / channels / width % height;
     expected[i] = with_bias ? at(bias, c) : 0;
     for (int64_t o = 0; o < kernel * kernel; o++)
-      expected[i] += at(weight, o * channels + c) * pixel(x, i / (height * width * channels),
-                                                          row + o / kernel - kernel / 2,
-                                                          column + o % kernel - kernel / 2, c);
+      expected[i] +=
+          at(weight, o * channels + c) *
+          pixel(x, i / (height * width * channels), row + o / kernel - kernel / 2, column + o % kernel - kernel / 2, c);
   }
   assert_close("depthwise convolution", y->data, expected, esp_tensor_count(x), 1e-5, 1e-5);
 }

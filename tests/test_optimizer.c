@@ -30,15 +30,14 @@ typedef struct setting {
 static void set_up(setting *s, const esp_optimizer_config *config) {
   *s = (setting){.parameters = esp_parameters_create(), .config = *config};
   for (int i = 0; i < PARAMETERS; i++) {
-    s->parameter[i] = esp_parameters_add(s->parameters, "", groups[i].name, groups[i].kind, 1,
-                                         (const int64_t[]){COUNT}, 1, 0);
+    s->parameter[i] =
+        esp_parameters_add(s->parameters, "", groups[i].name, groups[i].kind, 1, (const int64_t[]){COUNT}, 1, 0);
     assert_non_null(s->parameter[i]);
   }
   assert_int_equal(esp_parameters_allocate(s->parameters, 1), ESP_OK);
   for (int i = 0; i < PARAMETERS; i++)
     for (int j = 0; j < COUNT; j++) s->w[i][j] = (double)s->parameter[i]->tensor.data[j];
-  if (esp_optimizer_create(&s->optimizer, config, s->parameters) != ESP_OK)
-    fail_msg("%s", esp_error_message());
+  if (esp_optimizer_create(&s->optimizer, config, s->parameters) != ESP_OK) fail_msg("%s", esp_error_message());
 }
 
 static void tear_down(setting *s) {
@@ -84,8 +83,7 @@ static void hand_step(setting *s, int step, double rate_share, double norm) {
   const double scale = c->clip_norm > 0 && norm > c->clip_norm ? c->clip_norm / norm : 1;
   for (int i = 0; i < PARAMETERS; i++)
     for (int j = 0; j < COUNT && !s->parameter[i]->frozen; j++)
-      hand_update(s, i, j, scale * (double)s->parameter[i]->tensor.grad[j], step,
-                  rate_share * c->learning_rate);
+      hand_update(s, i, j, scale * (double)s->parameter[i]->tensor.grad[j], step, rate_share * c->learning_rate);
 }
 
 static void check_steps(const esp_optimizer_config *config) {
@@ -104,8 +102,7 @@ static void check_steps(const esp_optimizer_config *config) {
   }
   const char *name;
   const esp_real *first = esp_optimizer_state(s.optimizer, 0, &name);
-  for (int i = 0; i < PARAMETERS; i++)
-    assert_close("state", first + s.parameter[i]->offset, s.m[i], COUNT, 1e-6, 1e-6);
+  for (int i = 0; i < PARAMETERS; i++) assert_close("state", first + s.parameter[i]->offset, s.m[i], COUNT, 1e-6, 1e-6);
   tear_down(&s);
 }
 
@@ -332,8 +329,7 @@ static void state_and_steps_are_all_there_is(void **state) {
     set_gradients(&a, 1);
     esp_optimizer_step(a.optimizer, 1, 0);
     const int64_t size = esp_parameters_size(a.parameters);
-    memcpy(esp_parameters_values(b.parameters), esp_parameters_values(a.parameters),
-           (size_t)size * sizeof(esp_real));
+    memcpy(esp_parameters_values(b.parameters), esp_parameters_values(a.parameters), (size_t)size * sizeof(esp_real));
     const char *name;
     int states = 0;
     for (esp_real *from; (from = esp_optimizer_state(a.optimizer, states, &name)) != NULL; states++) {
@@ -347,8 +343,7 @@ static void state_and_steps_are_all_there_is(void **state) {
     set_gradients(&b, 2);
     esp_optimizer_step(a.optimizer, 1, 0);
     esp_optimizer_step(b.optimizer, 1, 0);
-    assert_same_bits("values", esp_parameters_values(a.parameters), esp_parameters_values(b.parameters),
-                     size);
+    assert_same_bits("values", esp_parameters_values(a.parameters), esp_parameters_values(b.parameters), size);
     tear_down(&a);
     tear_down(&b);
   }
@@ -356,13 +351,12 @@ static void state_and_steps_are_all_there_is(void **state) {
 
 /* --- schedules ------------------------------------------------------------------------------------------------- */
 
-static void assert_share(esp_schedule_kind kind, double warmup, double final_share, int64_t step,
-                         double expected) {
+static void assert_share(esp_schedule_kind kind, double warmup, double final_share, int64_t step, double expected) {
   const esp_schedule_config c = {kind, warmup, final_share};
   const double share = esp_schedule_share(&c, step, 100);
   if (fabs(share - expected) > 1e-12)
-    fail_msg("kind %d, warm-up %g, final share %g, step %d: %.15g instead of %.15g", (int)kind, warmup,
-             final_share, (int)step, share, expected);
+    fail_msg("kind %d, warm-up %g, final share %g, step %d: %.15g instead of %.15g", (int)kind, warmup, final_share,
+             (int)step, share, expected);
 }
 
 static void schedules_have_their_corners(void **state) {
@@ -409,16 +403,15 @@ static void assert_refused(const esp_optimizer_config *c, const char *key) {
   esp_optimizer *optimizer;
   assert_int_equal(esp_optimizer_create(&optimizer, c, parameters), ESP_ERR_CONFIG);
   assert_null(optimizer);
-  if (!strstr(esp_error_message(), key))
-    fail_msg("the message does not name %s: %s", key, esp_error_message());
+  if (!strstr(esp_error_message(), key)) fail_msg("the message does not name %s: %s", key, esp_error_message());
   esp_parameters_free(parameters);
 }
 
-#define REFUSES(field, bad)                                                                                  \
-  do {                                                                                                       \
-    esp_optimizer_config c = esp_optimizer_defaults;                                                         \
-    c.field = bad;                                                                                           \
-    assert_refused(&c, #field);                                                                              \
+#define REFUSES(field, bad)                          \
+  do {                                               \
+    esp_optimizer_config c = esp_optimizer_defaults; \
+    c.field = bad;                                   \
+    assert_refused(&c, #field);                      \
   } while (0)
 
 static void bad_settings_are_refused(void **state) {

@@ -95,10 +95,8 @@ static void set_way(esp_gemm *p, int way) {
 static void run(esp_gemm *p, int way, bool list) {
   set_way(p, way);
   memcpy(c, before, sizeof c);
-  if (list)
-    esp_gemm_run(p, 1);
-  else
-    esp_gemm_here(p);
+  if (list) esp_gemm_run(p, 1);
+  else esp_gemm_here(p);
 }
 
 static const int64_t sizes[][3] = {

@@ -310,8 +310,7 @@ static pair make_pair(void) {
   const esp_model_config config = small_config();
   pair p = {.now = make(&config, NULL, 1), .before = make(&config, NULL, 1)};
   p.reference_info.history_count = 1;
-  p.reference_info.history[0] =
-      (esp_history_entry){.action = "pretrain", .detail = "all", .frozen = "*.router"};
+  p.reference_info.history[0] = (esp_history_entry){.action = "pretrain", .detail = "all", .frozen = "*.router"};
   p.info = p.reference_info;
   p.info.history[p.info.history_count++] = (esp_history_entry){.action = "finetune", .detail = "half"};
   return p;
@@ -379,16 +378,14 @@ static void row_16_known_rows_have_known_scores(void **state) {
 
 static void row_16_frozen_routers_are_refused(void **state) {
   (void)state;
-  const char *const changing[] = {"router-norm-change", "router-norm-change-absolute",
-                                  "router-difference-norm"};
+  const char *const changing[] = {"router-norm-change", "router-norm-change-absolute", "router-difference-norm"};
   pair p = make_pair();
   set_known_rows(&p);
   esp_history_entry *finetune = &p.info.history[1];
   snprintf(finetune->frozen, sizeof finetune->frozen, "stem.*,blocks.2.*");
   for (int i = 0; i < 3; i++)
-    assert_says(
-        score(&p, changing[i], 0), ESP_ERR_MISMATCH,
-        "blocks.2.moe.router was frozen (training.freeze=\"stem.*,blocks.2.*\") in the finetune on half");
+    assert_says(score(&p, changing[i], 0), ESP_ERR_MISMATCH,
+                "blocks.2.moe.router was frozen (training.freeze=\"stem.*,blocks.2.*\") in the finetune on half");
   snprintf(finetune->frozen, sizeof finetune->frozen, "stem.*,blocks.*.experts.*");
   assert_int_equal(score(&p, changing[0], 0), ESP_OK);
   snprintf(finetune->frozen, sizeof finetune->frozen, "*");
@@ -414,12 +411,10 @@ static void missing_references_are_refused(void **state) {
   const esp_criterion *list;
   const size_t count = esp_criterion_list(&list);
   for (size_t i = 0; i < count; i++) {
-    if (list[i].needs_reference)
-      assert_says(score(&p, list[i].name, 0), ESP_ERR_USAGE, "no reference was given");
+    if (list[i].needs_reference) assert_says(score(&p, list[i].name, 0), ESP_ERR_USAGE, "no reference was given");
     else if (list[i].needs_data)
       assert_says(score(&p, list[i].name, 0), ESP_ERR_USAGE, "no calibration data were given");
-    else
-      assert_int_equal(score(&p, list[i].name, 0), ESP_OK);
+    else assert_int_equal(score(&p, list[i].name, 0), ESP_OK);
   }
   free_pair(&p);
 }
@@ -470,12 +465,9 @@ static void criteria_are_found_by_name(void **state) {
     assert_true(*list[i].formula && *list[i].source && !list[i].score == !!list[i].choose);
     assert_int_equal(list[i].needs_reference, strncmp(list[i].name, "router-", 7) == 0);
   }
-  assert_says(esp_criterion_find(&found, "router-norm-chnage"), ESP_ERR_USAGE,
-              "did you mean router-norm-change;");
-  assert_says(esp_criterion_find(&found, "randm"), ESP_ERR_USAGE,
-              "--criterion randm is unknown; did you mean random;");
-  assert_says(esp_criterion_find(&found, "zzzzzzzzzzz"), ESP_ERR_USAGE,
-              "is unknown; `espalier prune --help`");
+  assert_says(esp_criterion_find(&found, "router-norm-chnage"), ESP_ERR_USAGE, "did you mean router-norm-change;");
+  assert_says(esp_criterion_find(&found, "randm"), ESP_ERR_USAGE, "--criterion randm is unknown; did you mean random;");
+  assert_says(esp_criterion_find(&found, "zzzzzzzzzzz"), ESP_ERR_USAGE, "is unknown; `espalier prune --help`");
   assert_null(found);
 }
 

@@ -184,8 +184,8 @@ static void check_bank(esp_activation_kind kind, int kept) {
 
 static void a_bank_is_the_double_loop(void **state) {
   (void)state;
-  const esp_activation_kind kinds[] = {ESP_ACTIVATION_RELU,         ESP_ACTIVATION_GELU, ESP_ACTIVATION_SWIGLU,
-                                       ESP_ACTIVATION_SQUARED_RELU, ESP_ACTIVATION_GLU,  ESP_ACTIVATION_GEGLU,
+  const esp_activation_kind kinds[] = {ESP_ACTIVATION_RELU,         ESP_ACTIVATION_GELU,         ESP_ACTIVATION_SWIGLU,
+                                       ESP_ACTIVATION_SQUARED_RELU, ESP_ACTIVATION_GLU,          ESP_ACTIVATION_GEGLU,
                                        ESP_ACTIVATION_REGLU,        ESP_ACTIVATION_SQUARED_REGLU};
   for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
     for (int kept = 1; kept <= 12; kept += 1 + kept / 4) check_bank(kinds[i], kept);

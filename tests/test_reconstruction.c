@@ -340,8 +340,7 @@ static void row_26_damage_is_what_the_surgeon_does(void **state) {
   for (int layer = 0; layer < 2; layer++)
     for (int e = 0; e < EXPERTS; e++) {
       const double damage = plan->layers[layer].score[e], expected = brute_damage(model, layer, e);
-      if (e == 2)
-        assert_true(damage == 0 && goes(plan, layer, e));
+      if (e == 2) assert_true(damage == 0 && goes(plan, layer, e));
       else if (damage <= 0 || fabs(damage - expected) > 1e-4 * expected)
         fail_msg("expert %d: damage %g, the surgeon's %g", e, damage, expected);
     }

@@ -220,8 +220,8 @@ static void losses_of_members_are_the_mean_of_their_own(void **state) {
   for (int64_t t = 0; t < TOKENS; t++)
     for (int e = 0; e < EXPERTS; e++) {
       const int64_t i = t % HALF * OWN + e % OWN;
-      noisy->data[t * EXPERTS + e] = e / OWN == t / HALF ? f.logits->data[t * EXPERTS + e] + (esp_real)(i % 5) / 10
-                                                         : (esp_real)-INFINITY;
+      noisy->data[t * EXPERTS + e] =
+          e / OWN == t / HALF ? f.logits->data[t * EXPERTS + e] + (esp_real)(i % 5) / 10 : (esp_real)-INFINITY;
     }
   f.request.training = false;
   assert_non_null(esp_route(f.tape, f.logits, &f.request, &f.routed));

@@ -27,9 +27,7 @@ static void set_up(fixture *f, int experts, int k, int64_t tokens) {
   fill_normal(f->logits->data, tokens * experts, 5);
 }
 
-static void run_token_choice(fixture *f) {
-  assert_non_null(esp_route(f->tape, f->logits, &f->request, &f->routed));
-}
+static void run_token_choice(fixture *f) { assert_non_null(esp_route(f->tape, f->logits, &f->request, &f->routed)); }
 
 static void tear_down(fixture *f) { esp_tape_free(f->tape); }
 
@@ -172,10 +170,8 @@ static void row_05_batch_priority_keeps_the_surest_tokens(void **state) {
   esp_real kept = 2, lost = -1;
   for (int64_t t = 0; t < 64; t++) {
     const esp_real g = f.routed.gates->data[t];
-    if (f.routed.routing->row[t] >= 0)
-      kept = g < kept ? g : kept;
-    else
-      lost = g > lost ? g : lost;
+    if (f.routed.routing->row[t] >= 0) kept = g < kept ? g : kept;
+    else lost = g > lost ? g : lost;
   }
   assert_int_equal(f.routed.routing->rows, 32);
   assert_true(kept > lost);
@@ -435,12 +431,12 @@ static void cosine_logits_do_not_depend_on_lengths(void **state) {
 
 /* --- refusals --------------------------------------------------------------------------------------------- */
 
-#define REFUSES(text, policy_kind, change)                                                                             \
-  do {                                                                                                                 \
-    esp_model_config c = layer_config(policy_kind);                                                                    \
-    change;                                                                                                            \
-    assert_int_equal(esp_model_config_check(&c), ESP_ERR_CONFIG);                                                      \
-    assert_non_null(strstr(esp_error_message(), text));                                                                \
+#define REFUSES(text, policy_kind, change)                        \
+  do {                                                            \
+    esp_model_config c = layer_config(policy_kind);               \
+    change;                                                       \
+    assert_int_equal(esp_model_config_check(&c), ESP_ERR_CONFIG); \
+    assert_non_null(strstr(esp_error_message(), text));           \
   } while (0)
 
 static void senseless_settings_are_refused(void **state) {

@@ -68,11 +68,23 @@ static void show(fixture *f, const int32_t *choice, int64_t slots, int k, const 
   }
   first_slot[slots / k] = slots;
   const esp_tensor gate_tensor = {.data = gates, .rank = 2, .shape = {slots / k, k}};
-  const esp_routing routing = {.tokens = slots / k, .slots = slots, .k = k, .experts = EXPERTS, .rows = rows,
-                               .choice = choice, .token = token, .first_slot = first_slot, .row = row,
-                               .wanted = wanted, .served = served};
-  const esp_moe_record record = {.layer = esp_model_moe(f->model, 0), .routing = &routing, .gates = &gate_tensor,
-                                 .labels = labels, .tokens_per_image = 1, .images = slots / k};
+  const esp_routing routing = {.tokens = slots / k,
+                               .slots = slots,
+                               .k = k,
+                               .experts = EXPERTS,
+                               .rows = rows,
+                               .choice = choice,
+                               .token = token,
+                               .first_slot = first_slot,
+                               .row = row,
+                               .wanted = wanted,
+                               .served = served};
+  const esp_moe_record record = {.layer = esp_model_moe(f->model, 0),
+                                 .routing = &routing,
+                                 .gates = &gate_tensor,
+                                 .labels = labels,
+                                 .tokens_per_image = 1,
+                                 .images = slots / k};
   const esp_observer observer = esp_routing_log_observer(f->log);
   observer.moe(observer.context, &record);
 }
@@ -135,8 +147,10 @@ static void pairs_and_classes_by_hand(void **state) {
   read_text(&f, "coactivation.csv", text);
   const char *second = strstr(text, "8,blocks.1.moe,0,1,");
   assert_non_null(second);
-  assert_true(strncmp(second, "8,blocks.1.moe,0,1,3,1\n8,blocks.1.moe,0,2,0,0\n8,blocks.1.moe,0,3,0,0\n"
-                              "8,blocks.1.moe,1,2,1,1\n8,blocks.1.moe,1,3,0,0\n8,blocks.1.moe,2,3,0,0\n", 139) == 0);
+  assert_true(strncmp(second,
+                      "8,blocks.1.moe,0,1,3,1\n8,blocks.1.moe,0,2,0,0\n8,blocks.1.moe,0,3,0,0\n"
+                      "8,blocks.1.moe,1,2,1,1\n8,blocks.1.moe,1,3,0,0\n8,blocks.1.moe,2,3,0,0\n",
+                      139) == 0);
   read_text(&f, "specialisation.csv", text);
   assert_non_null(strstr(text, "\n8,blocks.1.moe,0,0,0,0,0,0\n8,blocks.1.moe,1,0,1,1,0.25,0.5\n"
                                "8,blocks.1.moe,2,0,1,1,1,0.5\n8,blocks.1.moe,3,0,0,0,0,0\n"));

@@ -73,8 +73,18 @@ static void test_few_rows(void **state) {
         const int64_t n = sizes[s][0], k = sizes[s][1];
         const bool transposed = variant & 1;
         fill_normal(c, 6 * LDC, 5);
-        const esp_gemm p = {.transpose_b = transposed, .m = m, .n = n, .k = k, .a = a, .lda = LARGE, .b = b,
-                            .ldb = LARGE, .c = c, .ldc = LDC, .alpha = 1, .beta = (esp_real)(variant >> 1)};
+        const esp_gemm p = {.transpose_b = transposed,
+                            .m = m,
+                            .n = n,
+                            .k = k,
+                            .a = a,
+                            .lda = LARGE,
+                            .b = b,
+                            .ldb = LARGE,
+                            .c = c,
+                            .ldc = LDC,
+                            .alpha = 1,
+                            .beta = (esp_real)(variant >> 1)};
         const esp_real beyond = c[n];
         multiply(&p, expected);
         esp_gemm_here(&p);

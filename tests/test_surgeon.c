@@ -31,10 +31,8 @@ static int tear_down(void **state) {
 
 /* --- operations --------------------------------------------------------------------------------------------------- */
 
-#define TARGETS(...)                                                                                         \
-  (const int32_t[EXPERTS]) {                                                                                 \
-    __VA_ARGS__                                                                                              \
-  }
+#define TARGETS(...) \
+  (const int32_t[EXPERTS]) { __VA_ARGS__ }
 
 /* A plan with these targets; NULL leaves a layer as it is. */
 static esp_plan *plan_for(const esp_model *of, const int32_t *first, const int32_t *second) {
@@ -42,8 +40,7 @@ static esp_plan *plan_for(const esp_model *of, const int32_t *first, const int32
   esp_plan *plan;
   if (esp_plan_create(&plan, of, "by hand", ESP_PRUNE_ZERO) != ESP_OK) fail_msg("%s", esp_error_message());
   for (int i = 0; i < LAYERS; i++)
-    if (targets[i])
-      memcpy(plan->layers[i].target, targets[i], (size_t)plan->layers[i].experts * sizeof(int32_t));
+    if (targets[i]) memcpy(plan->layers[i].target, targets[i], (size_t)plan->layers[i].experts * sizeof(int32_t));
   return plan;
 }
 
@@ -144,8 +141,7 @@ static void assert_same_models(const esp_model *a, const esp_model *b) {
   assert_int_equal(esp_model_digest(b, other), ESP_OK);
   assert_string_equal(digest, other);
   for (int i = 0; i < LAYERS; i++)
-    assert_memory_equal(&esp_model_moe(a, i)->layout, &esp_model_moe(b, i)->layout,
-                        sizeof(esp_expert_layout));
+    assert_memory_equal(&esp_model_moe(a, i)->layout, &esp_model_moe(b, i)->layout, sizeof(esp_expert_layout));
   assert_int_equal(esp_parameters_size(a->parameters), esp_parameters_size(b->parameters));
   assert_same_bits("parameters", esp_parameters_values(a->parameters), esp_parameters_values(b->parameters),
                    esp_parameters_size(a->parameters));
@@ -210,8 +206,7 @@ static void row_18_removing_is_masking(void **state) {
     for (int c = 0; c < CASES; c++)
       for (int e = 0; e < EXPERTS; e++) masks[c][e] = removals[c][e] == R ? M : e;
     const int next = (i + 1) % CASES;
-    esp_model *removed = prune(model, removals[i], removals[next]),
-              *masked = prune(model, masks[i], masks[next]);
+    esp_model *removed = prune(model, removals[i], removals[next]), *masked = prune(model, masks[i], masks[next]);
     assert_same_function(removed, masked, 1e-6);
     esp_model_free(removed);
     esp_model_free(masked);
@@ -325,8 +320,7 @@ static void pruning_can_go_on(void **state) {
     esp_model *at_once = prune(model, both, both);
     assert_same_models(twice, at_once);
     if (how[i] == R)
-      assert_memory_equal(esp_model_moe(twice, 1)->layout.original_ids, ((int32_t[]){0, 2}),
-                          2 * sizeof(int32_t));
+      assert_memory_equal(esp_model_moe(twice, 1)->layout.original_ids, ((int32_t[]){0, 2}), 2 * sizeof(int32_t));
     esp_model_free(once);
     esp_model_free(twice);
     esp_model_free(at_once);
@@ -380,8 +374,7 @@ static void impossible_plans_are_refused(void **state) {
   esp_model *pruned = prune(model, NULL, TARGETS(0, Z, 2, 3)), *none = pruned;
   esp_plan *plan = plan_for(pruned, NULL, TARGETS(1, Z, 2, 3));
   assert_int_equal(apply(&none, pruned, plan), ESP_ERR_MISMATCH);
-  assert_non_null(
-      strstr(esp_error_message(), "sends expert 0 of blocks.2.moe to expert 1, which has no weights"));
+  assert_non_null(strstr(esp_error_message(), "sends expert 0 of blocks.2.moe to expert 1, which has no weights"));
   esp_plan_free(plan);
   esp_model_free(pruned);
 }
@@ -414,8 +407,7 @@ static void pruned_models_can_be_finetuned(void **state) {
   (void)state;
   int32_t labels[IMAGES] = {0, 1, 2, 3, 4, 0};
   float mix[IMAGES] = {1, 1, 1, 1, 1, 1};
-  const esp_batch batch = {
-      .count = IMAGES, .images = pixels, .labels = labels, .mixed_labels = labels, .mix = mix};
+  const esp_batch batch = {.count = IMAGES, .images = pixels, .labels = labels, .mixed_labels = labels, .mix = mix};
   const int32_t plans[][EXPERTS] = {{0, Z, 2, Z}, {0, M, 2, M}, {0, R, 2, R}, {0, 0, 2, Z}};
   for (size_t i = 0; i < sizeof plans / sizeof plans[0]; i++) {
     esp_model *pruned = prune(model, plans[i], plans[(i + 1) % 4]);

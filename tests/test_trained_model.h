@@ -8,16 +8,16 @@
 
 /* A model that learns the compiled-in images in two epochs: `layers` and `moe` are what stands in the list of kinds and
  * in the mixtures' settings. */
-#define TRAINED_SETTINGS(layers, moe)                                                                                  \
-  "model:\n"                                                                                                           \
-  "  stem: {kind: convolution, channels: [8], pools: [4, 2]}\n"                                                        \
-  "  width: 16\n"                                                                                                      \
-  "  blocks: 2\n"                                                                                                      \
-  "  mixing: convolution\n"                                                                                            \
-  "  kernel: 3\n"                                                                                                      \
-  "  layers: [" layers "]\n"                                                                                           \
-  "  moe: {" moe "}\n"                                                                                                 \
-  "optimizer: {learning_rate: 0.01}\n"                                                                                 \
+#define TRAINED_SETTINGS(layers, moe)                           \
+  "model:\n"                                                    \
+  "  stem: {kind: convolution, channels: [8], pools: [4, 2]}\n" \
+  "  width: 16\n"                                               \
+  "  blocks: 2\n"                                               \
+  "  mixing: convolution\n"                                     \
+  "  kernel: 3\n"                                               \
+  "  layers: [" layers "]\n"                                    \
+  "  moe: {" moe "}\n"                                          \
+  "optimizer: {learning_rate: 0.01}\n"                          \
   "training: {epochs: 2, batch: 64}\n"
 
 typedef struct trained {

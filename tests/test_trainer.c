@@ -68,8 +68,7 @@ static void set_up(training *t, const char *const settings[MOST_SETTINGS]) {
   expect_ok(esp_run_config_load(&t->config, NULL, all, count));
   const esp_dataset_info *info = esp_dataset_info_of(data);
   esp_model_config *config = &t->config.model;
-  config->image_height = info->height, config->image_width = info->width,
-  config->image_channels = info->channels;
+  config->image_height = info->height, config->image_width = info->width, config->image_channels = info->channels;
   config->classes = info->classes;
   expect_ok(esp_model_create(&t->model, config, NULL, t->config.training.seed));
   esp_dataset_normalisation(data, &t->info.normalisation);
@@ -183,8 +182,7 @@ static void assert_same_runs(training *a, training *b) {
   assert_int_equal(a->info.progress.best_step, b->info.progress.best_step);
   assert_true(a->info.progress.best_accuracy == b->info.progress.best_accuracy);
   assert_int_equal(a->info.history[0].steps, b->info.history[0].steps);
-  assert_true(a->result.final.accuracy == b->result.final.accuracy &&
-              a->result.final.loss == b->result.final.loss);
+  assert_true(a->result.final.accuracy == b->result.final.accuracy && a->result.final.loss == b->result.final.loss);
   read_metrics(a, one);
   read_metrics(b, two);
   assert_string_equal(one, two);
@@ -224,8 +222,7 @@ static void test_resumed_once(void **state) {
   expect_ok(go(&whole, NULL, NULL));
   set_up(&resumed, settings);
   for (int step = 1; step <= 3; step++)
-    expect_failure(step == 1 ? go(&resumed, NULL, &at_once) : go_on(&resumed, &at_once), ESP_ERR_INTERRUPTED,
-                   "", "");
+    expect_failure(step == 1 ? go(&resumed, NULL, &at_once) : go_on(&resumed, &at_once), ESP_ERR_INTERRUPTED, "", "");
   FILE *file = fopen(file_of(&resumed, "metrics.csv"), "a");
   assert_non_null(file);
   fputs("4,0.0256,train,9,9,9,9,9,9,9,9,9,9,9,9\n5,0.03", file);
@@ -420,8 +417,7 @@ static void test_poisoned(void **state) {
     char path[TESTING_PATH_SIZE + 64];
     snprintf(path, sizeof path, "%s", file_of(&t, "last.h5"));
     expect_failure(go(&t, path, NULL), ESP_ERR_NOT_FINITE, "step 2: the loss is not finite", poisoned[p][1]);
-    if (!strstr(esp_error_message(), "last.h5 holds the state after step 1"))
-      fail_msg("%s", esp_error_message());
+    if (!strstr(esp_error_message(), "last.h5 holds the state after step 1")) fail_msg("%s", esp_error_message());
     assert_int_equal(read_file(file_of(&t, "last.h5"), after), size);
     assert_memory_equal(before, after, size);
   }
@@ -455,12 +451,10 @@ static void row_44_frozen_tensors_stay_bit_identical(void **state) {
   for (int64_t i = 0; i < esp_parameters_count(fresh->parameters); i++) {
     const esp_parameter *before = esp_parameters_at(fresh->parameters, i),
                         *after = esp_parameters_at(t.model->parameters, i);
-    const bool same =
-        memcmp(before->tensor.data, after->tensor.data, (size_t)before->count * sizeof(esp_real)) == 0;
+    const bool same = memcmp(before->tensor.data, after->tensor.data, (size_t)before->count * sizeof(esp_real)) == 0;
     const bool expected = esp_name_matches(patterns, before->tensor.name);
     frozen += expected;
-    if (same != expected)
-      fail_msg("%s %s", before->tensor.name, same ? "did not move" : "moved although frozen");
+    if (same != expected) fail_msg("%s %s", before->tensor.name, same ? "did not move" : "moved although frozen");
   }
   assert_true(frozen > 3);
   esp_model_free(fresh);
@@ -541,8 +535,7 @@ static void check_training_row(char *const cells[COLUMNS], int step) {
   const double loss = strtod(cells[3], NULL), task = strtod(cells[4], NULL), balance = strtod(cells[5], NULL);
   const double weighted = strtod(cells[6], NULL), z = strtod(cells[12], NULL), rate = strtod(cells[20], NULL);
   assert_true(fabs(loss - task - weighted - z) < 1e-4);
-  assert_true(fabs(weighted - 0.01 * balance) < 1e-5 &&
-              balance > 1.9); /* two layers, each at least about 1 */
+  assert_true(fabs(weighted - 0.01 * balance) < 1e-5 && balance > 1.9); /* two layers, each at least about 1 */
   assert_true(rate >= 0 && rate <= 1e-3);
   for (int c = 24; c < COLUMNS; c++) assert_true(strtod(cells[c], NULL) >= 1 && strtod(cells[c], NULL) <= 4);
 }
@@ -602,20 +595,19 @@ static void test_evaluation(void **state) {
   training t;
   esp_evaluation all, some, train;
   set_up(&t, SETTINGS(NULL));
-  expect_failure(go(&t, NULL, &at_once), ESP_ERR_INTERRUPTED, "",
-                 ""); /* at step 0 every loss is log(classes) */
+  expect_failure(go(&t, NULL, &at_once), ESP_ERR_INTERRUPTED, "", ""); /* at step 0 every loss is log(classes) */
   const esp_normalisation *n = &t.info.normalisation;
   expect_ok(esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TEST, .batch = 64}, &all));
-  expect_ok(esp_evaluate(t.model, data, n,
-                         &(esp_evaluation_options){.split = ESP_TEST, .batch = 7, .limit = 100}, &some));
-  expect_ok(esp_evaluate(t.model, data, n,
-                         &(esp_evaluation_options){.split = ESP_TRAIN, .batch = 50, .limit = 100}, &train));
+  expect_ok(
+      esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TEST, .batch = 7, .limit = 100}, &some));
+  expect_ok(
+      esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TRAIN, .batch = 50, .limit = 100}, &train));
   assert_int_equal(all.examples, 1000);
   assert_int_equal(some.examples, 100);
   assert_true(train.loss != some.loss);
   esp_evaluation again;
-  expect_ok(esp_evaluate(t.model, data, n,
-                         &(esp_evaluation_options){.split = ESP_TEST, .batch = 100, .limit = 100}, &again));
+  expect_ok(
+      esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TEST, .batch = 100, .limit = 100}, &again));
   assert_true(again.accuracy == some.accuracy && fabs(again.loss - some.loss) < 1e-6);
   tear_down(&t);
 }

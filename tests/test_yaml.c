@@ -78,8 +78,7 @@ static const cyaml_schema_field_t settings_fields[] = {
     CYAML_FIELD_MAPPING("run", CYAML_FLAG_DEFAULT, struct settings, run, run_fields),
     CYAML_FIELD_UINT("threads", CYAML_FLAG_DEFAULT, struct settings, threads), CYAML_FIELD_END};
 
-static const cyaml_schema_value_t schema = {
-    CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct settings, settings_fields)};
+static const cyaml_schema_value_t schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct settings, settings_fields)};
 
 static const struct settings defaults = {.model = {.experts = 8,
                                                    .offset = -5,
@@ -117,15 +116,14 @@ static void must_save(char **text, const struct settings *settings) {
 }
 
 static void must_load(struct settings *settings, const char *text, const char *override) {
-  if (esp_yaml_load(settings, sizeof *settings, &schema, &defaults, "c.yaml", text, &override,
-                    override != NULL))
+  if (esp_yaml_load(settings, sizeof *settings, &schema, &defaults, "c.yaml", text, &override, override != NULL))
     fail_msg("%s", esp_error_message());
 }
 
 static void must_refuse(esp_status expected, const char *text, const char *override, const char *message) {
   struct settings settings = {.threads = 77};
-  const esp_status status = esp_yaml_load(&settings, sizeof settings, &schema, &defaults, "c.yaml", text,
-                                          &override, override != NULL);
+  const esp_status status =
+      esp_yaml_load(&settings, sizeof settings, &schema, &defaults, "c.yaml", text, &override, override != NULL);
   if (status != expected) fail_msg("status %d for: %s%s", status, text ? text : "", override ? override : "");
   assert_string_equal(esp_error_message(), message);
   assert_int_equal(settings.threads, 77);
@@ -179,17 +177,16 @@ static void aliases_are_resolved(void **state) {
   must_load(&settings, "threads: &n 3\nmodel: {experts: *n, layers: [*n, *n]}\n", NULL);
   assert_int_equal(settings.model.experts, 3);
   assert_int_equal(settings.model.layers[1], 3);
-  must_refuse(
-      ESP_ERR_CONFIG, "model: &m\n  layers: [*m]\n", NULL,
-      "c.yaml, line 1: \"model.layers[0]\" is a section; expected a whole number from 0 to 4294967295");
+  must_refuse(ESP_ERR_CONFIG, "model: &m\n  layers: [*m]\n", NULL,
+              "c.yaml, line 1: \"model.layers[0]\" is a section; expected a whole number from 0 to 4294967295");
 }
 
 static void overrides_come_last_and_in_order(void **state) {
   (void)state;
   struct settings settings;
-  static const char *const overrides[] = {
-      "threads=5",   "model.layers=[2]", "model={experts: 3, rate: 1e-3}", "model.experts=4", "run.name=",
-      "run.low= -7", "run.tags=[a=b,c]"};
+  static const char *const overrides[] = {"threads=5",       "model.layers=[2]", "model={experts: 3, rate: 1e-3}",
+                                          "model.experts=4", "run.name=",        "run.low= -7",
+                                          "run.tags=[a=b,c]"};
   assert_int_equal(esp_yaml_load(&settings, sizeof settings, &schema, &defaults, "c.yaml",
                                  "threads: 9\nmodel: {experts: 9, offset: 9}\n", overrides,
                                  sizeof overrides / sizeof overrides[0]),
@@ -210,8 +207,7 @@ static void config_may_be_its_own_defaults(void **state) {
   (void)state;
   struct settings settings = defaults;
   static const char *const overrides[] = {"model.experts=1"};
-  assert_int_equal(esp_yaml_load(&settings, sizeof settings, &schema, &settings, NULL, NULL, overrides, 1),
-                   ESP_OK);
+  assert_int_equal(esp_yaml_load(&settings, sizeof settings, &schema, &settings, NULL, NULL, overrides, 1), ESP_OK);
   assert_int_equal(settings.model.experts, 1);
   assert_int_equal(settings.model.layers[1], 3);
 }
@@ -249,10 +245,9 @@ static void floats_keep_their_bits(void **state) {
 
 static void texts_keep_their_bytes(void **state) {
   (void)state;
-  static const char *const names[] = {
-      "",     " ",      "a: b",   "#",  "- x",         "null", "true",       "a\nb\n",
-      "'\"'", "\t\x01", "[1, 2]", "~",  "caf\xc3\xa9", "&a",   "!tag",       "%d",
-      "*",    "---",    "? x",    "\\", "trail ",      "x:",   "eleven byte"};
+  static const char *const names[] = {"",     " ",      "a: b",   "#",  "- x",         "null", "true",       "a\nb\n",
+                                      "'\"'", "\t\x01", "[1, 2]", "~",  "caf\xc3\xa9", "&a",   "!tag",       "%d",
+                                      "*",    "---",    "? x",    "\\", "trail ",      "x:",   "eleven byte"};
   for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
     struct settings settings = defaults;
     memset(settings.run.name, 0, sizeof settings.run.name);
@@ -281,20 +276,17 @@ static void what_yaml_cannot_hold_is_not_saved(void **state) {
   must_not_save(&settings, "\"model.narrow\" cannot be saved as YAML: it is nan; expected a finite number");
   settings = defaults;
   settings.model.shade = (enum shade)2;
-  must_not_save(&settings,
-                "\"model.shade\" cannot be saved as YAML: it is (a number without a name); expected one of "
-                "dark, light");
+  must_not_save(&settings, "\"model.shade\" cannot be saved as YAML: it is (a number without a name); expected one of "
+                           "dark, light");
   settings = defaults;
   settings.model.layers_count = 5;
-  must_not_save(
-      &settings,
-      "\"model.layers\" cannot be saved as YAML: it is a list of another length; expected a list of "
-      "0 to 4 entries, each a whole number from 0 to 4294967295");
+  must_not_save(&settings,
+                "\"model.layers\" cannot be saved as YAML: it is a list of another length; expected a list of "
+                "0 to 4 entries, each a whole number from 0 to 4294967295");
   settings = defaults;
   memset(settings.run.name, 'x', sizeof settings.run.name);
-  must_not_save(
-      &settings,
-      "\"run.name\" cannot be saved as YAML: it is a text without end; expected a text of 0 to 11 bytes");
+  must_not_save(&settings,
+                "\"run.name\" cannot be saved as YAML: it is a text without end; expected a text of 0 to 11 bytes");
   settings = defaults;
   memcpy(settings.run.name, "\xff", 2);
   must_not_save(&settings,
@@ -316,9 +308,8 @@ static void unknown_keys_are_named(void **state) {
   must_refuse(
       ESP_ERR_CONFIG, "experts: 3\n", NULL,
       "c.yaml, line 1: unknown key \"experts\"; did you mean \"model.experts\"? Known keys: model, run, threads");
-  must_refuse(
-      ESP_ERR_CONFIG, NULL, "model={zzzzzzzzzz: 3}",
-      "--set model={zzzzzzzzzz: 3}: unknown key \"model.zzzzzzzzzz\". Known keys of \"model\": " MODEL_KEYS);
+  must_refuse(ESP_ERR_CONFIG, NULL, "model={zzzzzzzzzz: 3}",
+              "--set model={zzzzzzzzzz: 3}: unknown key \"model.zzzzzzzzzz\". Known keys of \"model\": " MODEL_KEYS);
   must_refuse(ESP_ERR_CONFIG, "[a]: 3\n", NULL,
               "c.yaml, line 1: unknown key \"(not a word)\". Known keys: model, run, threads");
 }
@@ -338,14 +329,12 @@ static void wrong_types_are_named(void **state) {
   } cases[] = {
       {"model.experts=many", "\"model.experts\" is \"many\"; expected a whole number from 0 to 4294967295"},
       {"model.experts=-1", "\"model.experts\" is \"-1\"; expected a whole number from 0 to 4294967295"},
-      {"model.experts=4294967296",
-       "\"model.experts\" is \"4294967296\"; expected a whole number from 0 to 4294967295"},
+      {"model.experts=4294967296", "\"model.experts\" is \"4294967296\"; expected a whole number from 0 to 4294967295"},
       {"model.experts=1.5", "\"model.experts\" is \"1.5\"; expected a whole number from 0 to 4294967295"},
       {"model.experts=010", "\"model.experts\" is \"010\"; expected a whole number from 0 to 4294967295"},
       {"model.experts=", "\"model.experts\" is \"\"; expected a whole number from 0 to 4294967295"},
       {"model.experts=[1]", "\"model.experts\" is a list of 1; expected a whole number from 0 to 4294967295"},
-      {"model.experts={a: 1}",
-       "\"model.experts\" is a section; expected a whole number from 0 to 4294967295"},
+      {"model.experts={a: 1}", "\"model.experts\" is a section; expected a whole number from 0 to 4294967295"},
       {"model.experts.a=1", "\"model.experts\" is a section; expected a whole number from 0 to 4294967295"},
       {"model.offset=128", "\"model.offset\" is \"128\"; expected a whole number from -128 to 127"},
       {"model.offset=-129", "\"model.offset\" is \"-129\"; expected a whole number from -128 to 127"},
@@ -362,19 +351,16 @@ static void wrong_types_are_named(void **state) {
       {"model.rate=1e", "\"model.rate\" is \"1e\"; expected a finite number"},
       {"model.rate=.", "\"model.rate\" is \".\"; expected a finite number"},
       {"model.shared=yes", "\"model.shared\" is \"yes\"; expected true or false"},
-      {"model.shade=drak",
-       "\"model.shade\" is \"drak\"; expected one of dark, light; did you mean \"dark\"?"},
+      {"model.shade=drak", "\"model.shade\" is \"drak\"; expected one of dark, light; did you mean \"dark\"?"},
       {"model.shade=3", "\"model.shade\" is \"3\"; expected one of dark, light"},
-      {"model.layers=2",
-       "\"model.layers\" is \"2\"; expected a list of 0 to 4 entries, each a whole number from 0 to "
-       "4294967295"},
+      {"model.layers=2", "\"model.layers\" is \"2\"; expected a list of 0 to 4 entries, each a whole number from 0 to "
+                         "4294967295"},
       {"model.layers=[1,2,3,4,5]",
        "\"model.layers\" is a list of 5; expected a list of 0 to 4 entries, each a whole number "
        "from 0 to 4294967295"},
       {"model.layers=[1,x]", "\"model.layers[1]\" is \"x\"; expected a whole number from 0 to 4294967295"},
       {"run.means=[1,2]", "\"run.means\" is a list of 2; expected a list of 3 entries, each a finite number"},
-      {"run.tags=[]",
-       "\"run.tags\" is a list of 0; expected a list of 1 to 2 entries, each a text of 0 to 11 bytes"},
+      {"run.tags=[]", "\"run.tags\" is a list of 0; expected a list of 1 to 2 entries, each a text of 0 to 11 bytes"},
       {"run.name=twelve bytes", "\"run.name\" is \"twelve bytes\"; expected a text of 0 to 11 bytes"},
       {"run.name=\"a\\0b\"", "\"run.name\" is \"a\"; expected a text of 0 to 11 bytes"},
       {"model=3", "\"model\" is \"3\"; expected a section with keys among " MODEL_KEYS},
@@ -393,13 +379,11 @@ static void wrong_types_are_named(void **state) {
 
 static void bad_overrides_are_wrong_usage(void **state) {
   (void)state;
-  static const char *const overrides[] = {
-      "threads", "=3",         "",       ".threads=3", "model.=3",
-      "a..b=3",  "mod el.x=3", "\xff=3", ".=1",        "model.layers[0]=1"};
+  static const char *const overrides[] = {"threads", "=3",         "",       ".threads=3", "model.=3",
+                                          "a..b=3",  "mod el.x=3", "\xff=3", ".=1",        "model.layers[0]=1"};
   for (size_t i = 0; i < sizeof overrides / sizeof overrides[0]; i++) {
     char message[256];
-    snprintf(message, sizeof message, "--set %s: expected key=value with a key like section.name",
-             overrides[i]);
+    snprintf(message, sizeof message, "--set %s: expected key=value with a key like section.name", overrides[i]);
     must_refuse(ESP_ERR_USAGE, NULL, overrides[i], message);
   }
 }
@@ -416,8 +400,7 @@ static void bad_yaml_is_located(void **state) {
               "c.yaml, line 2, column 1: a second YAML document begins; expected only one");
   must_refuse(ESP_ERR_CONFIG, "threads: *none\n", NULL,
               "c.yaml, line 1, column 10: not valid YAML: found undefined alias");
-  must_refuse(ESP_ERR_CONFIG, "threads: \xff\n", NULL,
-              "c.yaml, byte 9: not valid YAML: invalid leading UTF-8 octet");
+  must_refuse(ESP_ERR_CONFIG, "threads: \xff\n", NULL, "c.yaml, byte 9: not valid YAML: invalid leading UTF-8 octet");
   must_refuse(ESP_ERR_CONFIG, NULL, "model.layers=[1",
               "--set model.layers=[1: not valid YAML: did not find expected ',' or ']' (while parsing a "
               "flow sequence that began on line 1)");
@@ -449,8 +432,7 @@ static void every_failing_allocation_is_reported(void **state) {
     char *text = NULL;
     static const char *const overrides[] = {"model.experts=5"};
     esp_alloc_fail_after(calls);
-    status =
-        esp_yaml_load(&settings, sizeof settings, &schema, &defaults, "c.yaml", saved_defaults, overrides, 1);
+    status = esp_yaml_load(&settings, sizeof settings, &schema, &defaults, "c.yaml", saved_defaults, overrides, 1);
     if (status == ESP_OK) status = esp_yaml_save(&text, &settings, &schema);
     esp_alloc_fail_after(-1);
     esp_free(text);
@@ -477,14 +459,11 @@ static void must_panic(const cyaml_schema_value_t *wrong) {
 
 static void schemas_with_pointers_panic(void **state) {
   (void)state;
-  static const cyaml_schema_value_t flat = {
-      CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct settings, settings_fields)};
-  static const cyaml_schema_value_t smaller = {
-      CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct model, model_fields)};
-  static const cyaml_schema_field_t endless_fields[] = {CYAML_FIELD_SEQUENCE("layers", CYAML_FLAG_POINTER,
-                                                                             struct model, layers,
-                                                                             &unsigned_entry, 0, MOST_LAYERS),
-                                                        CYAML_FIELD_END};
+  static const cyaml_schema_value_t flat = {CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct settings, settings_fields)};
+  static const cyaml_schema_value_t smaller = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct model, model_fields)};
+  static const cyaml_schema_field_t endless_fields[] = {
+      CYAML_FIELD_SEQUENCE("layers", CYAML_FLAG_POINTER, struct model, layers, &unsigned_entry, 0, MOST_LAYERS),
+      CYAML_FIELD_END};
   static const cyaml_schema_value_t endless = {
       CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct settings, endless_fields)};
   must_panic(&flat);

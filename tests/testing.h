@@ -55,8 +55,8 @@ static inline void fill_apart(esp_real *values, int64_t count, double gap, uint6
 
 /* Fails unless |actual - expected| <= atol + rtol |expected| for all `count` elements; not-a-number is expected only
  * where it is expected. Says how many differ and which one most. */
-static inline void assert_close(const char *what, const esp_real *actual, const double *expected,
-                                int64_t count, double rtol, double atol) {
+static inline void assert_close(const char *what, const esp_real *actual, const double *expected, int64_t count,
+                                double rtol, double atol) {
   int64_t wrong = 0, worst = 0;
   double most = 0;
   for (int64_t i = 0; i < count; i++) {
@@ -67,9 +67,8 @@ static inline void assert_close(const char *what, const esp_real *actual, const 
     if (wrong++ == 0 || excess > most) most = excess, worst = i;
   }
   if (wrong)
-    fail_msg("%s: %lld of %lld differ; the worst, [%lld], is %.9g and should be %.9g (rtol %g, atol %g)",
-             what, (long long)wrong, (long long)count, (long long)worst, (double)actual[worst],
-             expected[worst], rtol, atol);
+    fail_msg("%s: %lld of %lld differ; the worst, [%lld], is %.9g and should be %.9g (rtol %g, atol %g)", what,
+             (long long)wrong, (long long)count, (long long)worst, (double)actual[worst], expected[worst], rtol, atol);
 }
 
 /* The same bits, not-a-number included. */
@@ -125,10 +124,8 @@ static inline void remove_folder(const char *path) {
     char inner[TESTING_PATH_SIZE + 300];
     if (snprintf(inner, sizeof inner, "%s/%s", path, entry->d_name) >= (int)sizeof inner) continue;
     struct stat status;
-    if (lstat(inner, &status) == 0 && S_ISDIR(status.st_mode))
-      remove_folder(inner);
-    else
-      unlink(inner);
+    if (lstat(inner, &status) == 0 && S_ISDIR(status.st_mode)) remove_folder(inner);
+    else unlink(inner);
   }
   if (folder) closedir(folder);
   rmdir(path);

@@ -63,9 +63,7 @@ esp_status esp_csv_open(esp_csv *csv, const char *folder, const char *name, cons
   return status;
 }
 
-esp_status esp_csv_flush(esp_csv *csv) {
-  return fflush(csv->file) != 0 || ferror(csv->file) ? failed(csv) : ESP_OK;
-}
+esp_status esp_csv_flush(esp_csv *csv) { return fflush(csv->file) != 0 || ferror(csv->file) ? failed(csv) : ESP_OK; }
 
 esp_status esp_csv_end_row(esp_csv *csv) {
   fputc('\n', csv->file);

@@ -95,8 +95,7 @@ static void put_start(const esp_figure *figure, const char *name, FILE *file) {
   fprintf(file, ".'.'.format\nset multiplot layout 1,%d title ", figure->panel_count);
   put_text(file, figure->title);
   fprintf(file, " noenhanced margins %.4f,%.4f,0.14,0.86 spacing %.4f\n", left, right, 105.0 / width);
-  fprintf(file, "set key at screen %.4f,0.86 left top Left reverse noenhanced spacing 1.25\n",
-          right + 15.0 / width);
+  fprintf(file, "set key at screen %.4f,0.86 left top Left reverse noenhanced spacing 1.25\n", right + 15.0 / width);
 }
 
 /* "data using (x of the chosen rows):" */

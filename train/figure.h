@@ -50,9 +50,9 @@ typedef struct esp_figure {
   const esp_figure_panel *panels;
   int panel_count;
   esp_figure_spread spread;
-  bool band;   /* the spread is a shaded band, not bars */
+  bool band;           /* the spread is a shaded band, not bars */
   const char *band_of; /* ... of the curve of this value; NULL: of none, unless `band` */
-  bool points; /* points without lines between them */
+  bool points;         /* points without lines between them */
 } esp_figure;
 
 /* Writes folder/name.gp. ESP_ERR_IO, ESP_ERR_MEMORY. */

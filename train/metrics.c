@@ -32,7 +32,7 @@ double esp_window_mean(const esp_window *window, double sum) { return window->st
 
 struct esp_metrics {
   esp_csv csv;
-  double opened; /* esp_seconds() */
+  double opened;                           /* esp_seconds() */
   int blocks[ESP_MAX_BLOCKS], block_count; /* the mixture layers */
 };
 
@@ -83,8 +83,7 @@ esp_status esp_metrics_write_training(esp_metrics *metrics, int64_t step, double
   for (int kind = 0; kind < ESP_LOSS_KINDS; kind++) {
     if (w->computed[kind])
       fprintf(metrics->csv.file, ",%.6g,%.6g", esp_window_mean(w, w->raw[kind]), esp_window_mean(w, w->weighted[kind]));
-    else
-      fputs(",,", metrics->csv.file);
+    else fputs(",,", metrics->csv.file);
   }
   fprintf(metrics->csv.file, ",%.6g,%.6g,%.6g,%.1f,%.1f", w->images ? w->correct / (double)w->images : 0, learning_rate,
           esp_window_mean(w, w->gradient_norm), seconds > 0 ? (double)w->images / seconds : 0,
@@ -106,8 +105,8 @@ esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, doub
   if (is_written(metrics, step)) return ESP_OK;
   fprintf(metrics->csv.file, "%lld,%.4f,test,%.6g,%.6g", (long long)step, epoch, e->loss, e->loss);
   for (int kind = 0; kind < ESP_LOSS_KINDS; kind++) fputs(",,", metrics->csv.file);
-  fprintf(metrics->csv.file, ",%.6g,,,%.1f,%.1f", e->accuracy,
-          e->seconds > 0 ? (double)e->examples / e->seconds : 0, esp_seconds() - metrics->opened);
+  fprintf(metrics->csv.file, ",%.6g,,,%.1f,%.1f", e->accuracy, e->seconds > 0 ? (double)e->examples / e->seconds : 0,
+          esp_seconds() - metrics->opened);
   for (int i = 0; i < metrics->block_count; i++) fputc(',', metrics->csv.file);
   return esp_csv_end_row(&metrics->csv);
 }

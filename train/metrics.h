@@ -12,7 +12,7 @@ extern "C" {
 /* Over the steps since the last row. */
 typedef struct esp_window {
   int64_t steps, images;
-  double loss, task_loss, correct; /* sums: of losses over steps, of correct images */
+  double loss, task_loss, correct;                      /* sums: of losses over steps, of correct images */
   double raw[ESP_LOSS_KINDS], weighted[ESP_LOSS_KINDS]; /* auxiliary losses, summed over layers and steps */
   bool computed[ESP_LOSS_KINDS];                        /* a loss of weight 0 is not */
   double gradient_norm;

@@ -22,10 +22,8 @@ enum { TIME_SIZE = 32 };
 
 static void format_time(double seconds, char text[TIME_SIZE]) {
   const long total = (long)(seconds + 0.5);
-  if (total >= 3600)
-    snprintf(text, TIME_SIZE, "%ld:%02ld:%02ld", total / 3600, total / 60 % 60, total % 60);
-  else
-    snprintf(text, TIME_SIZE, "%ld:%02ld", total / 60, total % 60);
+  if (total >= 3600) snprintf(text, TIME_SIZE, "%ld:%02ld:%02ld", total / 3600, total / 60 % 60, total % 60);
+  else snprintf(text, TIME_SIZE, "%ld:%02ld", total / 60, total % 60);
 }
 
 static void draw(const esp_progress_bar *bar, int64_t step, double now) {

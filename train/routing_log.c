@@ -67,8 +67,8 @@ static esp_status sound(esp_routing_log *log, const logged_layer *layer, int64_t
                     "row. Try a larger model.moe.router.balance_weight (now %g), noise (%g) or bias_rate (%g), or a "
                     "lower optimizer.router_rate",
                     layer->moe->scope, count, layer->moe->layout.experts, list, log->alarm.share,
-                    log->alarm.evaluations, layer->moe->config.router.balance_weight,
-                    layer->moe->config.router.noise, layer->moe->config.router.bias_rate);
+                    log->alarm.evaluations, layer->moe->config.router.balance_weight, layer->moe->config.router.noise,
+                    layer->moe->config.router.bias_rate);
   fprintf(log->alarms.file, "%lld,%s,%s,%d", (long long)step, layer->moe->scope, list, log->alarm.evaluations);
   return esp_csv_end_row(&log->alarms);
 }
@@ -161,10 +161,8 @@ esp_status esp_routing_log_open(esp_routing_log **log, const char *folder, const
   if (!made) return ESP_ERR_MEMORY;
   made->alarm = *alarm;
   const esp_status status = prepare(made, folder, model, step);
-  if (status == ESP_OK)
-    *log = made;
-  else if (esp_routing_log_close(made) != ESP_OK)
-    return status; /* the first failure is the one to tell */
+  if (status == ESP_OK) *log = made;
+  else if (esp_routing_log_close(made) != ESP_OK) return status; /* the first failure is the one to tell */
   return status;
 }
 

@@ -64,10 +64,8 @@ esp_status esp_row_pruning_create(esp_row_pruning **pruning, const esp_model *mo
       made->elements += esp_tensor_count(moe->bank.factors[m].s);
     }
   }
-  if (made->count)
-    *pruning = made;
-  else
-    esp_row_pruning_free(made);
+  if (made->count) *pruning = made;
+  else esp_row_pruning_free(made);
   return ESP_OK;
 }
 
@@ -125,10 +123,8 @@ static uint32_t find_threshold(const esp_row_pruning *pruning, int64_t drop) {
   uint32_t low = 0, high = UINT32_MAX;
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
-    if (elements_up_to(pruning, middle) > drop)
-      high = middle;
-    else
-      low = middle + 1;
+    if (elements_up_to(pruning, middle) > drop) high = middle;
+    else low = middle + 1;
   }
   return low;
 }

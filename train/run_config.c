@@ -9,7 +9,8 @@ static const cyaml_schema_field_t augmentation_fields[] = {
     CYAML_FIELD_BOOL("flip", CYAML_FLAG_DEFAULT, esp_augmentation, flip),
     CYAML_FIELD_BOOL("alternate", CYAML_FLAG_DEFAULT, esp_augmentation, alternate),
     CYAML_FIELD_INT("cutout", CYAML_FLAG_DEFAULT, esp_augmentation, cutout),
-    CYAML_FIELD_FLOAT("mixup", CYAML_FLAG_DEFAULT, esp_augmentation, mixup), CYAML_FIELD_END};
+    CYAML_FIELD_FLOAT("mixup", CYAML_FLAG_DEFAULT, esp_augmentation, mixup),
+    CYAML_FIELD_END};
 
 static const cyaml_strval_t precision_names[] = {{"fp32", ESP_FP32}, {"bf16", ESP_BF16}};
 

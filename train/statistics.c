@@ -213,12 +213,9 @@ static int descending(const void *a, const void *b) {
 
 static void bin_value(neuron_sums *sums, double value) {
   const double place = value * bins_per_unit + 0.5 * ESP_HISTOGRAM_BINS;
-  if (place < 0)
-    sums->below++;
-  else if (place >= ESP_HISTOGRAM_BINS)
-    sums->above++;
-  else
-    sums->histogram[(int)place]++;
+  if (place < 0) sums->below++;
+  else if (place >= ESP_HISTOGRAM_BINS) sums->above++;
+  else sums->histogram[(int)place]++;
   for (int i = 0; i < ESP_NEAR_ZERO_LEVELS; i++) sums->near_zero[i] += fabs(value) < esp_near_zero_levels[i];
 }
 
@@ -271,8 +268,7 @@ static int neurons_of_row(const esp_moe_record *record, int64_t row, int *expert
 static void add_part(void *context, int64_t begin, int64_t end) {
   const sampling *s = context;
   const esp_activation_kind activation = s->layer->activation;
-  const esp_gate_kind gate =
-      esp_activation_is_gated(activation) ? esp_activation_gate(activation) : ESP_GATE_IDENTITY;
+  const esp_gate_kind gate = esp_activation_is_gated(activation) ? esp_activation_gate(activation) : ESP_GATE_IDENTITY;
   const int64_t columns = esp_tensor_columns(s->activations);
   for (int64_t part = begin; part < end; part++) {
     neuron_sums *sums = &s->layer->parts[part];
@@ -515,9 +511,7 @@ bool esp_statistics_can_pair(const esp_statistics *statistics, int layer, int ex
   return sums->pairable && expert != other && expert / of_member == other / of_member;
 }
 
-int esp_statistics_classes(const esp_statistics *statistics, int layer) {
-  return layer_at(statistics, layer)->classes;
-}
+int esp_statistics_classes(const esp_statistics *statistics, int layer) { return layer_at(statistics, layer)->classes; }
 
 static const class_sums *class_at(const esp_statistics *statistics, int layer, int expert, int class_) {
   const layer_sums *sums = layer_at(statistics, layer);

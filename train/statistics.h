@@ -43,7 +43,7 @@ typedef struct esp_neuron_usage {
   int neurons;             /* of the expert */
   const int64_t *selected; /* [neurons] for how many of its tokens each was selected; lives as long as the statistics */
   double gini; /* Gini coefficient of `selected`: 0 if all are selected equally often, towards 1 if few always are */
-  int dead;                /* neurons selected less often than 0.1 of the mean; 0 if the expert served no token */
+  int dead;    /* neurons selected less often than 0.1 of the mean; 0 if the expert served no token */
 } esp_neuron_usage;
 
 /* Of one mixture layer. "Routable" experts are those that are not masked. */

@@ -19,13 +19,13 @@ typedef struct esp_training_job {
   esp_model *model; /* trained in place; the caller's */
   const esp_dataset *dataset;
   const esp_run_config *config;
-  const char *folder;                /* of the run; it exists */
-  esp_checkpoint_info *info;         /* the last entry of its history is this training; kept up to date */
-  const esp_model *teacher;               /* distilled from, as config->distillation says; NULL: none. A resumed run */
+  const char *folder;                      /* of the run; it exists */
+  esp_checkpoint_info *info;               /* the last entry of its history is this training; kept up to date */
+  const esp_model *teacher;                /* distilled from, as config->distillation says; NULL: none. A resumed run */
   const esp_checkpoint_info *teacher_info; /* needs the one it had: its digest is the history entry's reference */
-  const char *resume_from;           /* checkpoint whose optimiser state and progress go on; NULL: from step 0 */
-  const volatile sig_atomic_t *stop; /* set by a signal handler: end at the next safe point; NULL: never */
-  int64_t final_examples;            /* test images that the evaluation at the end looks at; 0: all */
+  const char *resume_from;                 /* checkpoint whose optimiser state and progress go on; NULL: from step 0 */
+  const volatile sig_atomic_t *stop;       /* set by a signal handler: end at the next safe point; NULL: never */
+  int64_t final_examples;                  /* test images that the evaluation at the end looks at; 0: all */
   bool quiet;
 } esp_training_job;
 

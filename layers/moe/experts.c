@@ -137,7 +137,7 @@ static void combine_backward(esp_node *node) {
   esp_parallel_rows(routing_of(node)->tokens, esp_tensor_columns(node->inputs[0]), combine_gradient_tokens, &g);
 }
 
-static esp_cost combine_cost(const esp_node *node) { 
+static esp_cost combine_cost(const esp_node *node) {
   const esp_routing *r = routing_of(node);
   return esp_cost_elementwise(node, 2.0 * (double)r->slots / (double)r->tokens);
 }

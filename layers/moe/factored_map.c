@@ -121,8 +121,7 @@ typedef struct product_list {
 } product_list;
 
 static product_list start_list(const esp_node *node) {
-  return (product_list){
-      .shape = factored_shape_of(node), .memory = memory_of(node), .precision = node->precision};
+  return (product_list){.shape = factored_shape_of(node), .memory = memory_of(node), .precision = node->precision};
 }
 
 static void run_list(product_list *list) {

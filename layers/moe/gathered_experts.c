@@ -120,10 +120,8 @@ static int64_t group_of_row(const gathered_attributes *at, int64_t row) {
   int64_t low = 0, high = at->groups;
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
-    if (at->first_row[middle] <= row)
-      low = middle;
-    else
-      high = middle;
+    if (at->first_row[middle] <= row) low = middle;
+    else high = middle;
   }
   return low;
 }
@@ -266,10 +264,8 @@ static void gathered_forward(esp_node *node) {
   const int64_t tasks = count_tiles(at) * count_parts(node);
   compute_gate(node, &w);
   esp_parallel_rows(rows, most_neurons(at), select_rows, node);
-  if (rows * at->selection.kept * width < WEIGHTS_PER_TASK)
-    run_tasks(node, 0, tasks);
-  else
-    esp_parallel_for_uneven(tasks, 1, run_tasks, node);
+  if (rows * at->selection.kept * width < WEIGHTS_PER_TASK) run_tasks(node, 0, tasks);
+  else esp_parallel_for_uneven(tasks, 1, run_tasks, node);
   esp_parallel_rows(rows, width, finish_rows, node);
 }
 

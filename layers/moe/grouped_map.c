@@ -61,8 +61,7 @@ static void check_bank(const esp_node *node, const grouped_shape *s) {
   const int64_t rows = bank_rows(at, s);
   if (at->widths)
     esp_require(node, bank->rank == 2 && bank->shape[0] == rows, "needs one row a neuron of each group and part");
-  else
-    esp_require(node, (bank->rank == 2 ? 1 : bank->shape[0]) == at->groups, "needs one matrix a group");
+  else esp_require(node, (bank->rank == 2 ? 1 : bank->shape[0]) == at->groups, "needs one matrix a group");
   esp_require(node, !bias || esp_tensor_count(bias) == (at->transpose ? rows : at->groups * s->thin),
               "the bias needs one row a group");
 }
@@ -169,10 +168,8 @@ static void clear_padding(const esp_node *node, esp_real *wide) {
 static int64_t list_map(const esp_node *node, bool widens, esp_gemm *products, const esp_real *from, esp_real *to,
                         addition how) {
   const grouped_attributes *at = node->attributes;
-  if (widens)
-    list_widening(node, products, from, to, how);
-  else
-    list_narrowing(node, products, from, to, how);
+  if (widens) list_widening(node, products, from, to, how);
+  else list_narrowing(node, products, from, to, how);
   return widens ? grouped_shape_of(node).slices : at->groups;
 }
 

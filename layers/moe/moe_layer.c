@@ -7,8 +7,8 @@
 static const double router_deviation = 0.02;
 
 const char *esp_loss_kind_name(esp_loss_kind kind) {
-  static const char *const names[ESP_LOSS_KINDS] = {"balance", "importance", "load", "z", "entropy", "neuron_balance",
-                                                    "distillation"};
+  static const char *const names[ESP_LOSS_KINDS] = {"balance", "importance",     "load",        "z",
+                                                    "entropy", "neuron_balance", "distillation"};
   return names[kind];
 }
 
@@ -53,8 +53,8 @@ static esp_status declare_router(esp_moe *moe, esp_parameters *parameters, const
     ESP_TRY(esp_take_parameter(&moe->router, esp_parameters_add(parameters, moe->scope, "router", ESP_KIND_ROUTER,
                                                                 soft ? 3 : 2, shape, router_deviation, 0)));
   if (!(config->moe.router.bias_rate > 0)) return ESP_OK;
-  return esp_take_parameter(&moe->router_bias, esp_parameters_add(parameters, moe->scope, "router_bias",
-                                                                  ESP_KIND_STATE, 1, &experts, 0, 0));
+  return esp_take_parameter(
+      &moe->router_bias, esp_parameters_add(parameters, moe->scope, "router_bias", ESP_KIND_STATE, 1, &experts, 0, 0));
 }
 
 /* The loss is a mean over the layers that select neurons. */
@@ -75,14 +75,11 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
                    .neuron_balance_weight = neuron_balance_weight(config),
                    .policy = esp_router_policy_of(config->moe.router.policy),
                    .has_shared = config->moe.shared_hidden > 0};
-  if (layout)
-    moe->layout = *layout;
-  else
-    esp_expert_layout_full(&moe->layout, config->moe.experts);
+  if (layout) moe->layout = *layout;
+  else esp_expert_layout_full(&moe->layout, config->moe.experts);
   ESP_TRY(check_layout(moe));
   char problem[ESP_LAYOUT_PROBLEM_SIZE];
-  if (esp_factoring_problem(&moe->layout, config, problem))
-    return esp_fail(ESP_ERR_CONFIG, "%s %s", scope, problem);
+  if (esp_factoring_problem(&moe->layout, config, problem)) return esp_fail(ESP_ERR_CONFIG, "%s %s", scope, problem);
   const int hidden = esp_widest(&moe->layout, config->moe.hidden);
   esp_settle_widths(&moe->layout, config->moe.hidden);
   if (moe->neurons_kept > hidden || kind != ESP_LAYER_MONE) moe->neurons_kept = hidden;
@@ -155,10 +152,8 @@ static void add_losses(const esp_moe *moe, esp_tape *tape, const esp_route_reque
     add_loss(losses, ESP_LOSS_IMPORTANCE, block, c->importance_weight,
              esp_importance_loss(tape, routed->logits, request));
   if (c->load_weight > 0 && request->training)
-    add_loss(losses, ESP_LOSS_LOAD, block, c->load_weight,
-             esp_load_loss(tape, routed->logits, routed->noisy, request));
-  if (c->z_weight > 0)
-    add_loss(losses, ESP_LOSS_Z, block, c->z_weight, esp_z_loss(tape, routed->logits, request));
+    add_loss(losses, ESP_LOSS_LOAD, block, c->load_weight, esp_load_loss(tape, routed->logits, routed->noisy, request));
+  if (c->z_weight > 0) add_loss(losses, ESP_LOSS_Z, block, c->z_weight, esp_z_loss(tape, routed->logits, request));
   if (c->entropy_weight != 0)
     add_loss(losses, ESP_LOSS_ENTROPY, block, c->entropy_weight, esp_entropy_loss(tape, routed->logits, request));
 }

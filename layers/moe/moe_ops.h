@@ -128,7 +128,7 @@ typedef struct esp_factors {
   esp_tensor *u;         /* [experts, out, rank] */
   esp_tensor *v;         /* [experts, parts x rank, in] */
   esp_tensor *s; /* [sum of counts, in] the experts' sparse rows one after another; one unused row if there are none */
-  esp_tensor *rows;      /* [sum of counts] which row of W each is, from 0 to out - 1, ascending within an expert */
+  esp_tensor *rows; /* [sum of counts] which row of W each is, from 0 to out - 1, ascending within an expert */
   esp_tensor *importance, *last_importance; /* [sum of counts] while rows are being pruned (row_pruning.h), else NULL */
 } esp_factors;
 

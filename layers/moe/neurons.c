@@ -36,7 +36,7 @@ ESP_HOT static int64_t count_reaching(const esp_real *restrict x, int64_t width,
 }
 
 typedef struct bounds {
-  real_bits low, high;             /* the threshold lies in [low, high) */
+  real_bits low, high;           /* the threshold lies in [low, high) */
   int64_t reach_low, reach_high; /* magnitudes that reach them */
 } bounds;
 
@@ -82,10 +82,8 @@ static esp_real find_threshold(esp_threshold_search *search, const esp_real *x, 
       remember(search, &b, real_of(probe));
       return real_of(probe);
     }
-    if (reached > kept)
-      b.low = probe, b.reach_low = reached;
-    else
-      b.high = probe, b.reach_high = reached;
+    if (reached > kept) b.low = probe, b.reach_low = reached;
+    else b.high = probe, b.reach_high = reached;
   }
   *tied = true;
   return real_of(b.low);
@@ -93,14 +91,14 @@ static esp_real find_threshold(esp_threshold_search *search, const esp_real *x, 
 
 ESP_HOT static void mask_reaching(const esp_real *restrict x, int64_t width, esp_real threshold,
                                   uint8_t *restrict mask) {
-  for (int64_t j = 0; j < width; j++) mask[j] = (uint8_t)!(esp_abs(x[j]) < threshold);
+  for (int64_t j = 0; j < width; j++) mask[j] = (uint8_t) !(esp_abs(x[j]) < threshold);
 }
 
 ESP_HOT static int64_t mask_above(const esp_real *restrict x, int64_t width, esp_real threshold,
                                   uint8_t *restrict mask) {
   real_bits above = 0;
   for (int64_t j = 0; j < width; j++) above += !(esp_abs(x[j]) <= threshold);
-  for (int64_t j = 0; j < width; j++) mask[j] = (uint8_t)!(esp_abs(x[j]) <= threshold);
+  for (int64_t j = 0; j < width; j++) mask[j] = (uint8_t) !(esp_abs(x[j]) <= threshold);
   return above;
 }
 
@@ -126,10 +124,8 @@ void esp_neuron_mask(esp_threshold_search *search, const esp_real *x, int64_t wi
     return;
   }
   const esp_real threshold = find_threshold(search, x, width, kept, &tied);
-  if (tied)
-    mask_tied(x, width, kept, threshold, mask);
-  else
-    mask_reaching(x, width, threshold, mask);
+  if (tied) mask_tied(x, width, kept, threshold, mask);
+  else mask_reaching(x, width, threshold, mask);
 }
 
 /* --- neuron top-k: y_j = m_j h_j, m the mask of the K largest |ranking|;  dh_j = m_j dy_j ------------------------- */
@@ -184,8 +180,7 @@ static void select_rows(void *context, int64_t begin, int64_t end) {
 }
 
 static void neuron_forward(esp_node *node) {
-  esp_parallel_rows(esp_tensor_rows(node->inputs[0]), esp_tensor_columns(node->inputs[0]), select_rows,
-                   node);
+  esp_parallel_rows(esp_tensor_rows(node->inputs[0]), esp_tensor_columns(node->inputs[0]), select_rows, node);
 }
 
 typedef struct mask_gradient {
@@ -206,8 +201,7 @@ static void neuron_backward(esp_node *node) {
   mask_gradient g = {.node = node};
   g.dh = esp_grad(node->inputs[0], &g.accumulate);
   if (!g.dh) return;
-  esp_parallel_rows(esp_tensor_rows(node->inputs[0]), esp_tensor_columns(node->inputs[0]),
-                   mask_gradient_rows, &g);
+  esp_parallel_rows(esp_tensor_rows(node->inputs[0]), esp_tensor_columns(node->inputs[0]), mask_gradient_rows, &g);
 }
 
 /* The activation, and about six counting passes. */

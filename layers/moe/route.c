@@ -36,10 +36,8 @@ static void sigmoid_in_place(esp_real *z, int count) {
 }
 
 void esp_route_score(esp_score_kind kind, esp_real *z, int count) {
-  if (kind == ESP_SCORE_SOFTMAX)
-    softmax_in_place(z, count);
-  else
-    sigmoid_in_place(z, count);
+  if (kind == ESP_SCORE_SOFTMAX) softmax_in_place(z, count);
+  else sigmoid_in_place(z, count);
 }
 
 /* softmax: dz = p (dp - sum_j dp_j p_j);  sigmoid: dz = dp p (1 - p) */
@@ -48,8 +46,7 @@ void esp_route_score_gradient(esp_score_kind kind, const esp_real *scores, const
   esp_real dot = 0;
   for (int j = 0; j < count; j++) dot += dscores[j] * scores[j];
   for (int j = 0; j < count; j++)
-    dlogits[j] +=
-        kind == ESP_SCORE_SOFTMAX ? scores[j] * (dscores[j] - dot) : scores[j] * dscores[j] * (1 - scores[j]);
+    dlogits[j] += kind == ESP_SCORE_SOFTMAX ? scores[j] * (dscores[j] - dot) : scores[j] * dscores[j] * (1 - scores[j]);
 }
 
 /* --- route ------------------------------------------------------------------------------------------------
@@ -190,12 +187,10 @@ static void gate_gradient(const esp_node *node, int64_t t, esp_real *dscores, es
     const int32_t expert = at->work->choice[t * k + i];
     const esp_real draw = config->renormalise ? (dgates[i] - dot) / sum : dgates[i]; /* d raw score */
     const esp_real raw = config->renormalise ? gates[i] * sum : gates[i];
-    if (!config->score_selected_only)
-      dscores[expert] += draw;
+    if (!config->score_selected_only) dscores[expert] += draw;
     else if (config->score == ESP_SCORE_SOFTMAX)
       dlogits[expert] += gates[i] * (dgates[i] - dot); /* the scores sum to 1, renormalised or not */
-    else
-      dlogits[expert] += draw * raw * (1 - raw);
+    else dlogits[expert] += draw * raw * (1 - raw);
   }
 }
 

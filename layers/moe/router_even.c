@@ -26,5 +26,5 @@ static void route(esp_tape *tape, const esp_route_request *request, esp_routed *
   (void)esp_route(tape, routed->logits, &assigned, routed);
 }
 
-const esp_router_policy esp_router_even = {"even", "for benchmarks", true, check,
-                                           route,  esp_router_dispatch, esp_router_combine};
+const esp_router_policy esp_router_even = {
+    "even", "for benchmarks", true, check, route, esp_router_dispatch, esp_router_combine};

@@ -151,10 +151,8 @@ static void gate_gradient(const esp_node *node, const esp_token_group *g, esp_re
   for (int64_t i = begin; i < end; i++) dot[w->choice[i]] += dgates[i] * gates[i];
   for (int64_t i = begin; i < end; i++) {
     const int64_t place = w->token[i] * experts + w->choice[i];
-    if (!config->score_selected_only)
-      dscores[place] += dgates[i];
-    else
-      dlogits[place] += softmax ? gates[i] * (dgates[i] - dot[w->choice[i]]) : dgates[i] * gates[i] * (1 - gates[i]);
+    if (!config->score_selected_only) dscores[place] += dgates[i];
+    else dlogits[place] += softmax ? gates[i] * (dgates[i] - dot[w->choice[i]]) : dgates[i] * gates[i] * (1 - gates[i]);
   }
 }
 
@@ -208,5 +206,5 @@ static void route(esp_tape *tape, const esp_route_request *request, esp_routed *
   (void)esp_route_experts(tape, routed->logits, request, routed);
 }
 
-const esp_router_policy esp_router_expert_choice = {"expert_choice", "Zhou et al., arXiv 2202.09368", true, check,
-                                                    route, esp_router_dispatch, esp_router_combine};
+const esp_router_policy esp_router_expert_choice = {
+    "expert_choice", "Zhou et al., arXiv 2202.09368", true, check, route, esp_router_dispatch, esp_router_combine};

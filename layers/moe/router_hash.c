@@ -62,5 +62,5 @@ static void route(esp_tape *tape, const esp_route_request *request, esp_routed *
   routed->routing = &w->routing;
 }
 
-const esp_router_policy esp_router_hash = {"hash", "Roller et al., arXiv 2106.04426", false, check, route,
-                                           esp_router_dispatch, esp_router_combine};
+const esp_router_policy esp_router_hash = {
+    "hash", "Roller et al., arXiv 2106.04426", false, check, route, esp_router_dispatch, esp_router_combine};

@@ -155,8 +155,7 @@ static void z_backward(esp_node *node) {
   esp_real *dz = esp_grad(node->inputs[0], &add);
   for (int64_t i = 0; i < r->tokens * experts; i++) {
     const int64_t t = i / experts;
-    const esp_real slope =
-        is_open(r, t, i % experts) ? scale * l[t] * esp_exp(node->inputs[0]->data[i] - l[t]) : 0;
+    const esp_real slope = is_open(r, t, i % experts) ? scale * l[t] * esp_exp(node->inputs[0]->data[i] - l[t]) : 0;
     dz[i] = (add ? dz[i] : 0) + slope;
   }
 }

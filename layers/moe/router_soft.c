@@ -11,8 +11,9 @@ static esp_status check(const esp_model_config *config) {
     return esp_fail(ESP_ERR_CONFIG, "model.moe.router.slots is %d; it must be positive, or 0 for tokens / experts",
                     moe->router.slots);
   if (moe->members != 1)
-    return esp_fail(ESP_ERR_CONFIG, "model.moe.members is %d, but model.moe.router.policy soft chooses no experts that "
-                                    "could be shared out among members; use 1",
+    return esp_fail(ESP_ERR_CONFIG,
+                    "model.moe.members is %d, but model.moe.router.policy soft chooses no experts that "
+                    "could be shared out among members; use 1",
                     moe->members);
   if (moe->router.noise > 0 || moe->router.score != ESP_SCORE_SOFTMAX || moe->router.importance_weight > 0 ||
       moe->router.z_weight > 0 || moe->router.entropy_weight != 0)
@@ -93,8 +94,7 @@ esp_tensor *esp_softmax_tokens(esp_tape *tape, esp_tensor *x) {
  * Slot ((n E) + e) p + j of the routing is slot j of expert e and image n: the order of the mixed tokens. */
 
 static void set_choices(const esp_route_request *r, esp_routing_work *w, int64_t slots_per_expert) {
-  for (int64_t i = 0; i < w->routing.slots; i++)
-    w->choice[i] = (int32_t)(i / slots_per_expert % r->layout->experts);
+  for (int64_t i = 0; i < w->routing.slots; i++) w->choice[i] = (int32_t)(i / slots_per_expert % r->layout->experts);
 }
 
 /* The weight with which each slot's result is used, summed over the image's tokens. */
@@ -141,5 +141,5 @@ static esp_tensor *combine(esp_tape *tape, esp_tensor *rows, const esp_routed *r
   return esp_reshape(tape, y, 2, (const int64_t[]){images * weights->shape[1], width});
 }
 
-const esp_router_policy esp_router_soft = {"soft", "Puigcerver et al., arXiv 2308.00951", true, check,
-                                           route,  dispatch, combine};
+const esp_router_policy esp_router_soft = {"soft", "Puigcerver et al., arXiv 2308.00951", true, check, route, dispatch,
+                                           combine};

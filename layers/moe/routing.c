@@ -199,10 +199,8 @@ static void serve_group(const esp_routing_work *w, const esp_token_group *g, dou
       const int64_t slot = (int64_t)w->order[i].index * k + rank;
       const int32_t expert = w->choice[slot];
       if (w->row[slot] < 0) continue;
-      if (used[expert] == capacity)
-        w->row[slot] = -1;
-      else
-        used[expert]++;
+      if (used[expert] == capacity) w->row[slot] = -1;
+      else used[expert]++;
     }
 }
 

@@ -1,6 +1,4 @@
 #include <espalier/core.h>
 #include <stdio.h>
 
-int main(void) {
-  return printf("%s\n", esp_version()) < 0;
-}
+int main(void) { return printf("%s\n", esp_version()) < 0; }
