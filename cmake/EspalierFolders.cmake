@@ -29,7 +29,8 @@ if(ESPALIER_COVERAGE)
   target_link_options(espalier_flags INTERFACE --coverage)
 endif()
 
-# Sources and public headers of a folder. Headers called *_internal.h stay in the folder.
+# Sources and public headers of a folder and of its wings (the folders in it). Headers called *_internal.h stay in the
+# folder, where every wing sees them.
 function(espalier_sources folder out_sources out_headers)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.c)
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.h)
@@ -38,17 +39,25 @@ function(espalier_sources folder out_sources out_headers)
   set(${out_headers} ${headers} PARENT_SCOPE)
 endfunction()
 
+# Links the headers into a folder of the build, for the compiler to find.
+function(link_headers root)
+  file(MAKE_DIRECTORY ${root})
+  foreach(header IN LISTS ARGN)
+    get_filename_component(name ${header} NAME)
+    file(CREATE_LINK ${header} ${root}/${name} SYMBOLIC)
+  endforeach()
+endfunction()
+
 function(espalier_object_library target folder)
   cmake_parse_arguments(PARSE_ARGV 2 FOLDER "" "" "INCLUDES;USES")
   espalier_sources(${folder} sources headers)
   set(root ${PROJECT_BINARY_DIR}/include/${folder})
-  file(MAKE_DIRECTORY ${root}/espalier)
-  foreach(header IN LISTS headers)
-    get_filename_component(name ${header} NAME)
-    file(CREATE_LINK ${header} ${root}/espalier/${name} SYMBOLIC)
-  endforeach()
+  set(internal_root ${PROJECT_BINARY_DIR}/internal/${folder})
+  file(GLOB_RECURSE internal CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*_internal.h)
+  link_headers(${root}/espalier ${headers})
+  link_headers(${internal_root} ${internal})
   add_library(${target} OBJECT ${sources})
-  target_include_directories(${target} PUBLIC ${root})
+  target_include_directories(${target} PUBLIC ${root} PRIVATE ${internal_root})
   target_link_libraries(${target} PRIVATE espalier_flags PUBLIC ${FOLDER_INCLUDES} ${FOLDER_USES})
   set_target_properties(${target} PROPERTIES C_STANDARD 11 C_STANDARD_REQUIRED ON C_EXTENSIONS OFF
     C_VISIBILITY_PRESET hidden POSITION_INDEPENDENT_CODE ON)

@@ -1,5 +1,5 @@
 /* Criteria: how much each expert is worth keeping, or which experts to keep. A new criterion is one function and one
- * row of a table (prune/criteria.c; the functions lie in prune/criteria_*.c by topic). */
+ * row of a table (prune/criteria/criteria.c; the functions lie in prune/criteria/criteria_*.c by topic). */
 #ifndef ESPALIER_CRITERIA_H
 #define ESPALIER_CRITERIA_H
 

@@ -1,4 +1,4 @@
-/* The criteria's functions, by topic; prune/criteria.c makes the table of them. */
+/* The criteria's functions, by topic; prune/criteria/criteria.c makes the table of them. */
 #ifndef ESPALIER_CRITERIA_INTERNAL_H
 #define ESPALIER_CRITERIA_INTERNAL_H
 

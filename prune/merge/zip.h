@@ -1,6 +1,6 @@
 /* ZipIt-like matching of neurons: those that do the same are put together, within an expert as well as across experts,
  * until one expert's number is left (after ZipIt!, Stoica et al., arXiv 2305.03053, section 4.1; reconstruction:
- * clusters by average linkage, both layers' maps are the sums and means of prune/averaging_internal.h). */
+ * clusters by average linkage, both layers' maps are the sums and means of prune/merge/averaging_internal.h). */
 #ifndef ESPALIER_ZIP_H
 #define ESPALIER_ZIP_H
 
