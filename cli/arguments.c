@@ -62,6 +62,7 @@ static const option option_table[] = {
     {"--average", "HOW", "frequency, uniform or fisher: instead of what the method says", TEXT(average)},
     {"--trace", "FILE.h5", "records which experts each token was routed to", TEXT(trace)},
     {"--replay", "FILE.h5", "routes as a recorded trace says, not as the routers do", TEXT(replay)},
+    {"--logits", "FILE.csv", "writes each image's logits", TEXT(logits)},
     {"--flip", NULL, "also looks at mirror images: the mean of both logits, beside the plain result", TEXT(flip)},
     {"--sparsify", NULL, "leaves out neurons of the experts, a share of them after the other", TEXT(sparsify)},
     {"--layers", "WHICH", "of --sparsify: each alone too (default), together only, or a mixture layer's number",

@@ -15,7 +15,7 @@ typedef struct repeated {
 typedef struct arguments {
   const char *operands[MAX_OPERANDS];
   int operand_count;
-  const char *data, *out, *reference, *criterion, *mode, *split, *new_head, *trace, *replay, *teacher;
+  const char *data, *out, *reference, *criterion, *mode, *split, *new_head, *trace, *replay, *logits, *teacher;
   const char *method, *similarity, *align, *average, *groups, *capacity; /* of a merge */
   const char *gates, *budget, *exclude, *loss, *plan;
   repeated data_sets, criteria; /* every --data and --criterion; the last ones are `data` and `criterion` too */

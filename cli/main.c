@@ -26,12 +26,15 @@ static const command commands[] = {
      "Example:\n"
      "  espalier finetune runs/pretrained --data synthetic:narrow --out runs/finetuned --set training.epochs=3\n",
      "--data --out --set --resume --overwrite --new-head --teacher", 1, 1, run_finetune},
-    {"evaluate", "evaluate RUN|CKPT --data DATA [--flip] [--replay TRACE.h5]", "Accuracy and loss on a split",
+    {"evaluate", "evaluate RUN|CKPT --data DATA [--flip] [--replay TRACE.h5] [--logits FILE.csv]",
+     "Accuracy and loss on a split",
      "--replay: tokens go where a trace of `measure --trace` says, in this model or in another one with as many\n"
-     "experts; gates are still the routers' own.\n\n"
+     "experts; gates are still the routers' own.\n"
+     "--logits: a row for each image, in the split's order: its number, its label, and the logit of each class (of an\n"
+     "E3 the logarithm of its members' mean probability).\n\n"
      "Example:\n"
      "  espalier evaluate runs/finetuned --data synthetic:narrow --json\n",
-     "--data --split --limit --replay --flip", 1, 1, run_evaluate},
+     "--data --split --limit --replay --logits --flip", 1, 1, run_evaluate},
     {"measure", "measure RUN|CKPT [--data DATA [--trace FILE.h5]] [--reference RUN|CKPT] [--out FOLDER]",
      "What routers and neurons do",
      "With --data: routing counts, shares, gates, entropy, and how sparse the neurons' activations are. With\n"

@@ -49,6 +49,47 @@ static int show_evaluation(const arguments *a, const loaded *l, const esp_datase
   return EXIT_DONE;
 }
 
+/* What --logits writes. */
+typedef struct logit_table {
+  const esp_dataset *dataset;
+  esp_split_name split;
+  int64_t images, classes;
+  float *logits; /* [images, classes] */
+} logit_table;
+
+static void print_logits(const void *context, FILE *file) {
+  const logit_table *t = context;
+  fputs("image,label", file);
+  for (int64_t c = 0; c < t->classes; c++) fprintf(file, ",logit.%lld", (long long)c);
+  fputc('\n', file);
+  for (int64_t i = 0; i < t->images; i++) {
+    fprintf(file, "%lld,%d", (long long)i, (int)esp_dataset_label(t->dataset, t->split, i));
+    for (int64_t c = 0; c < t->classes; c++) fprintf(file, ",%.9g", (double)t->logits[i * t->classes + c]);
+    fputc('\n', file);
+  }
+}
+
+static esp_status write_logits(const char *path, const logit_table *table) {
+  const char *slash = strrchr(path, '/');
+  char folder[ESP_PATH_SIZE] = ".";
+  if (slash) snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
+  return esp_file_compose(folder, slash ? slash + 1 : path, print_logits, table);
+}
+
+static esp_status evaluate(const arguments *a, const loaded *l, const esp_dataset *dataset,
+                           esp_evaluation_options *options, esp_evaluation *evaluation) {
+  if (!a->logits) return esp_evaluate(l->model, dataset, &l->info.normalisation, options, evaluation);
+  logit_table table = {.dataset = dataset, .split = options->split, .classes = l->model->config.classes};
+  table.images = options->limit ? options->limit : esp_dataset_info_of(dataset)->count[options->split];
+  table.logits = esp_alloc((size_t)(table.images * table.classes), sizeof *table.logits);
+  if (!table.logits) return ESP_ERR_MEMORY;
+  options->logits = table.logits;
+  esp_status status = esp_evaluate(l->model, dataset, &l->info.normalisation, options, evaluation);
+  if (status == ESP_OK) status = write_logits(a->logits, &table);
+  esp_free(table.logits);
+  return status;
+}
+
 int run_evaluate(const arguments *a) {
   loaded l = {.model = NULL};
   esp_dataset *dataset = NULL;
@@ -60,7 +101,7 @@ int run_evaluate(const arguments *a) {
   if (status == ESP_OK && a->replay) status = esp_routing_trace_load(&replay, a->replay);
   options.replay = replay;
   options.flip = a->flip;
-  if (status == ESP_OK) status = esp_evaluate(l.model, dataset, &l.info.normalisation, &options, &evaluation);
+  if (status == ESP_OK) status = evaluate(a, &l, dataset, &options, &evaluation);
   const int code = status == ESP_OK ? show_evaluation(a, &l, dataset, &evaluation) : report_failure(status);
   esp_routing_trace_free(replay);
   esp_dataset_close(dataset);

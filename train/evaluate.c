@@ -72,6 +72,11 @@ static esp_status add_flipped(const esp_model *model, esp_tape *tape, const esp_
   return ESP_OK;
 }
 
+static void keep_logits(const esp_tensor *logits, int64_t first, float *kept) {
+  const int64_t columns = esp_tensor_columns(logits);
+  for (int64_t i = 0; i < esp_tensor_rows(logits) * columns; i++) kept[first * columns + i] = (float)logits->data[i];
+}
+
 static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const esp_batch *batch,
                                  const esp_evaluation_options *options, esp_evaluation *sum) {
   esp_tape_reset(tape, false);
@@ -89,6 +94,7 @@ static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const e
   if (!loss) return esp_tape_status(tape);
   sum->accuracy += (double)esp_count_correct(logits, batch->labels);
   sum->loss += (double)loss->data[0] * (double)batch->count;
+  if (options->logits) keep_logits(logits, sum->examples, options->logits);
   if (options->flip) ESP_TRY(add_flipped(model, tape, batch, images, logits, &pass, sum));
   sum->examples += batch->count;
   return ESP_OK;

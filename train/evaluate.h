@@ -27,7 +27,9 @@ typedef struct esp_evaluation_options {
   const esp_routing_trace *replay; /* routes instead of the routers; NULL: none */
   const esp_neuron_filter *filter; /* intervenes in the experts; NULL: none */
   esp_neuron_path neurons;         /* how MoNE layers compute, if nobody watches */
-  bool flip;                       /* mirror images, which nobody watches and nothing replays, are looked at, too */
+  float *logits; /* [examples, classes] gets what was predicted of each image: of an E3 the logarithm of its members'
+                    mean probability; NULL: not wanted */
+  bool flip;     /* mirror images, which nobody watches and nothing replays, are looked at, too */
 } esp_evaluation_options;
 
 /* Runs the model over the split in its own order, without augmentation. ESP_ERR_MISMATCH if images or classes are
