@@ -64,6 +64,8 @@ typedef enum esp_router_kind {
   ESP_ROUTER_EVEN           /* forced: all experts in turn, whatever the scores; for benchmarks */
 } esp_router_kind;
 
+enum { ESP_ROUTERS = ESP_ROUTER_EVEN + 1 };
+
 typedef enum esp_score_kind { ESP_SCORE_SOFTMAX, ESP_SCORE_SIGMOID } esp_score_kind;
 
 /* Which slots count as an expert's load in the balance loss. */

@@ -465,8 +465,22 @@ static void senseless_settings_are_refused(void **state) {
   REFUSES("load_weight", ESP_ROUTER_EVEN, c.moe.router.load_weight = 1);
 }
 
+/* The names that settings take stand beside the schema, the policies in a table of their own. */
+static void settings_name_the_rows_of_the_table(void **state) {
+  (void)state;
+  for (int kind = 0; kind < ESP_ROUTERS; kind++) {
+    const char *name = esp_router_policy_of((esp_router_kind)kind)->name;
+    char text[100];
+    (void)snprintf(text, sizeof text, "{layers: [moe], moe: {router: {policy: %s}}}", name);
+    esp_model_config config;
+    assert_int_equal(esp_model_config_load(&config, "names", text), ESP_OK);
+    assert_int_equal(config.moe.router.policy, kind);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(settings_name_the_rows_of_the_table),
       cmocka_unit_test(row_01_orders_of_softmax_and_top_k_agree),
       cmocka_unit_test(row_01_raw_gates_sum_to_less_than_one),
       cmocka_unit_test(row_01_sigmoid_gates_are_the_logits_own),

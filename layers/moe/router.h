@@ -52,6 +52,7 @@ typedef struct esp_router_policy {
   esp_tensor *(*combine)(esp_tape *tape, esp_tensor *rows, const esp_routed *routed);
 } esp_router_policy;
 
+/* The row of the table. */
 ESP_API const esp_router_policy *esp_router_policy_of(esp_router_kind kind);
 
 /* Slots an expert may serve of a group of `tokens` tokens: tokens x k x factor / experts, rounded up and then up to a

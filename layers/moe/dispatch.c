@@ -1,4 +1,4 @@
-/* Dispatch of tokens to experts, products with an expert bank, combination of what comes back. */
+/* The token dispatcher: tokens to the rows of their experts, and the rows back into tokens. */
 #include "moe_ops_internal.h"
 
 #include <string.h>
