@@ -116,8 +116,9 @@ ESP_API esp_tensor *esp_tape_tensor(esp_tape *tape, int rank, const int64_t *sha
 ESP_API void *esp_tape_take(esp_tape *tape, size_t bytes);
 
 /* Says that the rest of the forward pass will not look at `tensor`, an op's result (or a view of one; NULL and leaves
- * are left alone): its memory goes to the next results. If backward needs its values, its op computes them once more,
- * so this is for results that are cheap to compute or that no backward reads. */
+ * are left alone): its memory goes to the next results. If backward needs its values, its op computes them once more
+ * (recomputation, or activation checkpointing), so this is for results that are cheap to compute or that no backward
+ * reads. */
 ESP_API void esp_tape_forget(esp_tape *tape, esp_tensor *tensor);
 
 /* The same in a pass that records nothing, where no backward will follow; otherwise nothing. */
