@@ -13,5 +13,8 @@
 #include <espalier/ops.h>
 #include <espalier/parameters.h>
 #include <espalier/yaml.h>
+#include <espalier/input_file.h>
+#include <espalier/output_file.h>
+#include <espalier/folder_lock.h>
 
 #endif

@@ -31,7 +31,8 @@ extern "C" {
   X(ESP_ERR_MISMATCH, -6, "things that do not belong together") \
   X(ESP_ERR_NOT_FOUND, -7, "not found")                         \
   X(ESP_ERR_NOT_FINITE, -8, "a value is not finite")            \
-  X(ESP_ERR_INTERRUPTED, -9, "interrupted")
+  X(ESP_ERR_INTERRUPTED, -9, "interrupted")                     \
+  X(ESP_ERR_BUSY, -10, "in use by another process")
 
 typedef enum esp_status {
 #define ESP_STATUS_ENUM(code, value, text) code = value,
