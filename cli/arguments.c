@@ -7,18 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct option {
-  const char *name, *value, *help; /* value NULL: a switch */
-  size_t offset;
-} option;
-
 #define TEXT(member) offsetof(arguments, member)
 
-static const option option_table[] = {
+static const program_option option_table[] = {
     {"--data", "DATA", "synthetic, NAME or NAME:PATH; `espalier data list` shows the names", TEXT(data)},
-    {"--out", "RUN", "folder for what is made (prune, upcycle: or an .h5 file; data preview: a .png file)", TEXT(out)},
+    {"--out", "PATH", "a folder for what is made", TEXT(out)},
     {"--set", "KEY=VALUE", "overrides a setting, e.g. --set model.moe.experts=16; may be repeated", 0},
-    {"--resume", NULL, "continues an interrupted run with the same bits", TEXT(resume)},
+    {"--resume", NULL, "goes on with the run in --out", TEXT(resume)},
     {"--reference", "RUN|CKPT", "the model from before finetuning", TEXT(reference)},
     {"--teacher", "RUN|CKPT", "a model to distil from, as the settings distillation.* say", TEXT(teacher)},
     {"--criterion", "NAME", "how experts are scored", TEXT(criterion)},
@@ -26,12 +21,10 @@ static const option option_table[] = {
     {"--ratio", "R", "the same as a share of each layer's experts, e.g. 0.5", TEXT(ratio)},
     {"--below", "P", "neurons selected in less than this share of their expert's rows, e.g. 0.01", TEXT(below)},
     {"--mode", "MODE", "zero (router kept), remove (router row gone too) or mask (kept, never chosen)", TEXT(mode)},
-    {"--calibration", "N", "training images to calibrate on, drawn by --seed (default 1024; merge: 256)",
-     TEXT(calibration)},
+    {"--calibration", "N", "training images to calibrate on, drawn by --seed (default 1024)", TEXT(calibration)},
     {"--gates", "FORM", "normalised (default: over a token's chosen experts) or model (as the model uses them)",
      TEXT(gates)},
-    {"--budget", "SCOPE", "layer (each loses as many; prune's default) or global (merge's); neurons: expert or layer",
-     TEXT(budget)},
+    {"--budget", "SCOPE", "layer (each loses as many) or global", TEXT(budget)},
     {"--floor", "N", "experts that every layer keeps at least", TEXT(floor)},
     {"--exclude", "PATTERNS", "layers that keep all experts, e.g. \"blocks.3.*,blocks.5.*\"", TEXT(exclude)},
     {"--loss", "FORM", "reconstruction: norm (default: one over all tokens) or batches (sum of the batches' norms)",
@@ -72,7 +65,7 @@ static const option option_table[] = {
     {"--augment", NULL, "shows images as training sees them: shifted and mirrored", TEXT(augment)},
     {"--parameters", NULL, "lists every parameter with its shape", TEXT(parameters)},
     {"--overwrite", NULL, "replaces a run that is already in the output folder", TEXT(overwrite)},
-    {"--seed", "N", "overrides training.seed, or seeds what is random here", TEXT(seed)},
+    {"--seed", "N", "seeds what is random here", TEXT(seed)},
     {"--threads", "N", "threads to compute with (default: all cores)", TEXT(threads)},
     {"--json", NULL, "prints one JSON object on standard output and nothing else there", TEXT(json)},
     {"--quiet", NULL, "no progress on standard error", TEXT(quiet)},
@@ -80,16 +73,16 @@ static const option option_table[] = {
 };
 enum { OPTION_COUNT = sizeof option_table / sizeof option_table[0] };
 
-static const char common_options[] = " --seed --threads --json --quiet --help ";
+const command_option common_options[] = {
+    {"--threads", NULL}, {"--json", NULL}, {"--quiet", NULL}, {"--help", NULL}, {NULL, NULL}};
 
-static bool is_among(const char *list, const char *name) {
-  const size_t length = strlen(name);
-  for (const char *at = strstr(list, name); at; at = strstr(at + 1, name))
-    if ((at == list || at[-1] == ' ') && (at[length] == ' ' || at[length] == '\0')) return true;
+static bool is_among(const command_option *list, const char *name) {
+  for (; list->name; list++)
+    if (strcmp(list->name, name) == 0) return true;
   return false;
 }
 
-static bool takes(const command *c, const option *o) {
+static bool takes(const command *c, const program_option *o) {
   return is_among(common_options, o->name) || is_among(c->options, o->name);
 }
 
@@ -103,10 +96,10 @@ static esp_status unknown(const command *c, const char *name) {
                   near ? "; did you mean " : "", near ? near : "", c->name);
 }
 
-static const option *find_option(const command *c, const char *name, size_t length) {
+const program_option *find_option(const char *name, size_t length) {
   for (int i = 0; i < OPTION_COUNT; i++)
     if (strlen(option_table[i].name) == length && strncmp(option_table[i].name, name, length) == 0)
-      return takes(c, &option_table[i]) ? &option_table[i] : NULL;
+      return &option_table[i];
   return NULL;
 }
 
@@ -116,7 +109,7 @@ static esp_status add_repeated(repeated *list, const char *option_name, const ch
   return ESP_OK;
 }
 
-static esp_status store(arguments *a, const option *o, const char *value) {
+static esp_status store(arguments *a, const program_option *o, const char *value) {
   if (strcmp(o->name, "--data") == 0) ESP_TRY(add_repeated(&a->data_sets, o->name, value));
   if (strcmp(o->name, "--criterion") == 0) ESP_TRY(add_repeated(&a->criteria, o->name, value));
   if (o->offset == TEXT(calibrate_on)) return add_repeated(&a->calibrate_on, o->name, value);
@@ -133,8 +126,8 @@ static esp_status store(arguments *a, const option *o, const char *value) {
 /* One option, in the form --name value or --name=value. `*index` moves past what was used. */
 static esp_status parse_option(const command *c, int argc, char **argv, int *index, arguments *a) {
   const char *word = strcmp(argv[*index], "-h") == 0 ? "--help" : argv[*index], *equals = strchr(word, '=');
-  const option *o = find_option(c, word, equals ? (size_t)(equals - word) : strlen(word));
-  if (!o) return unknown(c, word);
+  const program_option *o = find_option(word, equals ? (size_t)(equals - word) : strlen(word));
+  if (!o || !takes(c, o)) return unknown(c, word);
   if (!o->value) {
     if (equals) return esp_fail(ESP_ERR_USAGE, "%s is a switch and takes no value", o->name);
     *((bool *)((char *)a + o->offset)) = true;
@@ -145,28 +138,31 @@ static esp_status parse_option(const command *c, int argc, char **argv, int *ind
   return store(a, o, argv[++*index]);
 }
 
+/* All forms on one line. */
+static esp_status fail_usage(const command *c) {
+  char forms[1024] = "";
+  size_t used = 0;
+  for (const char *form = c->usage; *form;) {
+    const size_t length = strcspn(form, "\n");
+    used +=
+        (size_t)snprintf(forms + used, sizeof forms - used, "%sespalier %.*s", used ? " | " : "", (int)length, form);
+    if (used >= sizeof forms) break;
+    form += length + (form[length] == '\n');
+  }
+  return esp_fail(ESP_ERR_USAGE, "usage: %s; see `espalier %s --help`", forms, c->name);
+}
+
 esp_status parse_arguments(const command *c, int argc, char **argv, arguments *a) {
   *a = (arguments){.operand_count = 0};
   for (int i = 2; i < argc; i++) {
     if (argv[i][0] == '-' && argv[i][1]) ESP_TRY(parse_option(c, argc, argv, &i, a));
-    else if (a->operand_count == c->most_operands)
-      return esp_fail(ESP_ERR_USAGE, "`espalier %s` does not know what to do with \"%s\"; usage: espalier %s", c->name,
-                      argv[i], c->usage);
-    else a->operands[a->operand_count++] = argv[i];
+    else if (a->operand_count < c->most_operands) a->operands[a->operand_count++] = argv[i];
+    else {
+      (void)fail_usage(c);
+      return esp_fail_in(ESP_ERR_USAGE, "`espalier %s` does not know what to do with \"%s\"", c->name, argv[i]);
+    }
   }
-  if (a->help || a->operand_count >= c->least_operands) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "usage: espalier %s", c->usage);
-}
-
-void print_help(const command *c) {
-  printf("usage: espalier %s\n\n%s.\n\n%s\nOptions:\n", c->usage, c->summary, c->details);
-  for (int i = 0; i < OPTION_COUNT; i++) {
-    const option *o = &option_table[i];
-    if (!takes(c, o)) continue;
-    char left[40];
-    snprintf(left, sizeof left, "%s%s%s", o->name, o->value ? " " : "", o->value ? o->value : "");
-    printf("  %-22s %s\n", left, o->help);
-  }
+  return a->help || a->operand_count >= c->least_operands ? ESP_OK : fail_usage(c);
 }
 
 esp_status whole_number(const char *option_name, const char *text, long long least, long long most, long long fallback,

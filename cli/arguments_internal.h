@@ -4,6 +4,8 @@
 
 #include <espalier/status.h>
 
+#include <stdio.h>
+
 enum { MAX_OVERRIDES = 64, MAX_OPERANDS = 8, MAX_REPEATS = 32 };
 
 /* The values of an option that may be given several times. */
@@ -33,11 +35,26 @@ typedef struct arguments {
   bool zero_shot;           /* likewise */
 } arguments;
 
-/* A command of the program. */
+/* An option of the program. */
+typedef struct program_option {
+  const char *name, *value, *help; /* value NULL: a switch */
+  size_t offset;                   /* of its member of `arguments` */
+} program_option;
+
+/* An option that a command takes. */
+typedef struct command_option {
+  const char *name;
+  const char *help; /* NULL: what the table of options says */
+} command_option;
+
+/* A command of the program. A line of its texts may be of any length: it is wrapped where it is printed. */
 typedef struct command {
-  const char *name, *usage, *summary;
-  const char *details; /* more help, and an example */
-  const char *options; /* space-separated names of the options it takes besides the common ones */
+  const char *name;
+  const char *usage;             /* a form a line, without the program's name */
+  const char *summary;           /* one line, without a full stop */
+  const char *details;           /* a paragraph a line, or NAME, a tab and what it is */
+  const char *example;           /* a command a line, without the program's name */
+  const command_option *options; /* besides the common ones; one without a name ends them */
   int least_operands, most_operands;
   int (*run)(const arguments *a); /* returns the exit code */
 } command;
@@ -45,8 +62,17 @@ typedef struct command {
 /* Reads argv[2..]. Fails with ESP_ERR_USAGE for what the command does not take. */
 esp_status parse_arguments(const command *c, int argc, char **argv, arguments *a);
 
-/* Prints the help of a command. */
+/* The option of that name; NULL if there is none. `length`: of the name. */
+const program_option *find_option(const char *name, size_t length);
+
+/* What every command takes; one without a name ends them. */
+extern const command_option common_options[];
+
+/* help.c: prints the help of a command. */
 void print_help(const command *c);
+
+/* A name and what it is, in two columns, wrapped. */
+void print_row(FILE *file, const char *name, const char *text);
 
 /* A whole number within [least, most]; `fallback` if text is NULL. `option` is for the message. */
 esp_status whole_number(const char *option, const char *text, long long least, long long most, long long fallback,

@@ -6,6 +6,7 @@
 
 #include <espalier/calibration.h>
 #include <espalier/checkpoint.h>
+#include <espalier/evaluate.h>
 #include <espalier/expert_scores.h>
 #include <espalier/neurons.h>
 #include <espalier/plan.h>
@@ -16,21 +17,10 @@
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
-int run_pretrain(const arguments *a);
-int run_finetune(const arguments *a);
-int run_evaluate(const arguments *a);
-int run_measure(const arguments *a);
-int run_compare(const arguments *a);
-int run_prune(const arguments *a);
-int run_compress(const arguments *a);
-int run_overlap(const arguments *a);
-int run_sweep(const arguments *a);
-int run_skip(const arguments *a);
-int run_merge(const arguments *a);
-int run_upcycle(const arguments *a);
-int run_inspect(const arguments *a);
-int run_data(const arguments *a);
-int run_bench(const arguments *a);
+/* One a file of cli/commands/; main.c has the list. */
+extern const command pretrain_command, finetune_command, evaluate_command, measure_command, compare_command,
+    prune_command, overlap_command, skip_command, sweep_command, merge_command, compress_command, upcycle_command,
+    inspect_command, data_command, bench_command;
 
 /* measure --sparsify. */
 int run_sparsify(const arguments *a);
@@ -61,6 +51,9 @@ esp_status open_data(esp_dataset **dataset, const arguments *a);
 /* Opens calibration data of the model's image shape, and reads --calibration and --seed. */
 esp_status open_calibration(esp_calibration *calibration, esp_dataset **dataset, const char *data, const loaded *l,
                             const arguments *a);
+
+/* Opens --data, which must suit the model, and reads which part of it to look at: --split and --limit. */
+esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset, esp_evaluation_options *options);
 
 /* --gates. */
 esp_status parse_gates(const arguments *a, esp_gate_form *gates);

@@ -79,6 +79,19 @@ esp_status parse_split(const arguments *a, esp_split_name *split) {
   return esp_fail(ESP_ERR_USAGE, "--split is \"%s\"; it must be test or train", a->split);
 }
 
+enum { EVALUATION_BATCH = 128 };
+
+esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset, esp_evaluation_options *options) {
+  long long limit;
+  *options = (esp_evaluation_options){.batch = EVALUATION_BATCH};
+  ESP_TRY(parse_split(a, &options->split));
+  ESP_TRY(whole_number("--limit", a->limit, 1, INT64_MAX, 0, &limit));
+  ESP_TRY(open_data(dataset, a));
+  const int64_t count = esp_dataset_info_of(*dataset)->count[options->split];
+  options->limit = limit < count ? limit : 0;
+  return esp_check_data_fits(&l->model->config, *dataset, true);
+}
+
 bool is_same_file(const char *path, const char *other) {
   struct stat one, two;
   return stat(path, &one) == 0 && stat(other, &two) == 0 && one.st_dev == two.st_dev && one.st_ino == two.st_ino;

@@ -38,6 +38,9 @@ struct training {
 /* A whole command that trains once. */
 int run_training(const arguments *a, const recipe *r);
 
+/* --seed goes before the settings. */
+esp_status apply_seed(training *t, const arguments *a);
+
 /* For start(): model and info from those of the first operand, with the settings that `settle` makes of them. */
 esp_status start_from_model(training *t, const arguments *a,
                             esp_status (*settle)(training *t, const arguments *a, const loaded *source));

@@ -69,7 +69,7 @@ static void test_refusals(void **state) {
       {"compare small.yaml --data synthetic --out new --variants moe,moe", 2, "twice", "moe"},
       {"compare small.yaml --data synthetic --out new --seeds 1,x --variants moe", 2, "--seeds is \"x\"", "whole"},
       {"compare small.yaml --data synthetic --out new --seeds 1,1 --variants moe", 2, "twice", "1"},
-      {"compare small.yaml --data synthetic --out new --seed 1", 2, "--seeds 1", "--seed"},
+      {"compare small.yaml --data synthetic --out new --seed 1", 2, "no option --seed", "did you mean --seeds"},
       {"compare small.yaml --data synthetic --variants moe", 2, "--out is missing", "folder"},
       {COMPARE " --set training.batch=32 --quiet", 2, "compared/moe-1", "batch: 32"},
   };

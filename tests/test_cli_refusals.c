@@ -5,20 +5,28 @@
 
 /* ---- usage ---- */
 
+/* A page fits a terminal of 96 columns, has an example and stands on standard output. */
+static void check_help(const char *command, const char *option) {
+  char line[64], example[64];
+  snprintf(line, sizeof line, "%s %s", command, option);
+  succeed(line);
+  snprintf(example, sizeof example, "\nExample:\n  espalier %s ", command);
+  if (strncmp(out, "usage: espalier ", 16) != 0 || !strstr(out, example) || !strstr(out, "\nOptions:\n"))
+    fail_msg("%s", out);
+  assert_non_null(strstr(out, "\n  --json "));
+  assert_string_equal(err, "");
+  for (const char *at = out; *at; at += strcspn(at, "\n") + 1)
+    if (strcspn(at, "\n") > 96) fail_msg("%s: a line is too long: %s", line, at);
+}
+
 static void test_help(void **state) {
   (void)state;
-  static const char *const commands[] = {"pretrain", "finetune", "evaluate", "measure", "merge",   "prune",
-                                         "skip",     "sweep",    "compress", "upcycle", "inspect", "data"};
+  static const char *const commands[] = {"pretrain", "finetune", "evaluate", "measure", "compare",
+                                         "prune",    "overlap",  "skip",     "sweep",   "merge",
+                                         "compress", "upcycle",  "inspect",  "data",    "bench"};
   succeed("--help");
   for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) assert_non_null(strstr(out, commands[i]));
-  for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
-    char line[64], example[64];
-    snprintf(line, sizeof line, "%s %s", commands[i], i % 2 ? "-h" : "--help");
-    succeed(line);
-    snprintf(example, sizeof example, "Example:\n  espalier %s ", commands[i]);
-    if (!strstr(out, example) || !strstr(out, "--json")) fail_msg("%s", out);
-    assert_string_equal(err, "");
-  }
+  for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) check_help(commands[i], i % 2 ? "-h" : "--help");
   succeed("--version");
   assert_int_equal(strncmp(out, "espalier ", 9), 0);
   assert_int_equal(run(""), 2);

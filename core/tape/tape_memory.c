@@ -25,7 +25,9 @@ void *esp_tape_take_block(esp_tape *tape, size_t bytes) {
   return block;
 }
 
-static bool joins(const esp_spare_block *low, const esp_spare_block *high) { return low->block + low->bytes == high->block; }
+static bool joins(const esp_spare_block *low, const esp_spare_block *high) {
+  return low->block + low->bytes == high->block;
+}
 
 void esp_tape_give_block(esp_tape *tape, void *block, size_t bytes) {
   const esp_spare_block given = {block, round_to_grain(bytes)};

@@ -164,7 +164,7 @@ static void print_table(const comparison *c) {
     printf("%-28s %8.3f  %s\n", c->criterion[k]->name, c->overlap[k], c->criterion[k]->formula);
 }
 
-int run_overlap(const arguments *a) {
+static int run_overlap(const arguments *a) {
   comparison c = {.sets = 0};
   esp_status status = compare(&c, a);
   if (status == ESP_OK && a->out) status = save(&c, a->out);
@@ -180,3 +180,37 @@ int run_overlap(const arguments *a) {
   unload(&c.model);
   return code;
 }
+
+/* --- help ------------------------------------------------------------------------------------------------------ */
+
+static const command_option options[] = {
+    {"--data", "images to calibrate on; given once for each set"},
+    {"--criterion", "how experts are scored; may be repeated"},
+    {"--drop", NULL},
+    {"--ratio", NULL},
+    {"--calibration", NULL},
+    {"--gates", NULL},
+    {"--exclude", NULL},
+    {"--out", "the folder for overlap.csv and overlap.json"},
+    {"--seed", "draws the calibration images, and what is random (default 1)"},
+    {NULL, NULL},
+};
+
+const command overlap_command = {
+    .name = "overlap",
+    .usage = "overlap RUN|CKPT --data A --data B [--data C]... --drop N|--ratio R [--criterion NAME]... [--out FOLDER]",
+    .summary = "How much the experts a criterion drops depend on the calibration data",
+    .details =
+        "For each criterion the share of experts that two calibration sets both put among the lowest of a layer, "
+        "averaged over the pairs of sets and the layers (arXiv 2606.15716): 1 if the data do not matter, about "
+        "the ratio for random ranking (which gets another seed for each set). Nothing is pruned. The sets need "
+        "the model's image shape, not its classes. Without --criterion: all that score by a pass of data, and "
+        "random.\n"
+        "--out gets overlap.csv and overlap.json.",
+    .example = "overlap runs/finetuned --data synthetic --data synthetic:narrow --ratio 0.25 --criterion man "
+               "--criterion seer",
+    .options = options,
+    .least_operands = 1,
+    .most_operands = 1,
+    .run = run_overlap,
+};

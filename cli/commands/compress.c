@@ -220,7 +220,7 @@ static esp_status check_arguments(const arguments *a) {
   return ESP_OK;
 }
 
-int run_compress(const arguments *given) {
+static int run_compress(const arguments *given) {
   arguments a = *given;
   const recipe r = {.action = "compress",
                     .start = start_compressing,
@@ -231,3 +231,46 @@ int run_compress(const arguments *given) {
   if (status == ESP_OK) status = add_settings(&a);
   return status == ESP_OK ? run_training(&a, &r) : report_failure(status);
 }
+
+/* --- help ------------------------------------------------------------------------------------------------------ */
+
+static const command_option options[] = {
+    {"--data", NULL},
+    {"--out", "the folder of the run"},
+    {"--rank", NULL},
+    {"--share", NULL},
+    {"--exclude", "layers that stay as they are, e.g. \"blocks.3.*,blocks.5.*\""},
+    {"--zero-shot", NULL},
+    {"--calibration", "of --zero-shot: training images that tell which rows matter (default 512)"},
+    {"--teacher", NULL},
+    {"--set", NULL},
+    {"--resume", NULL},
+    {"--overwrite", NULL},
+    {"--new-head", NULL},
+    {"--seed", "overrides training.seed"},
+    {NULL, NULL},
+};
+
+const command compress_command = {
+    .name = "compress",
+    .usage = "compress RUN|CKPT --data DATA --out RUN [--rank R] [--share P] [--teacher RUN|CKPT] [--set "
+             "KEY=VALUE]... [--resume]\n"
+             "compress RUN|CKPT --data DATA --out RUN --zero-shot [--rank R] [--share P] [--calibration N]",
+    .summary = "Factors experts into low rank and sparse rows, and prunes the rows while finetuning (MC-SMoE)",
+    .details =
+        "Each matrix of an expert becomes U V + S by singular value decomposition (arXiv 2310.01334): rank R "
+        "(32), S the rest. While U, V and S are finetuned, rows of S go, the least important of all layers "
+        "first, until the share P (0.1) is left: none before compression.start (0.04) of the steps, all by "
+        "compression.finish (0.16) before the end. The checkpoint holds only what is left. Best after merging; "
+        "--exclude leaves layers as they are; the experts' stable ranks before and after go to compression.csv.\n"
+        "Settings are the model's with the paper's for finetuning: routers frozen, no auxiliary losses, no "
+        "noise, no dropout, AdamW (0.9, 0.98), linear decay, learning rate 3e-4, a tenth of the epochs; --set "
+        "goes on top, and --teacher with the model from before recommends itself. With --zero-shot nothing is "
+        "trained: --calibration (512) images tell which rows matter.",
+    .example = "compress runs/finetuned --data synthetic:narrow --rank 8 --share 0.1 --teacher runs/finetuned --out "
+               "runs/small",
+    .options = options,
+    .least_operands = 1,
+    .most_operands = 1,
+    .run = run_compress,
+};

@@ -40,8 +40,6 @@ static bool next_item(const char **list, char item[NAME_SIZE]) {
 static esp_status read_seeds(comparing *c) {
   const char *list = c->a->seeds ? c->a->seeds : "1,2,3";
   char item[NAME_SIZE];
-  if (c->a->seed)
-    return esp_fail(ESP_ERR_USAGE, "compare trains with several seeds: give --seeds %s instead of --seed", c->a->seed);
   while (next_item(&list, item)) {
     long long seed;
     ESP_TRY(whole_number("--seeds", item, 0, INT64_MAX, 0, &seed));
@@ -315,7 +313,7 @@ static int show(const comparing *c) {
   return EXIT_DONE;
 }
 
-int run_compare(const arguments *a) {
+static int run_compare(const arguments *a) {
   comparing c = {.a = a, .stop = watch_interrupts()};
   esp_status status = prepare(&c);
   if (status == ESP_OK) status = do_runs(&c);
@@ -326,3 +324,37 @@ int run_compare(const arguments *a) {
   esp_dataset_close(c.dataset);
   return code;
 }
+
+/* --- help ------------------------------------------------------------------------------------------------------ */
+
+static const command_option options[] = {
+    {"--data", NULL}, {"--out", "the folder for all runs"}, {"--set", NULL}, {"--seeds", NULL}, {"--variants", NULL},
+    {NULL, NULL},
+};
+
+const command compare_command = {
+    .name = "compare",
+    .usage = "compare CONFIG.yaml --data DATA --out RUN [--seeds N,N,...] [--variants NAME,...] [--set KEY=VALUE]...",
+    .summary = "Trains an MoE and matched MoNEs with several seeds, and compares them",
+    .details =
+        "The mixture layers of CONFIG.yaml are the MoE: k experts a token of f = model.moe.hidden neurons. All "
+        "variants but the last have its total parameters, and see the same data in the same order:\n"
+        "moe\tall neurons: the baseline\n"
+        "mone-half-full\thalf the activated expert parameters, W_gate counted in full: K_N = f/4\n"
+        "mone-half-selected\thalf of them, selected neurons counted only: K_N = f/2\n"
+        "mone-equal-full\tas many, W_gate in full, of more experts a token: k' (f + 2 K_N) = 3 k f, usually k' = "
+        "2 k\n"
+        "mone-equal-selected\tas many, selected neurons only: k' K_N = k f\n"
+        "...-balanced\teach of these four with the neuron balance loss (model.moe.neuron_balance_weight, or 0.01)\n"
+        "dense\tno experts, a network of k f neurons (only if named)\n"
+        "Each run is an ordinary run in RUN/VARIANT-SEED. Given again, the command goes on where it was stopped "
+        "and does not repeat what is done. RUN gets compare.csv (a row a run), compare_summary.csv (means and "
+        "standard deviations over seeds, differences to the MoE of the same seed), compare.json, and accuracy "
+        "over activated parameters as compare.svg and .png. Single images are timed at the end, all variants in "
+        "turns.",
+    .example = "compare examples/configs/mone-comparison.yaml --data fashion-mnist --out runs/compared --seeds 1,2,3",
+    .options = options,
+    .least_operands = 1,
+    .most_operands = 1,
+    .run = run_compare,
+};

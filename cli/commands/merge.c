@@ -147,7 +147,7 @@ static void print_result(const merging *m, const esp_model_cost *before, const e
          1e-6 * (double)before->parameters, 1e-6 * (double)file_size(m->target));
 }
 
-int run_merge(const arguments *a) {
+static int run_merge(const arguments *a) {
   merging m = {.plan = NULL};
   const esp_status status = merge(&m, a);
   int code = EXIT_DONE;
@@ -168,3 +168,49 @@ int run_merge(const arguments *a) {
   unload(&m.model);
   return code;
 }
+
+/* --- help ------------------------------------------------------------------------------------------------------ */
+
+static const command_option options[] = {
+    {"--data", NULL},
+    {"--groups", NULL},
+    {"--ratio", "the share of each layer's experts that is to go, e.g. 0.5"},
+    {"--method", NULL},
+    {"--similarity", NULL},
+    {"--align", NULL},
+    {"--average", NULL},
+    {"--budget", "global (default: over all layers) or layer (each has as many groups)"},
+    {"--exclude", NULL},
+    {"--capacity", NULL},
+    {"--calibration", "training images to calibrate on, drawn by --seed (default 256)"},
+    {"--ranks", NULL},
+    {"--out", "a folder, or a file ending in .h5, for the smaller model"},
+    {"--overwrite", NULL},
+    {"--seed", "draws the calibration images, and what is random (default 1)"},
+    {NULL, NULL},
+};
+
+const command merge_command = {
+    .name = "merge",
+    .usage = "merge RUN|CKPT --data DATA --groups N|--ratio R [--method NAME] [--budget global|layer] --out RUN|CKPT",
+    .summary = "Lets groups of experts share one expert's weights",
+    .details = "Methods; each but the last two averages a group's experts, and the router stays as it is and maps to "
+               "fewer experts:\n"
+               "m-smoe\tneurons aligned by weights, averaged by how often experts are used (arXiv 2310.01334)\n"
+               "git-rebasin\tneurons aligned by weights, averaged evenly\n"
+               "plain-average\tas they are, averaged evenly\n"
+               "zipit\tZipIt-like: neurons that do the same, within experts and across, are put together\n"
+               "redirect\tdominant experts stay as they are and take the tokens of their group\n"
+               "reroute\tdominant experts stay as they are; tokens are routed among them\n"
+               "The most used experts are dominant; each other one joins the dominant expert it is most like. "
+               "--similarity: router-logits, router-weights, expert-weights, weights-features, gradients, "
+               "mean-features, mean-absolute-features, random.\n"
+               "Merge a model finetuned to the task with its training images as --data, then `finetune --teacher` the "
+               "merged model with the unmerged one. The input is never changed. --out gets the smaller checkpoint and, "
+               "if it is a folder, plan.json.",
+    .example = "merge runs/finetuned --data synthetic:narrow --ratio 0.5 --out runs/merged",
+    .options = options,
+    .least_operands = 1,
+    .most_operands = 1,
+    .run = run_merge,
+};

@@ -125,7 +125,7 @@ static esp_status sweep(sweeping *s, const arguments *a) {
   return esp_sweep_run(&s->sweep, &s->settings);
 }
 
-int run_sweep(const arguments *a) {
+static int run_sweep(const arguments *a) {
   static sweeping s;
   const esp_status status = sweep(&s, a);
   int code = EXIT_DONE;
@@ -139,3 +139,50 @@ int run_sweep(const arguments *a) {
   esp_dataset_close(s.data);
   return code;
 }
+
+/* --- help ------------------------------------------------------------------------------------------------------ */
+
+static const command_option options[] = {
+    {"--data", NULL},
+    {"--out", "the folder for the sweep"},
+    {"--methods", NULL},
+    {"--ratios", NULL},
+    {"--seeds", NULL},
+    {"--finetune", NULL},
+    {"--calibration", NULL},
+    {"--calibrate-on", NULL},
+    {"--reference", NULL},
+    {"--limit", NULL},
+    {"--set", "overrides a setting of the finetuning; may be repeated"},
+    {"--distil", NULL},
+    {"--keep", NULL},
+    {NULL, NULL},
+};
+
+const command sweep_command = {
+    .name = "sweep",
+    .usage = "sweep RUN|CKPT... --data DATA --out FOLDER [--methods LIST] [--ratios LIST] [--seeds LIST] [--finetune "
+             "EPOCHS] [--calibration N] [--calibrate-on DATA]... [--reference RUN|CKPT] [--limit N] [--distil] "
+             "[--keep] [--set KEY=VALUE]...",
+    .summary = "Sets methods side by side on the same models",
+    .details =
+        "Every method at every ratio and seed: accuracy before and after a short finetuning, parameters, FLOPs, "
+        "bytes on disk, memory, time. Methods are the criteria of `espalier prune`, S(b,alpha,beta) too, the "
+        "methods of `espalier merge`, and these:\n"
+        "skip, NAME+skip\twhat `espalier skip` does, by itself or after another method\n"
+        "factored\tU V + S without training\n"
+        "mc-smoe\tm-smoe to sqrt(1 - R) of the experts, then factored, so that 1 - R of their weights are left; "
+        "this share-out is ours\n"
+        "unpruned\tthe model as it is; it and random are always in\n"
+        "Those that look at images take a sample of --data's training split (matched) and of each "
+        "--calibrate-on. --set changes settings of the finetuning, --limit looks at the first N test images. "
+        "FOLDER gets cells.csv, summary.csv, sweep.json and curves (sweep.svg). Ctrl-C ends after a cell; the "
+        "same command goes on, and more methods, ratios, seeds or calibration data may be asked for: a cell that "
+        "is done is not done again.",
+    .example =
+        "sweep runs/finetuned --data synthetic:narrow --reference runs/pretrained --finetune 0.2 --out runs/sweep",
+    .options = options,
+    .least_operands = 1,
+    .most_operands = ESP_SWEEP_MODELS,
+    .run = run_sweep,
+};

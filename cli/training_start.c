@@ -1,4 +1,4 @@
-/* pretrain and finetune. */
+/* How a command that trains once starts, goes on and ends: pretrain, finetune, compress. */
 #include "training_internal.h"
 
 #include <espalier/core.h>
@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static esp_status apply_seed(training *t, const arguments *a) {
+esp_status apply_seed(training *t, const arguments *a) {
   long long seed;
   ESP_TRY(whole_number("--seed", a->seed, 0, 0x7fffffffffffffff, (long long)t->config.training.seed, &seed));
   t->config.training.seed = (uint64_t)seed;
@@ -64,14 +64,6 @@ static int finish(training *t, const arguments *a, esp_status status, const esp_
   return code;
 }
 
-static esp_status start_pretraining(training *t, const arguments *a) {
-  const char *path = a->operand_count ? a->operands[0] : NULL;
-  ESP_TRY(esp_run_config_load(&t->config, path, a->overrides, a->override_count));
-  ESP_TRY(apply_seed(t, a));
-  training_take_sizes(t);
-  return training_create(t);
-}
-
 static esp_status wants_new_head(const training *t, const arguments *a, const esp_model *source, bool *anew) {
   const char *when = a->new_head ? a->new_head : "auto";
   const bool differs = source->config.classes != esp_dataset_info_of(t->dataset)->classes;
@@ -97,10 +89,6 @@ static esp_status build_from(training *t, const arguments *a, const loaded *sour
   esp_free(layouts);
   if (status == ESP_OK) status = esp_model_copy_parameters(t->model, source->model, new_head ? "head.*" : "");
   return status;
-}
-
-static esp_status settle_finetuning(training *t, const arguments *a, const loaded *source) {
-  return esp_run_config_parse(&t->config, source->path, source->info.run_config, a->overrides, a->override_count);
 }
 
 esp_status start_from_model(training *t, const arguments *a,
@@ -136,10 +124,6 @@ static esp_status load_teacher(training *t, const arguments *a) {
   return ESP_OK;
 }
 
-static esp_status start_finetuning(training *t, const arguments *a) {
-  return start_from_model(t, a, settle_finetuning);
-}
-
 int run_training(const arguments *a, const recipe *r) {
   training t = {.arguments = a, .recipe = r, .action = r->action, .quiet = a->quiet};
   esp_training_result result = {.step = 0};
@@ -150,12 +134,4 @@ int run_training(const arguments *a, const recipe *r) {
   const bool done = status == ESP_OK && t.resumes && r->finished && r->finished(&t);
   if (status == ESP_OK) status = done ? recall(&t, &result) : training_run(&t, &result);
   return finish(&t, a, status, &result);
-}
-
-int run_pretrain(const arguments *a) {
-  return run_training(a, &(recipe){.action = "pretrain", .start = start_pretraining});
-}
-
-int run_finetune(const arguments *a) {
-  return run_training(a, &(recipe){.action = "finetune", .start = start_finetuning});
 }

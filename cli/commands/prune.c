@@ -197,7 +197,7 @@ static void print_result(const pruning *p, const esp_model_cost *before, const e
          1e-6 * (double)before->parameters, 1e-6 * (double)file_size(p->target));
 }
 
-int run_prune(const arguments *a) {
+static int run_prune(const arguments *a) {
   pruning p = {.plan = NULL};
   const esp_status status = prune(&p, a);
   int code = EXIT_DONE;
@@ -217,3 +217,88 @@ int run_prune(const arguments *a) {
   unload(&p.model);
   return code;
 }
+
+/* --- help ------------------------------------------------------------------------------------------------------ */
+
+static const command_option options[] = {
+    {"--criterion", "how experts or neurons are scored: one of those above"},
+    {"--drop", NULL},
+    {"--ratio", "the same as a share of each layer's experts (or of an expert's neurons), e.g. 0.5"},
+    {"--below", NULL},
+    {"--reference", NULL},
+    {"--data", NULL},
+    {"--calibration", NULL},
+    {"--gates", NULL},
+    {"--loss", NULL},
+    {"--budget", "experts: layer (default: each loses as many) or global; neurons: expert (default) or layer"},
+    {"--floor", NULL},
+    {"--exclude", NULL},
+    {"--mode", NULL},
+    {"--plan", NULL},
+    {"--out", "a folder, or a file ending in .h5, for the smaller model"},
+    {"--overwrite", NULL},
+    {"--seed", "draws the calibration images, and what is random (default 1)"},
+    {NULL, NULL},
+};
+
+const command prune_command = {
+    .name = "prune",
+    .usage = "prune RUN|CKPT --criterion NAME --drop N|--ratio R [--data DATA] [--reference RUN|CKPT] [--mode MODE] "
+             "--out RUN|CKPT\n"
+             "prune RUN|CKPT --plan FILE.json --out RUN|CKPT",
+    .summary = "Drops experts for good",
+    .details =
+        "Which criterion: for a model that is to stay good at everything (task-agnostic), man or msan, the mean "
+        "over the routed tokens without gates; for one task with --data of that task, gate-weighted-ean or "
+        "squared-gate-energy, which keep frequency and gates (arXiv 2606.15716); reconstruction where experts "
+        "are few (arXiv 2402.14800); after finetuning with the model from before it, router-norm-change, which "
+        "needs no data (arXiv 2405.16646). Always compare with random.\n"
+        "Criteria with --data: N training images (--calibration), drawn by --seed. g is a token's gate, n the "
+        "norm of the expert's output before the gate, N the tokens routed to the expert; sums and means are over "
+        "these.\n"
+        "frequency\tN\n"
+        "seer\tsum g (arXiv 2404.05089)\n"
+        "ean\tsum n\n"
+        "gate-weighted-ean\tsum g n\n"
+        "reap\tmean g n (2510.13999)\n"
+        "squared-gate-energy\tsum g^2 n^2\n"
+        "man\tmean n\n"
+        "msan\tmean n^2\n"
+        "\"S(b,alpha,beta)\"\t(1/N^b) sum g^alpha n^beta, b 0 or 1, alpha and beta 0 to 2: 17 in all, those above "
+        "too\n"
+        "novice-mone\tmean g x norm of the outputs' standard deviations (2507.00390)\n"
+        "max-activation\tlargest entry of an output\n"
+        "importance\tshare of first choices x exp(their mean score) (NLLB, 2207.04672)\n"
+        "damage\tsum of |y - y without the expert|, its tokens rerouted (2606.15716)\n"
+        "reconstruction\tthe subset without which the layer's output changes least, each layer by itself "
+        "(2402.14800)\n"
+        "reconstruction-progressive\tthe same, on what comes of the layers pruned before\n"
+        "reconstruction-greedy\tthe same, expert by expert\n"
+        "Criteria without data:\n"
+        "router-norm-change\tsigned change of the router row's norm since --reference; for models finetuned to a "
+        "task, with the routers trained\n"
+        "router-norm-change-absolute\tits ablations: the absolute value, ...\n"
+        "router-difference-norm\t... and the norm of the difference\n"
+        "weight-norm\tL2 norm of the expert's weights\n"
+        "aimer\ttheir mean magnitude over their root mean square (2603.18492)\n"
+        "random\tthe baseline; give several --seed\n"
+        "Neurons instead of experts, cut out for good: N training images show each neuron of an expert, h its "
+        "activation; --ratio R of each expert's neurons (--budget expert) or of each layer's (--budget layer), "
+        "or --below P; in every expert stay as many as a token uses. The experts then differ in width.\n"
+        "neuron-frequency\tshare of the expert's rows in which a MoNE selects it\n"
+        "neuron-activation\tmean |h| before any selection\n"
+        "neuron-contribution\tmean |h| after the selection x norm of its row of down\n"
+        "neuron-weight-norm\tof the neuron's weights, without data\n"
+        "neuron-random\tthe baseline, without data\n"
+        "The mode is the paper's unless --mode says otherwise: zero for router-norm-change and random, remove "
+        "for the others and with routers whose experts choose. The input is never changed. --out gets the "
+        "smaller checkpoint and, if it is a folder, plan.json.",
+    .example = "prune runs/finetuned --criterion router-norm-change --reference runs/pretrained --ratio 0.5 --out "
+               "runs/pruned\n"
+               "prune runs/finetuned --criterion man --data synthetic --ratio 0.5 --out runs/man\n"
+               "prune runs/mone --criterion neuron-frequency --data synthetic --below 0.02 --out runs/narrow",
+    .options = options,
+    .least_operands = 1,
+    .most_operands = 1,
+    .run = run_prune,
+};

@@ -89,7 +89,7 @@ static int preview(const arguments *a) {
   return EXIT_DONE;
 }
 
-int run_data(const arguments *a) {
+static int run_data(const arguments *a) {
   const char *action = a->operands[0];
   if (strcmp(action, "list") == 0 && a->operand_count == 1) return list_data(a);
   if (strcmp(action, "info") == 0 && a->operand_count == 2) return show_info(a);
@@ -98,3 +98,30 @@ int run_data(const arguments *a) {
                  "usage: espalier data list | espalier data info DATA | espalier data preview DATA --out FILE.png");
   return report_failure(ESP_ERR_USAGE);
 }
+
+/* --- help ------------------------------------------------------------------------------------------------------ */
+
+static const command_option options[] = {
+    {"--out", "of preview: the PNG file to write"},
+    {"--split", "of preview: test (default) or train"},
+    {"--augment", "of preview: shows images as training sees them: shifted and mirrored"},
+    {"--seed", "of preview: what --augment does (default 1)"},
+    {NULL, NULL},
+};
+
+const command data_command = {
+    .name = "data",
+    .usage = "data list\n"
+             "data info DATA\n"
+             "data preview DATA --out FILE.png [--split SPLIT] [--augment]",
+    .summary = "Data sets: which there are, and what is in them",
+    .details =
+        "DATA is synthetic, NAME or NAME:PATH, as `data list` shows them. A preview is a contact sheet: a row of "
+        "images for each class.",
+    .example = "data list\n"
+               "data preview synthetic --out sheet.png",
+    .options = options,
+    .least_operands = 1,
+    .most_operands = 2,
+    .run = run_data,
+};

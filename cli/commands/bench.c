@@ -65,7 +65,7 @@ static int run_suite(const esp_bench_suite *suite, const arguments *a, int round
   return code;
 }
 
-int run_bench(const arguments *a) {
+static int run_bench(const arguments *a) {
   if (a->operand_count == 0) return list_suites(a->json);
   const esp_bench_suite *suite;
   long long rounds;
@@ -73,3 +73,30 @@ int run_bench(const arguments *a) {
   if (status == ESP_OK) status = whole_number("--rounds", a->rounds, 1, MOST_ROUNDS, ESP_BENCH_ROUNDS, &rounds);
   return status == ESP_OK ? run_suite(suite, a, (int)rounds) : report_failure(status);
 }
+
+/* --- help ------------------------------------------------------------------------------------------------------ */
+
+static const command_option options[] = {
+    {"--rounds", NULL},
+    {NULL, NULL},
+};
+
+const command bench_command = {
+    .name = "bench",
+    .usage = "bench [SUITE] [--rounds N]",
+    .summary = "Compares speeds on this machine",
+    .details =
+        "Without SUITE it lists them. Cases that are compared run in turns in one process; figures are medians, "
+        "ratios are those of each round. With --threads 1 times are the processor's, so that other programs' "
+        "turns do not count.\n"
+        "\"least\" is the share of the first case's work that a case cannot do without, \"reached\" how much of the "
+        "possible saving its time shows. \"of the limit\" is the share of the time that the products of a case "
+        "take at the speed that this machine's BLAS gives for their shapes, measured in the same run (suite "
+        "gemm). `train` shows a training step by phase and kind of op. Other work on the machine disturbs: "
+        "ratios stand it better than times.",
+    .example = "bench train\n"
+               "bench mone --threads 1",
+    .options = options,
+    .most_operands = 1,
+    .run = run_bench,
+};

@@ -81,7 +81,7 @@ static int show(const upcycling *u, const arguments *a) {
   return EXIT_DONE;
 }
 
-int run_upcycle(const arguments *a) {
+static int run_upcycle(const arguments *a) {
   upcycling u = {.noise = 0};
   const esp_status status = upcycle(&u, a);
   const int code = status == ESP_OK ? show(&u, a) : report_failure(status);
@@ -89,3 +89,30 @@ int run_upcycle(const arguments *a) {
   unload(&u.dense);
   return code;
 }
+
+/* --- help ------------------------------------------------------------------------------------------------------ */
+
+static const command_option options[] = {
+    {"--set", NULL},
+    {"--noise", NULL},
+    {"--out", "a folder, or a file ending in .h5, for the mixture"},
+    {"--overwrite", NULL},
+    {"--seed", "of the new routers and of --noise (default 1)"},
+    {NULL, NULL},
+};
+
+const command upcycle_command = {
+    .name = "upcycle",
+    .usage = "upcycle RUN|CKPT --set model.layers=[...] [--set KEY=VALUE]... [--noise S] --out RUN|CKPT",
+    .summary = "Makes a mixture of a trained dense model (arXiv 2212.05055)",
+    .details = "Blocks that model.layers makes mixtures get experts that are copies of their dense layer, and a new "
+               "router. Gates are renormalised unless --set model.moe.router.renormalise=false, so that nothing is "
+               "computed otherwise at first. With top_k=1 such a gate is always 1, and only the auxiliary losses train "
+               "the router. Then finetune.",
+    .example = "upcycle runs/dense --set model.layers=[dense,moe] --set model.moe.experts=8 --set model.moe.top_k=2 "
+               "--out runs/upcycled",
+    .options = options,
+    .least_operands = 1,
+    .most_operands = 1,
+    .run = run_upcycle,
+};

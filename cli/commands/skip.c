@@ -68,7 +68,7 @@ static int show(const skipping *s, const arguments *a) {
   return EXIT_DONE;
 }
 
-int run_skip(const arguments *a) {
+static int run_skip(const arguments *a) {
   skipping s = {.dataset = NULL};
   const esp_status status = make(&s, a);
   const int code = status == ESP_OK ? show(&s, a) : report_failure(status);
@@ -77,3 +77,34 @@ int run_skip(const arguments *a) {
   unload(&s.model);
   return code;
 }
+
+/* --- help ------------------------------------------------------------------------------------------------------ */
+
+static const command_option options[] = {
+    {"--data", NULL},
+    {"--beta", NULL},
+    {"--calibration", NULL},
+    {"--out", "a folder, or a file ending in .h5, for the model that skips"},
+    {"--overwrite", NULL},
+    {"--seed", "draws the calibration images (default 1)"},
+    {NULL, NULL},
+};
+
+const command skip_command = {
+    .name = "skip",
+    .usage = "skip RUN|CKPT --data DATA --out RUN|CKPT\n"
+             "skip RUN|CKPT --beta B --out RUN|CKPT",
+    .summary = "Leaves out experts that a token hardly wants",
+    .details =
+        "At inference a token's second expert is skipped if its gate is below beta times the first one's, and "
+        "the first gets all the weight (arXiv 2402.14800). beta is, for each layer, the median of that ratio "
+        "over N training images of --data (--calibration), which skips it for half of the tokens, or --beta; 0 "
+        "skips nothing. With more experts a token: the last ones, if together they have less than beta times the "
+        "others' weight. Nothing is stored less, and training does not skip. Prune first, then calibrate the "
+        "pruned model: pruning takes the beta away.",
+    .example = "skip runs/pruned --data synthetic:narrow --out runs/skipping",
+    .options = options,
+    .least_operands = 1,
+    .most_operands = 1,
+    .run = run_skip,
+};
