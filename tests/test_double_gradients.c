@@ -29,7 +29,7 @@ static void every_op_says_how_to_check_it(void **state) {
   (void)state;
   for (int t = 0; t < TABLE_COUNT; t++)
     for (const esp_op *const *op = op_tables[t]; *op; op++) {
-      assert_true((*op)->name && (*op)->plan && (*op)->forward && (*op)->cost);
+      assert_true((*op)->name && (*op)->prepare && (*op)->forward && (*op)->cost);
       if (!(*op)->backward) continue;
       assert_true((*op)->gradcheck.step > 0 && (*op)->gradcheck.step <= 1e-3);
       assert_true((*op)->gradcheck.tolerance > 0 && (*op)->gradcheck.tolerance <= 1e-6);

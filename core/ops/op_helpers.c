@@ -2,23 +2,23 @@
 
 #include <string.h>
 
-void esp_plan_output(esp_node *node, int index, int rank, const int64_t *shape) {
+void esp_set_output(esp_node *node, int index, int rank, const int64_t *shape) {
   esp_tensor *output = node->outputs[index];
   output->rank = rank;
   memcpy(output->shape, shape, (size_t)rank * sizeof *shape);
   if (node->output_count <= index) node->output_count = index + 1;
 }
 
-void esp_plan_same(esp_node *node) { esp_plan_output(node, 0, node->inputs[0]->rank, node->inputs[0]->shape); }
+void esp_set_output_same(esp_node *node) { esp_set_output(node, 0, node->inputs[0]->rank, node->inputs[0]->shape); }
 
-void esp_plan_scalar(esp_node *node) { esp_plan_output(node, 0, 1, (const int64_t[]){1}); }
+void esp_set_output_scalar(esp_node *node) { esp_set_output(node, 0, 1, (const int64_t[]){1}); }
 
-void esp_plan_columns(esp_node *node, int index, int64_t columns) {
+void esp_set_output_columns(esp_node *node, int index, int64_t columns) {
   const esp_tensor *input = node->inputs[0];
   int64_t shape[ESP_MAX_RANK];
   memcpy(shape, input->shape, sizeof shape);
   shape[input->rank - 1] = columns;
-  esp_plan_output(node, index, input->rank, shape);
+  esp_set_output(node, index, input->rank, shape);
 }
 
 void esp_require(const esp_node *node, bool fits, const char *what) {

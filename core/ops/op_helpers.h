@@ -8,13 +8,13 @@
 extern "C" {
 #endif
 
-/* Plans: give an output its shape. */
-ESP_API void esp_plan_output(esp_node *node, int index, int rank, const int64_t *shape);
-ESP_API void esp_plan_same(esp_node *node); /* one output, like input 0 */
-ESP_API void esp_plan_scalar(esp_node *node);
+/* For an op to prepare a node: they give an output its shape. */
+ESP_API void esp_set_output(esp_node *node, int index, int rank, const int64_t *shape);
+ESP_API void esp_set_output_same(esp_node *node); /* one output, like input 0 */
+ESP_API void esp_set_output_scalar(esp_node *node);
 
 /* Input 0's shape with another last dimension. */
-ESP_API void esp_plan_columns(esp_node *node, int index, int64_t columns);
+ESP_API void esp_set_output_columns(esp_node *node, int index, int64_t columns);
 
 /* esp_panic_shape() unless `fits`. */
 ESP_API void esp_require(const esp_node *node, bool fits, const char *what);

@@ -33,12 +33,12 @@ static kept kept_of(const esp_node *node) {
 
 static bool of_batch(const esp_node *node) { return ((const batch_norm_attributes *)node->attributes)->training; }
 
-static void batch_norm_plan(esp_node *node) {
+static void batch_norm_prepare(esp_node *node) {
   const int64_t columns = esp_tensor_columns(node->inputs[0]);
   for (int i = 1; i < node->input_count; i++)
     esp_require(node, esp_tensor_count(node->inputs[i]) == columns,
                 "gain, bias, mean and variance need one entry a column");
-  esp_plan_same(node);
+  esp_set_output_same(node);
   node->saved_bytes = (size_t)columns * (2 * ESP_PARTS * sizeof(double) + 3 * sizeof(esp_real));
   node->unread = ESP_UNREAD_OUTPUTS;
 }
@@ -177,8 +177,8 @@ static void batch_norm_backward(esp_node *node) {
 
 static esp_cost batch_norm_cost(const esp_node *node) { return esp_cost_elementwise(node, 7); }
 
-const esp_op esp_op_batch_norm = {"batch norm",        batch_norm_plan, batch_norm_forward,
-                                  batch_norm_backward, batch_norm_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_batch_norm = {"batch norm",        batch_norm_prepare, batch_norm_forward,
+                                  batch_norm_backward, batch_norm_cost,    {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_batch_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, esp_tensor *bias, esp_tensor *mean,
                            esp_tensor *variance, double epsilon, bool training) {

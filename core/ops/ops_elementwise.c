@@ -13,15 +13,15 @@ static bool is_tail_of(const esp_tensor *b, const esp_tensor *a) {
          memcmp(b->shape, a->shape + a->rank - b->rank, (size_t)b->rank * sizeof b->shape[0]) == 0;
 }
 
-static void broadcast_plan(esp_node *node) {
+static void broadcast_prepare(esp_node *node) {
   const esp_tensor *a = node->inputs[0], *b = node->inputs[1];
   esp_require(node, is_tail_of(b, a), "the second shape must be that of the first's last dimensions");
-  esp_plan_same(node);
+  esp_set_output_same(node);
   if (!esp_same_shape(a, b)) node->scratch_bytes = (size_t)(ESP_PARTS * esp_tensor_count(b)) * sizeof(esp_real);
 }
 
-static void add_plan(esp_node *node) {
-  broadcast_plan(node);
+static void add_prepare(esp_node *node) {
+  broadcast_prepare(node);
   node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_INPUT(1) | ESP_UNREAD_OUTPUTS;
   node->passes = ESP_PASSES(0);
   if (esp_same_shape(node->inputs[0], node->inputs[1])) node->passes |= ESP_PASSES(1);
@@ -132,9 +132,9 @@ static void multiply_backward(esp_node *node) {
 
 static esp_cost one_flop(const esp_node *node) { return esp_cost_elementwise(node, 1); }
 
-const esp_op esp_op_add = {"add", add_plan, add_forward, add_backward, one_flop, {1e-4, 1e-8, NULL}};
-const esp_op esp_op_multiply = {"multiply",        broadcast_plan, multiply_forward,
-                                multiply_backward, one_flop,       {1e-4, 1e-8, NULL}};
+const esp_op esp_op_add = {"add", add_prepare, add_forward, add_backward, one_flop, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_multiply = {"multiply",        broadcast_prepare, multiply_forward,
+                                multiply_backward, one_flop,          {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_add(esp_tape *tape, esp_tensor *a, esp_tensor *b) {
   return esp_tape_apply(tape, &esp_op_add, (esp_tensor *[]){a, b}, 2, NULL, 0);
@@ -168,12 +168,12 @@ static void scale_backward(esp_node *node) {
   accumulate(esp_tensor_count(node->inputs[0]), (accumulation){dx, node->outputs[0]->grad, &at->factor, 1, add});
 }
 
-static void scale_plan(esp_node *node) {
-  esp_plan_same(node);
+static void scale_prepare(esp_node *node) {
+  esp_set_output_same(node);
   node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
 
-const esp_op esp_op_scale = {"scale", scale_plan, scale_forward, scale_backward, one_flop, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_scale = {"scale", scale_prepare, scale_forward, scale_backward, one_flop, {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_scale(esp_tape *tape, esp_tensor *x, double factor) {
   return esp_tape_apply(tape, &esp_op_scale, &x, 1, &(scale_attributes){(esp_real)factor}, sizeof(scale_attributes));
@@ -193,45 +193,45 @@ static inline esp_real gelu_tanh_slope(esp_real x) {
   return HALF * (1 + t) + HALF * x * (1 - t * t) * SQRT_2_OVER_PI * (1 + 3 * CUBIC * x * x);
 }
 
-static void activation_plan(esp_node *node) {
-  esp_plan_same(node);
+static void activation_prepare(esp_node *node) {
+  esp_set_output_same(node);
   node->unread = ESP_UNREAD_OUTPUTS;
   node->overwrites = true;
 }
 
 /* An op from its value and its slope, both functions of x. */
-#define ACTIVATION(function, op_name, flops, value, slope, kink)                                                 \
-  ESP_HOT static void function##_range(void *context, int64_t begin, int64_t end) {                              \
-    const esp_node *node = context;                                                                              \
-    const esp_real *restrict x = node->inputs[0]->data;                                                          \
-    esp_real *restrict y = node->outputs[0]->data;                                                               \
-    for (int64_t i = begin; i < end; i++) y[i] = value(x[i]);                                                    \
-  }                                                                                                              \
-  ESP_HOT static void function##_gradient_range(void *context, int64_t begin, int64_t end) {                     \
-    const accumulation *a = context;                                                                             \
-    const esp_real *dy = a->source, *x = a->factor;                                                              \
-    esp_real *dx = a->target; /* perhaps x itself */                                                             \
-    if (a->accumulate) {                                                                                         \
-      ESP_PRAGMA(omp simd)                                                                                       \
-      for (int64_t i = begin; i < end; i++) dx[i] += dy[i] * slope(x[i]);                                        \
-    } else {                                                                                                     \
-      ESP_PRAGMA(omp simd)                                                                                       \
-      for (int64_t i = begin; i < end; i++) dx[i] = dy[i] * slope(x[i]);                                         \
-    }                                                                                                            \
-  }                                                                                                              \
-  static void function##_forward(esp_node *node) {                                                               \
-    esp_parallel_elements(esp_tensor_count(node->inputs[0]), function##_range, node);                            \
-  }                                                                                                              \
-  static void function##_backward(esp_node *node) {                                                              \
-    accumulation a = {.source = node->outputs[0]->grad, .factor = node->inputs[0]->data};                        \
-    a.target = esp_grad(node->inputs[0], &a.accumulate);                                                         \
-    esp_parallel_elements(esp_tensor_count(node->inputs[0]), function##_gradient_range, &a);                     \
-  }                                                                                                              \
-  static esp_cost function##_cost(const esp_node *node) { return esp_cost_elementwise(node, flops); }            \
-  const esp_op esp_op_##function = {op_name,         activation_plan,   function##_forward, function##_backward, \
-                                    function##_cost, {1e-5, 1e-7, kink}};                                        \
-  esp_tensor *esp_##function(esp_tape *tape, esp_tensor *x) {                                                    \
-    return esp_tape_apply(tape, &esp_op_##function, &x, 1, NULL, 0);                                             \
+#define ACTIVATION(function, op_name, flops, value, slope, kink)                                                  \
+  ESP_HOT static void function##_range(void *context, int64_t begin, int64_t end) {                               \
+    const esp_node *node = context;                                                                               \
+    const esp_real *restrict x = node->inputs[0]->data;                                                           \
+    esp_real *restrict y = node->outputs[0]->data;                                                                \
+    for (int64_t i = begin; i < end; i++) y[i] = value(x[i]);                                                     \
+  }                                                                                                               \
+  ESP_HOT static void function##_gradient_range(void *context, int64_t begin, int64_t end) {                      \
+    const accumulation *a = context;                                                                              \
+    const esp_real *dy = a->source, *x = a->factor;                                                               \
+    esp_real *dx = a->target; /* perhaps x itself */                                                              \
+    if (a->accumulate) {                                                                                          \
+      ESP_PRAGMA(omp simd)                                                                                        \
+      for (int64_t i = begin; i < end; i++) dx[i] += dy[i] * slope(x[i]);                                         \
+    } else {                                                                                                      \
+      ESP_PRAGMA(omp simd)                                                                                        \
+      for (int64_t i = begin; i < end; i++) dx[i] = dy[i] * slope(x[i]);                                          \
+    }                                                                                                             \
+  }                                                                                                               \
+  static void function##_forward(esp_node *node) {                                                                \
+    esp_parallel_elements(esp_tensor_count(node->inputs[0]), function##_range, node);                             \
+  }                                                                                                               \
+  static void function##_backward(esp_node *node) {                                                               \
+    accumulation a = {.source = node->outputs[0]->grad, .factor = node->inputs[0]->data};                         \
+    a.target = esp_grad(node->inputs[0], &a.accumulate);                                                          \
+    esp_parallel_elements(esp_tensor_count(node->inputs[0]), function##_gradient_range, &a);                      \
+  }                                                                                                               \
+  static esp_cost function##_cost(const esp_node *node) { return esp_cost_elementwise(node, flops); }             \
+  const esp_op esp_op_##function = {op_name,         activation_prepare, function##_forward, function##_backward, \
+                                    function##_cost, {1e-5, 1e-7, kink}};                                         \
+  esp_tensor *esp_##function(esp_tape *tape, esp_tensor *x) {                                                     \
+    return esp_tape_apply(tape, &esp_op_##function, &x, 1, NULL, 0);                                              \
   }
 
 ACTIVATION(relu, "relu", 1, esp_relu_value, esp_relu_slope, "x = 0")
@@ -247,9 +247,9 @@ typedef struct glu_attributes {
   esp_gate_kind gate;
 } glu_attributes;
 
-static void glu_plan(esp_node *node) {
+static void glu_prepare(esp_node *node) {
   esp_require(node, esp_tensor_columns(node->inputs[0]) % 2 == 0, "needs an even last dimension: gate | up");
-  esp_plan_columns(node, 0, esp_tensor_columns(node->inputs[0]) / 2);
+  esp_set_output_columns(node, 0, esp_tensor_columns(node->inputs[0]) / 2);
   node->unread = ESP_UNREAD_OUTPUTS;
   node->overwrites = true;
 }
@@ -304,7 +304,8 @@ static void glu_backward(esp_node *node) {
 
 static esp_cost glu_cost(const esp_node *node) { return esp_cost_elementwise(node, 5); }
 
-const esp_op esp_op_glu = {"glu", glu_plan, glu_forward, glu_backward, glu_cost, {1e-5, 1e-7, "gate = 0 with a ReLU"}};
+const esp_op esp_op_glu = {"glu",        glu_prepare, glu_forward,
+                           glu_backward, glu_cost,    {1e-5, 1e-7, "gate = 0 with a ReLU"}};
 
 esp_tensor *esp_glu(esp_tape *tape, esp_tensor *x, esp_gate_kind gate) {
   return esp_tape_apply(tape, &esp_op_glu, &x, 1, &(glu_attributes){gate}, sizeof(glu_attributes));
@@ -321,8 +322,8 @@ typedef struct dropout_attributes {
 
 enum { DROPOUT_RANGE = 4096 }; /* each range of elements has a stream of its own */
 
-static void dropout_plan(esp_node *node) {
-  esp_plan_same(node);
+static void dropout_prepare(esp_node *node) {
+  esp_set_output_same(node);
   node->saved_bytes = (size_t)esp_tensor_count(node->inputs[0]) * sizeof(esp_real);
   node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
@@ -352,8 +353,8 @@ static void dropout_backward(esp_node *node) {
   accumulate(count, (accumulation){dx, node->outputs[0]->grad, node->saved, count, add});
 }
 
-const esp_op esp_op_dropout = {"dropout",        dropout_plan, dropout_forward,
-                               dropout_backward, one_flop,     {1e-4, 1e-8, NULL}};
+const esp_op esp_op_dropout = {"dropout",        dropout_prepare, dropout_forward,
+                               dropout_backward, one_flop,        {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_dropout(esp_tape *tape, esp_tensor *x, double rate, uint64_t seed, uint64_t index) {
   if (rate <= 0) return x;

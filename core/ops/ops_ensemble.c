@@ -11,14 +11,14 @@ typedef struct tile_attributes {
   int64_t times;
 } tile_attributes;
 
-static void tile_plan(esp_node *node) {
+static void tile_prepare(esp_node *node) {
   const esp_tensor *x = node->inputs[0];
   const int64_t times = ((const tile_attributes *)node->attributes)->times;
   esp_require(node, times > 0 && x->rank > 0, "needs a first dimension and a positive number of copies");
   int64_t shape[ESP_MAX_RANK];
   memcpy(shape, x->shape, sizeof shape);
   shape[0] *= times;
-  esp_plan_output(node, 0, x->rank, shape);
+  esp_set_output(node, 0, x->rank, shape);
   node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
 
@@ -41,7 +41,7 @@ static void tile_backward(esp_node *node) {
 
 static esp_cost tile_cost(const esp_node *node) { return esp_cost_elementwise(node, 0); }
 
-const esp_op esp_op_tile = {"tile", tile_plan, tile_forward, tile_backward, tile_cost, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_tile = {"tile", tile_prepare, tile_forward, tile_backward, tile_cost, {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_tile(esp_tape *tape, esp_tensor *x, int64_t times) {
   if (times == 1) return x;
@@ -51,11 +51,11 @@ esp_tensor *esp_tile(esp_tape *tape, esp_tensor *x, int64_t times) {
 /* --- log mean probability: y = log(1/M sum_m p_m), p_m = softmax(x_m);  with w_mc = p_mc / (M e^(y_c)), the member's
  * share of class c:  dx_mc = w_mc dy_c - p_mc sum_j w_mj dy_j. */
 
-static void mean_plan(esp_node *node) {
+static void mean_prepare(esp_node *node) {
   const esp_tensor *x = node->inputs[0];
   const int64_t members = ((const tile_attributes *)node->attributes)->times;
   esp_require(node, x->rank == 2 && members > 0 && x->shape[0] % members == 0, "needs [members x rows, columns]");
-  esp_plan_output(node, 0, 2, (const int64_t[]){x->shape[0] / members, x->shape[1]});
+  esp_set_output(node, 0, 2, (const int64_t[]){x->shape[0] / members, x->shape[1]});
   node->saved_bytes = (size_t)x->shape[0] * sizeof(esp_real); /* log sum e^x of each row */
 }
 
@@ -103,8 +103,8 @@ static void mean_backward(esp_node *node) {
 
 static esp_cost mean_cost(const esp_node *node) { return esp_cost_elementwise(node, 8); }
 
-const esp_op esp_op_log_mean_probability = {"log mean probability", mean_plan, mean_forward,
-                                            mean_backward,          mean_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_log_mean_probability = {"log mean probability", mean_prepare, mean_forward,
+                                            mean_backward,          mean_cost,    {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_log_mean_probability(esp_tape *tape, esp_tensor *x, int64_t members) {
   if (members == 1) return x;

@@ -38,7 +38,7 @@ static convolution_shape convolution_shape_of(const esp_node *node) {
 }
 
 /* Every part of the batch has its own buffer for the patches of one image, and one for dW. */
-static void convolution_plan(esp_node *node) {
+static void convolution_prepare(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *w = node->inputs[1];
   esp_require(node, x->rank == 4 && w->rank == 4 && w->shape[1] == w->shape[2] && w->shape[3] == x->shape[3],
               "needs x [N, H, W, C] and weight [out, kernel, kernel, C]");
@@ -47,7 +47,7 @@ static void convolution_plan(esp_node *node) {
   const convolution_shape s = convolution_shape_of(node);
   esp_require(node, s.height + 2 * s.padding >= s.kernel && s.width + 2 * s.padding >= s.kernel,
               "the kernel is larger than the padded image");
-  esp_plan_output(node, 0, 4, (const int64_t[]){s.images, s.out_height, s.out_width, s.out});
+  esp_set_output(node, 0, 4, (const int64_t[]){s.images, s.out_height, s.out_width, s.out});
   const size_t patches = (size_t)(ESP_PARTS * s.pixels * s.patch) * sizeof(esp_real);
   node->saved_bytes = patches;
   node->scratch_bytes = (size_t)(ESP_PARTS * s.out * (s.patch + 1)) * sizeof(esp_real);
@@ -194,8 +194,8 @@ static esp_cost convolution_cost(const esp_node *node) {
   return esp_cost_elementwise(node, 2.0 * (double)convolution_shape_of(node).patch);
 }
 
-const esp_op esp_op_convolution = {"convolution",        convolution_plan, convolution_forward,
-                                   convolution_backward, convolution_cost, {1e-4, 1e-7, NULL}};
+const esp_op esp_op_convolution = {"convolution",        convolution_prepare, convolution_forward,
+                                   convolution_backward, convolution_cost,    {1e-4, 1e-7, NULL}};
 
 esp_tensor *esp_convolution(esp_tape *tape, esp_tensor *x, esp_tensor *weight, esp_tensor *bias, int64_t stride,
                             int64_t padding) {
@@ -215,7 +215,7 @@ static depthwise_shape depthwise_shape_of(const esp_node *node) {
   return (depthwise_shape){x[0], x[1], x[2], x[3], kernel, kernel / 2, x[1] * x[2] * x[3]};
 }
 
-static void depthwise_plan(esp_node *node) {
+static void depthwise_prepare(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *w = node->inputs[1];
   esp_require(node,
               x->rank == 4 && w->rank == 3 && w->shape[0] == w->shape[1] && w->shape[0] % 2 == 1 &&
@@ -223,7 +223,7 @@ static void depthwise_plan(esp_node *node) {
               "needs x [N, H, W, C] and weight [kernel, kernel, C] with an odd kernel");
   esp_require(node, !node->inputs[2] || esp_tensor_count(node->inputs[2]) == x->shape[3],
               "the bias needs one entry a channel");
-  esp_plan_same(node);
+  esp_set_output_same(node);
   const depthwise_shape s = depthwise_shape_of(node);
   node->scratch_bytes = (size_t)(ESP_PARTS * s.channels * (s.kernel * s.kernel + 1)) * sizeof(esp_real);
   node->unread = ESP_UNREAD_OUTPUTS;
@@ -328,8 +328,8 @@ static esp_cost depthwise_cost(const esp_node *node) {
   return esp_cost_elementwise(node, 2.0 * (double)(s.kernel * s.kernel));
 }
 
-const esp_op esp_op_depthwise_convolution = {"depthwise convolution", depthwise_plan, depthwise_forward,
-                                             depthwise_backward,      depthwise_cost, {1e-4, 1e-7, NULL}};
+const esp_op esp_op_depthwise_convolution = {"depthwise convolution", depthwise_prepare, depthwise_forward,
+                                             depthwise_backward,      depthwise_cost,    {1e-4, 1e-7, NULL}};
 
 esp_tensor *esp_depthwise_convolution(esp_tape *tape, esp_tensor *x, esp_tensor *weight, esp_tensor *bias) {
   return esp_tape_apply(tape, &esp_op_depthwise_convolution, (esp_tensor *[]){x, weight, bias}, 3, NULL, 0);
@@ -341,13 +341,13 @@ typedef struct pool_attributes {
   int64_t size;
 } pool_attributes;
 
-static void pool_plan(esp_node *node) {
+static void pool_prepare(esp_node *node) {
   const pool_attributes *at = node->attributes;
   const esp_tensor *x = node->inputs[0];
   esp_require(node, x->rank == 4 && at->size > 0 && x->shape[1] % at->size == 0 && x->shape[2] % at->size == 0,
               "needs [N, H, W, C] with H and W divisible by the window's size");
-  esp_plan_output(node, 0, 4,
-                  (const int64_t[]){x->shape[0], x->shape[1] / at->size, x->shape[2] / at->size, x->shape[3]});
+  esp_set_output(node, 0, 4,
+                 (const int64_t[]){x->shape[0], x->shape[1] / at->size, x->shape[2] / at->size, x->shape[3]});
 }
 
 /* Offset in the input of the first pixel of output pixel (row, column) of image i, row counting over images. */
@@ -459,10 +459,11 @@ static esp_cost pool_cost(const esp_node *node) {
   return esp_cost_elementwise(node, (double)(size * size));
 }
 
-const esp_op esp_op_max_pool = {"max pool",        pool_plan, max_pool_forward,
-                                max_pool_backward, pool_cost, {1e-5, 1e-7, "two largest pixels of a window are equal"}};
-const esp_op esp_op_mean_pool = {"mean pool",        pool_plan, mean_pool_forward,
-                                 mean_pool_backward, pool_cost, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_max_pool = {"max pool",       pool_prepare,
+                                max_pool_forward, max_pool_backward,
+                                pool_cost,        {1e-5, 1e-7, "two largest pixels of a window are equal"}};
+const esp_op esp_op_mean_pool = {"mean pool",        pool_prepare, mean_pool_forward,
+                                 mean_pool_backward, pool_cost,    {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_max_pool(esp_tape *tape, esp_tensor *x, int64_t size) {
   return esp_tape_apply(tape, &esp_op_max_pool, &x, 1, &(pool_attributes){size}, sizeof(pool_attributes));

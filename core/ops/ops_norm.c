@@ -9,11 +9,11 @@ typedef struct norm_attributes {
 } norm_attributes;
 
 /* Parts of the gain's and the bias's gradients lie one after the other in the scratch. */
-static void norm_plan(esp_node *node) {
+static void norm_prepare(esp_node *node) {
   const int64_t columns = esp_tensor_columns(node->inputs[0]);
   for (int i = 1; i < node->input_count; i++)
     esp_require(node, esp_tensor_count(node->inputs[i]) == columns, "gain and bias need one entry a column");
-  esp_plan_same(node);
+  esp_set_output_same(node);
   node->saved_bytes = (size_t)(2 * esp_tensor_rows(node->inputs[0])) * sizeof(esp_real);
   node->scratch_bytes = (size_t)(2 * ESP_PARTS * columns) * sizeof(esp_real);
   node->unread = ESP_UNREAD_OUTPUTS;
@@ -104,8 +104,8 @@ static void layer_norm_backward(esp_node *node) { run_norm_backward(node, layer_
 
 static esp_cost norm_cost(const esp_node *node) { return esp_cost_elementwise(node, 8); }
 
-const esp_op esp_op_layer_norm = {"layer norm",        norm_plan, layer_norm_forward,
-                                  layer_norm_backward, norm_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_layer_norm = {"layer norm",        norm_prepare, layer_norm_forward,
+                                  layer_norm_backward, norm_cost,    {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_layer_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, esp_tensor *bias, double epsilon) {
   return esp_tape_apply(tape, &esp_op_layer_norm, (esp_tensor *[]){x, gain, bias}, 3, &(norm_attributes){epsilon},
@@ -167,8 +167,8 @@ ESP_HOT static void rms_norm_gradient_parts(void *context, int64_t begin, int64_
 
 static void rms_norm_backward(esp_node *node) { run_norm_backward(node, rms_norm_gradient_parts); }
 
-const esp_op esp_op_rms_norm = {"rms norm",        norm_plan, rms_norm_forward,
-                                rms_norm_backward, norm_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_rms_norm = {"rms norm",        norm_prepare, rms_norm_forward,
+                                rms_norm_backward, norm_cost,    {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_rms_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, double epsilon) {
   return esp_tape_apply(tape, &esp_op_rms_norm, (esp_tensor *[]){x, gain}, 2, &(norm_attributes){epsilon},
@@ -177,7 +177,7 @@ esp_tensor *esp_rms_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, double
 
 /* --- unit rows: y = x r, r = 1 / sqrt(sum(x^2) + 1e-12);  dx = r (dy - y <dy, y>) ------------------------------ */
 
-static void unit_plan(esp_node *node) { esp_plan_same(node); }
+static void unit_prepare(esp_node *node) { esp_set_output_same(node); }
 
 static esp_real inverse_length(const esp_real *restrict x, int64_t columns) {
   esp_real squares = 0;
@@ -230,7 +230,7 @@ static void unit_backward(esp_node *node) {
   esp_parallel_rows(esp_tensor_rows(node->inputs[0]), esp_tensor_columns(node->inputs[0]), unit_gradient_rows, &g);
 }
 
-const esp_op esp_op_unit_rows = {"unit rows", unit_plan, unit_forward, unit_backward, norm_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_unit_rows = {"unit rows", unit_prepare, unit_forward, unit_backward, norm_cost, {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_unit_rows(esp_tape *tape, esp_tensor *x) {
   return esp_tape_apply(tape, &esp_op_unit_rows, &x, 1, NULL, 0);

@@ -28,7 +28,7 @@ static matmul_shape matmul_shape_of(const esp_node *node) {
   return s;
 }
 
-static void matmul_plan(esp_node *node) {
+static void matmul_prepare(esp_node *node) {
   const matmul_attributes *at = node->attributes;
   const esp_tensor *a = node->inputs[0], *b = node->inputs[1];
   esp_require(node, a->rank >= 2 && a->rank == b->rank, "needs two matrices, or batches of the same rank");
@@ -40,7 +40,7 @@ static void matmul_plan(esp_node *node) {
   memcpy(shape, a->shape, sizeof shape);
   shape[a->rank - 2] = s.m;
   shape[a->rank - 1] = s.n;
-  esp_plan_output(node, 0, a->rank, shape);
+  esp_set_output(node, 0, a->rank, shape);
   node->saved_bytes = (size_t)s.batch * sizeof(esp_gemm); /* room for the list of products */
   node->unread = ESP_UNREAD_OUTPUTS;
 }
@@ -151,7 +151,8 @@ static esp_cost matmul_cost(const esp_node *node) {
   return esp_cost_elementwise(node, 2.0 * (double)s.k);
 }
 
-const esp_op esp_op_matmul = {"matmul", matmul_plan, matmul_forward, matmul_backward, matmul_cost, {1e-4, 1e-7, NULL}};
+const esp_op esp_op_matmul = {"matmul",        matmul_prepare, matmul_forward,
+                              matmul_backward, matmul_cost,    {1e-4, 1e-7, NULL}};
 
 esp_tensor *esp_matmul(esp_tape *tape, esp_tensor *a, bool transpose_a, esp_tensor *b, bool transpose_b) {
   return esp_tape_apply(tape, &esp_op_matmul, (esp_tensor *[]){a, b}, 2, &(matmul_attributes){transpose_a, transpose_b},
@@ -161,12 +162,12 @@ esp_tensor *esp_matmul(esp_tape *tape, esp_tensor *a, bool transpose_a, esp_tens
 /* --- linear map: Y = X W^T + b --------------------------------------------------------------------------
  * dX = dY W;  dW = dY^T X;  db = the column sums of dY. */
 
-static void linear_map_plan(esp_node *node) {
+static void linear_map_prepare(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *weight = node->inputs[1], *bias = node->inputs[2];
   esp_require(node, weight->rank == 2 && esp_tensor_columns(x) == weight->shape[1],
               "needs x [.., in] and weight [out, in]");
   esp_require(node, !bias || esp_tensor_count(bias) == weight->shape[0], "the bias needs one entry an output");
-  esp_plan_columns(node, 0, weight->shape[0]);
+  esp_set_output_columns(node, 0, weight->shape[0]);
   const int64_t partial = ESP_GEMM_PARTIALS * esp_tensor_count(weight), sums = bias ? ESP_PARTS * weight->shape[0] : 0;
   node->scratch_bytes = (size_t)(partial > sums ? partial : sums) * sizeof(esp_real);
   node->unread = ESP_UNREAD_INPUT(2) | ESP_UNREAD_OUTPUTS;
@@ -235,8 +236,8 @@ static esp_cost linear_map_cost(const esp_node *node) {
   return esp_cost_elementwise(node, 2.0 * (double)esp_tensor_columns(node->inputs[0]));
 }
 
-const esp_op esp_op_linear_map = {"linear map",        linear_map_plan, linear_map_forward,
-                                  linear_map_backward, linear_map_cost, {1e-4, 1e-7, NULL}};
+const esp_op esp_op_linear_map = {"linear map",        linear_map_prepare, linear_map_forward,
+                                  linear_map_backward, linear_map_cost,    {1e-4, 1e-7, NULL}};
 
 esp_tensor *esp_linear_map(esp_tape *tape, esp_tensor *x, esp_tensor *weight, esp_tensor *bias) {
   return esp_tape_apply(tape, &esp_op_linear_map, (esp_tensor *[]){x, weight, bias}, 3, NULL, 0);

@@ -11,20 +11,20 @@ typedef struct rows_attributes {
   int64_t count, height;
 } rows_attributes;
 
-static void gather_plan(esp_node *node) {
+static void gather_prepare(esp_node *node) {
   const rows_attributes *at = node->attributes;
   const int64_t height = esp_tensor_rows(node->inputs[0]);
   for (int64_t i = 0; i < at->count; i++)
     esp_require(node, at->rows[i] >= 0 && at->rows[i] < height, "a row to gather does not exist");
-  esp_plan_output(node, 0, 2, (const int64_t[]){at->count, esp_tensor_columns(node->inputs[0])});
+  esp_set_output(node, 0, 2, (const int64_t[]){at->count, esp_tensor_columns(node->inputs[0])});
 }
 
-static void scatter_plan(esp_node *node) {
+static void scatter_prepare(esp_node *node) {
   const rows_attributes *at = node->attributes;
   esp_require(node, at->count == esp_tensor_rows(node->inputs[0]), "needs one target a row");
   for (int64_t i = 0; i < at->count; i++)
     esp_require(node, at->rows[i] >= 0 && at->rows[i] < at->height, "a row to scatter to does not exist");
-  esp_plan_output(node, 0, 2, (const int64_t[]){at->height, esp_tensor_columns(node->inputs[0])});
+  esp_set_output(node, 0, 2, (const int64_t[]){at->height, esp_tensor_columns(node->inputs[0])});
 }
 
 static void copy_rows(const rows_attributes *at, const esp_real *source, int64_t columns, esp_real *target, bool add) {
@@ -66,10 +66,10 @@ static void scatter_backward(esp_node *node) {
 
 static esp_cost no_flops(const esp_node *node) { return esp_cost_elementwise(node, 0); }
 
-const esp_op esp_op_gather_rows = {"gather rows",   gather_plan, gather_forward,
-                                   gather_backward, no_flops,    {1e-4, 1e-8, NULL}};
-const esp_op esp_op_scatter_rows = {"scatter rows",   scatter_plan, scatter_forward,
-                                    scatter_backward, no_flops,     {1e-4, 1e-8, NULL}};
+const esp_op esp_op_gather_rows = {"gather rows",   gather_prepare, gather_forward,
+                                   gather_backward, no_flops,       {1e-4, 1e-8, NULL}};
+const esp_op esp_op_scatter_rows = {"scatter rows",   scatter_prepare, scatter_forward,
+                                    scatter_backward, no_flops,        {1e-4, 1e-8, NULL}};
 
 static esp_tensor *apply_rows(esp_tape *tape, const esp_op *op, esp_tensor *x, const int32_t *rows, int64_t count,
                               int64_t height) {
@@ -94,11 +94,11 @@ typedef struct top_k_attributes {
   int64_t k;
 } top_k_attributes;
 
-static void top_k_plan(esp_node *node) {
+static void top_k_prepare(esp_node *node) {
   const int64_t k = ((const top_k_attributes *)node->attributes)->k;
   esp_require(node, k > 0 && k <= esp_tensor_columns(node->inputs[0]),
               "k must lie between 1 and the number of columns");
-  esp_plan_columns(node, 0, k);
+  esp_set_output_columns(node, 0, k);
   node->saved_bytes = (size_t)(esp_tensor_rows(node->inputs[0]) * k) * sizeof(int32_t);
 }
 
@@ -136,7 +136,7 @@ static void top_k_backward(esp_node *node) {
     dx[i / k * columns + indices[i]] += node->outputs[0]->grad[i];
 }
 
-const esp_op esp_op_top_k = {"top-k",       top_k_plan,
+const esp_op esp_op_top_k = {"top-k",       top_k_prepare,
                              top_k_forward, top_k_backward,
                              no_flops,      {1e-5, 1e-8, "two values at the edge of the selection are equal"}};
 

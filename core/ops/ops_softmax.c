@@ -60,8 +60,8 @@ static void softmax_backward(esp_node *node) {
 
 static esp_cost softmax_cost(const esp_node *node) { return esp_cost_elementwise(node, 5); }
 
-const esp_op esp_op_softmax = {"softmax",        esp_plan_same, softmax_forward,
-                               softmax_backward, softmax_cost,  {1e-5, 1e-7, NULL}};
+const esp_op esp_op_softmax = {"softmax",        esp_set_output_same, softmax_forward,
+                               softmax_backward, softmax_cost,        {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_softmax(esp_tape *tape, esp_tensor *x) { return esp_tape_apply(tape, &esp_op_softmax, &x, 1, NULL, 0); }
 
@@ -102,8 +102,8 @@ static void log_softmax_backward(esp_node *node) {
   for_rows(node->inputs[0], log_softmax_gradient_rows, &g);
 }
 
-const esp_op esp_op_log_softmax = {"log softmax",        esp_plan_same, log_softmax_forward,
-                                   log_softmax_backward, softmax_cost,  {1e-5, 1e-7, NULL}};
+const esp_op esp_op_log_softmax = {"log softmax",        esp_set_output_same, log_softmax_forward,
+                                   log_softmax_backward, softmax_cost,        {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_log_softmax(esp_tape *tape, esp_tensor *x) {
   return esp_tape_apply(tape, &esp_op_log_softmax, &x, 1, NULL, 0);
@@ -112,7 +112,7 @@ esp_tensor *esp_log_softmax(esp_tape *tape, esp_tensor *x) {
 /* --- cross-entropy: L = -1/N sum_n sum_j q_nj log softmax(x_n)_j --------------------------------------------
  * q = (1 - s) (mix at the label, 1 - mix at the mixed label) + s / C;  dx_n = dL (softmax(x_n) - q_n) / N. */
 
-static void cross_entropy_plan(esp_node *node) {
+static void cross_entropy_prepare(esp_node *node) {
   const esp_tensor *logits = node->inputs[0];
   esp_require(node, logits->rank == 2, "needs logits [rows, classes]");
   const esp_targets *targets = node->attributes;
@@ -121,7 +121,7 @@ static void cross_entropy_plan(esp_node *node) {
     esp_require(node, !targets->mix || (targets->mixed_labels[r] >= 0 && targets->mixed_labels[r] < logits->shape[1]),
                 "a mixed label is out of range");
   }
-  esp_plan_scalar(node);
+  esp_set_output_scalar(node);
   node->saved_bytes = (size_t)esp_tensor_count(logits) * sizeof(esp_real); /* log-probabilities */
 }
 
@@ -168,8 +168,8 @@ static esp_cost cross_entropy_cost(const esp_node *node) {
   return (esp_cost){8.0 * (double)esp_tensor_count(node->inputs[0]), 4.0 * (double)esp_tensor_count(node->inputs[0])};
 }
 
-const esp_op esp_op_cross_entropy = {"cross-entropy",        cross_entropy_plan, cross_entropy_forward,
-                                     cross_entropy_backward, cross_entropy_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_cross_entropy = {"cross-entropy",        cross_entropy_prepare, cross_entropy_forward,
+                                     cross_entropy_backward, cross_entropy_cost,    {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_cross_entropy(esp_tape *tape, esp_tensor *logits, const esp_targets *targets) {
   return esp_tape_apply(tape, &esp_op_cross_entropy, &logits, 1, targets, sizeof *targets);
@@ -183,13 +183,13 @@ typedef struct distillation_attributes {
   double temperature;
 } distillation_attributes;
 
-static void distillation_plan(esp_node *node) {
+static void distillation_prepare(esp_node *node) {
   const esp_tensor *logits = node->inputs[0];
   const distillation_attributes *a = node->attributes;
   esp_require(node, logits->rank == 2, "needs logits [rows, classes]");
   esp_require(node, esp_same_shape(logits, a->teacher), "needs a teacher's logits of the same shape");
   esp_require(node, a->temperature > 0, "needs a temperature above 0");
-  esp_plan_scalar(node);
+  esp_set_output_scalar(node);
   node->saved_bytes = 2 * (size_t)esp_tensor_count(logits) * sizeof(esp_real); /* log q, then log p */
 }
 
@@ -227,8 +227,8 @@ static esp_cost distillation_cost(const esp_node *node) {
   return (esp_cost){18.0 * (double)esp_tensor_count(node->inputs[0]), 8.0 * (double)esp_tensor_count(node->inputs[0])};
 }
 
-const esp_op esp_op_distillation = {"distillation",        distillation_plan, distillation_forward,
-                                    distillation_backward, distillation_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_distillation = {"distillation",        distillation_prepare, distillation_forward,
+                                    distillation_backward, distillation_cost,    {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_distillation_loss(esp_tape *tape, esp_tensor *logits, const esp_tensor *teacher, double temperature) {
   if (!teacher) return NULL;

@@ -29,12 +29,12 @@ static attention_shape attention_shape_of(const esp_node *node) {
   return s;
 }
 
-static void attention_plan(esp_node *node) {
+static void attention_prepare(esp_node *node) {
   const esp_tensor *qkv = node->inputs[0];
   const int64_t heads = ((const attention_attributes *)node->attributes)->heads;
   esp_require(node, qkv->rank == 3 && heads > 0 && qkv->shape[2] % (3 * heads) == 0, "needs [N, T, 3 x heads x width]");
   const attention_shape s = attention_shape_of(node);
-  esp_plan_output(node, 0, 3, (const int64_t[]){s.images, s.tokens, s.width});
+  esp_set_output(node, 0, 3, (const int64_t[]){s.images, s.tokens, s.width});
   const size_t square = (size_t)(s.tokens * s.tokens) * sizeof(esp_real);
   node->saved_bytes = (size_t)(s.images * s.heads) * square;
   node->scratch_bytes = ESP_PARTS * square;
@@ -198,8 +198,8 @@ static esp_cost attention_cost(const esp_node *node) {
   return esp_cost_elementwise(node, 4.0 * (double)s.tokens + 5.0 * (double)s.tokens / (double)s.head_width);
 }
 
-const esp_op esp_op_attention = {"attention",        attention_plan, attention_forward,
-                                 attention_backward, attention_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_attention = {"attention",        attention_prepare, attention_forward,
+                                 attention_backward, attention_cost,    {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_attention(esp_tape *tape, esp_tensor *qkv, int64_t heads) {
   return esp_tape_apply(tape, &esp_op_attention, &qkv, 1, &(attention_attributes){heads}, sizeof(attention_attributes));
@@ -207,10 +207,10 @@ esp_tensor *esp_attention(esp_tape *tape, esp_tensor *qkv, int64_t heads) {
 
 /* --- mean over tokens: y[n, c] = 1/T sum_t x[n, t, c] ------------------------------------------------------- */
 
-static void mean_tokens_plan(esp_node *node) {
+static void mean_tokens_prepare(esp_node *node) {
   const esp_tensor *x = node->inputs[0];
   esp_require(node, x->rank == 3, "needs [N, T, C]");
-  esp_plan_output(node, 0, 2, (const int64_t[]){x->shape[0], x->shape[2]});
+  esp_set_output(node, 0, 2, (const int64_t[]){x->shape[0], x->shape[2]});
   node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
 
@@ -260,8 +260,8 @@ static esp_cost one_flop(const esp_node *node) {
   return (esp_cost){(double)esp_tensor_count(node->inputs[0]), 4.0 * (double)esp_tensor_count(node->inputs[0])};
 }
 
-const esp_op esp_op_mean_tokens = {"mean over tokens",   mean_tokens_plan, mean_tokens_forward,
-                                   mean_tokens_backward, one_flop,         {1e-4, 1e-8, NULL}};
+const esp_op esp_op_mean_tokens = {"mean over tokens", mean_tokens_prepare, mean_tokens_forward, mean_tokens_backward,
+                                   one_flop,           {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_mean_tokens(esp_tape *tape, esp_tensor *x) {
   return esp_tape_apply(tape, &esp_op_mean_tokens, &x, 1, NULL, 0);
@@ -290,7 +290,7 @@ static void mean_backward(esp_node *node) {
   for (int64_t i = 0; i < count; i++) dx[i] = (add ? dx[i] : 0) + share;
 }
 
-const esp_op esp_op_mean = {"mean", esp_plan_scalar, mean_forward, mean_backward, one_flop, {1e-4, 1e-8, NULL}};
+const esp_op esp_op_mean = {"mean", esp_set_output_scalar, mean_forward, mean_backward, one_flop, {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_mean(esp_tape *tape, esp_tensor *x) { return esp_tape_apply(tape, &esp_op_mean, &x, 1, NULL, 0); }
 
@@ -301,9 +301,9 @@ typedef struct reshape_attributes {
   int64_t shape[ESP_MAX_RANK];
 } reshape_attributes;
 
-static void reshape_plan(esp_node *node) {
+static void reshape_prepare(esp_node *node) {
   const reshape_attributes *at = node->attributes;
-  esp_plan_output(node, 0, at->rank, at->shape);
+  esp_set_output(node, 0, at->rank, at->shape);
   esp_require(node, esp_tensor_count(node->outputs[0]) == esp_tensor_count(node->inputs[0]), "the sizes differ");
   node->outputs[0]->data = node->inputs[0]->data;
   node->outputs[0]->view = true;
@@ -325,8 +325,8 @@ static void reshape_backward(esp_node *node) {
 
 static esp_cost no_flops(const esp_node *node) { return esp_cost_elementwise(node, 0); }
 
-const esp_op esp_op_reshape = {"reshape",        reshape_plan, reshape_forward,
-                               reshape_backward, no_flops,     {1e-4, 1e-8, NULL}};
+const esp_op esp_op_reshape = {"reshape",        reshape_prepare, reshape_forward,
+                               reshape_backward, no_flops,        {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_reshape(esp_tape *tape, esp_tensor *x, int rank, const int64_t *shape) {
   reshape_attributes at = {.rank = rank};

@@ -114,7 +114,7 @@ esp_node *esp_tape_run(esp_tape *tape, const esp_op *op, esp_tensor *const *inpu
   if (tape->status != ESP_OK) return NULL;
   esp_node *node = make_node(tape, op, inputs, input_count, attributes, attributes_size);
   if (!node) return NULL;
-  op->plan(node);
+  op->prepare(node);
   if (!take_buffers(tape, node)) return NULL;
   esp_tape_run_phase(tape, node, ESP_OP_FORWARD);
   if (needs_grad(tape, node)) {

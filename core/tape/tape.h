@@ -61,7 +61,7 @@ struct esp_op {
   const char *name;
   /* Checks the inputs' shapes (esp_panic_shape() on a mistake), sets output_count, the outputs' rank and
    * shape, saved_bytes and scratch_bytes, and what may be `unread`, passed on or overwritten. */
-  void (*plan)(esp_node *node);
+  void (*prepare)(esp_node *node);
   void (*forward)(esp_node *node);
   /* Adds to the inputs' gradients through esp_grad(). NULL: no gradient flows through this op. Not called where all
    * gradients are passed on: the inputs then take the output's memory. */

@@ -15,10 +15,10 @@ static esp_cost no_flops(const esp_node *node) { return esp_cost_elementwise(nod
 
 /* --- dispatch: row r = x of the token of slot[r];  dx_t = sum of the rows of token t's slots, in order ------- */
 
-static void dispatch_plan(esp_node *node) {
+static void dispatch_prepare(esp_node *node) {
   const esp_routing *r = routing_of(node);
   esp_require(node, esp_tensor_rows(node->inputs[0]) == r->tokens, "needs one row a token");
-  esp_plan_output(node, 0, 2, (const int64_t[]){r->rows, esp_tensor_columns(node->inputs[0])});
+  esp_set_output(node, 0, 2, (const int64_t[]){r->rows, esp_tensor_columns(node->inputs[0])});
   node->unread = ESP_UNREAD_INPUT(0) | ESP_UNREAD_OUTPUTS;
 }
 
@@ -62,8 +62,8 @@ static void dispatch_backward(esp_node *node) {
   esp_parallel_rows(routing_of(node)->tokens, esp_tensor_columns(node->inputs[0]), dispatch_gradient_tokens, &g);
 }
 
-const esp_op esp_op_dispatch = {"dispatch",        dispatch_plan, dispatch_forward,
-                                dispatch_backward, no_flops,      {1e-4, 1e-8, NULL}};
+const esp_op esp_op_dispatch = {"dispatch",        dispatch_prepare, dispatch_forward,
+                                dispatch_backward, no_flops,         {1e-4, 1e-8, NULL}};
 
 esp_tensor *esp_dispatch(esp_tape *tape, esp_tensor *x, const esp_routing *routing) {
   return esp_tape_apply(tape, &esp_op_dispatch, &x, 1, &(routing_attributes){routing}, sizeof(routing_attributes));
@@ -71,12 +71,12 @@ esp_tensor *esp_dispatch(esp_tape *tape, esp_tensor *x, const esp_routing *routi
 
 /* --- combine: y_t = sum_i g_ti x_row(t,i);  dx_row = g_ti dy_t;  dg_ti = <dy_t, x_row> ------------------------ */
 
-static void combine_plan(esp_node *node) {
+static void combine_prepare(esp_node *node) {
   const esp_routing *r = routing_of(node);
   const esp_tensor *rows = node->inputs[0], *gates = node->inputs[1];
   esp_require(node, esp_tensor_rows(rows) == r->rows && esp_tensor_count(gates) == r->slots,
               "needs the routing's rows and a gate of each slot");
-  esp_plan_output(node, 0, 2, (const int64_t[]){r->tokens, esp_tensor_columns(rows)});
+  esp_set_output(node, 0, 2, (const int64_t[]){r->tokens, esp_tensor_columns(rows)});
   node->unread = ESP_UNREAD_OUTPUTS;
 }
 
@@ -142,8 +142,8 @@ static esp_cost combine_cost(const esp_node *node) {
   return esp_cost_elementwise(node, 2.0 * (double)r->slots / (double)r->tokens);
 }
 
-const esp_op esp_op_combine = {"combine",        combine_plan, combine_forward,
-                               combine_backward, combine_cost, {1e-4, 1e-7, NULL}};
+const esp_op esp_op_combine = {"combine",        combine_prepare, combine_forward,
+                               combine_backward, combine_cost,    {1e-4, 1e-7, NULL}};
 
 esp_tensor *esp_combine(esp_tape *tape, esp_tensor *rows, esp_tensor *gates, const esp_routing *routing) {
   return esp_tape_apply(tape, &esp_op_combine, (esp_tensor *[]){rows, gates}, 2, &(routing_attributes){routing},

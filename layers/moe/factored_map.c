@@ -59,7 +59,7 @@ static bool lists_ascend(const esp_node *node, int64_t out) {
   return true;
 }
 
-static void factored_plan(esp_node *node) {
+static void factored_prepare(esp_node *node) {
   const factored_attributes *at = node->attributes;
   const esp_tensor *u = node->inputs[U], *v = node->inputs[V], *s = node->inputs[S], *bias = node->inputs[BIAS];
   esp_require(node, u->rank == 3 && v->rank == 3 && u->shape[0] == at->groups && v->shape[0] == at->groups,
@@ -76,7 +76,7 @@ static void factored_plan(esp_node *node) {
               "the sparse rows are not as many as their list says");
   esp_require(node, lists_ascend(node, shape.out), "the list of sparse rows does not ascend");
   esp_require(node, !bias || esp_tensor_count(bias) == at->groups * shape.out, "the bias needs one row a group");
-  esp_plan_columns(node, 0, shape.out);
+  esp_set_output_columns(node, 0, shape.out);
   node->saved_bytes = (size_t)product_count(at) * sizeof(esp_gemm) +
                       (size_t)(shape.rows * (shape.inner + shape.most)) * sizeof(esp_real);
   node->scratch_bytes = (size_t)(shape.rows * shape.inner + ESP_PARTS * shape.out) * sizeof(esp_real);
@@ -394,8 +394,8 @@ static esp_cost factored_cost(const esp_node *node) {
   return cost;
 }
 
-const esp_op esp_op_factored_map = {"factored map",    factored_plan, factored_forward,
-                                    factored_backward, factored_cost, {1e-4, 1e-7, NULL}};
+const esp_op esp_op_factored_map = {"factored map",    factored_prepare, factored_forward,
+                                    factored_backward, factored_cost,    {1e-4, 1e-7, NULL}};
 
 esp_tensor *esp_factored_map(esp_tape *tape, esp_tensor *x, const esp_factors *factors, esp_tensor *bias,
                              const int64_t *first_row, int64_t groups) {

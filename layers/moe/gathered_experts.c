@@ -80,12 +80,12 @@ static gathered_work work_of(const esp_node *node) {
   return place_work(node, node->saved, &used);
 }
 
-static void gathered_plan(esp_node *node) {
+static void gathered_prepare(esp_node *node) {
   const gathered_attributes *at = node->attributes;
   const esp_tensor *x = node->inputs[0];
   esp_require(node, at->first_row[at->groups] == esp_tensor_rows(x), "the groups do not cover the rows");
   esp_require(node, at->selection.kept > 0, "must keep at least one neuron");
-  esp_plan_same(node);
+  esp_set_output_same(node);
   (void)place_work(node, NULL, &node->saved_bytes);
 }
 
@@ -283,7 +283,7 @@ static esp_cost gathered_cost(const esp_node *node) {
   return (esp_cost){flops, (weights + 2 * (double)esp_tensor_count(node->inputs[0])) * (double)sizeof(esp_real)};
 }
 
-const esp_op esp_op_gathered_experts = {"gathered experts", gathered_plan,     gathered_forward, NULL,
+const esp_op esp_op_gathered_experts = {"gathered experts", gathered_prepare,  gathered_forward, NULL,
                                         gathered_cost,      {1e-4, 1e-7, NULL}};
 
 esp_tensor *esp_gathered_experts(esp_tape *tape, esp_tensor *x, const esp_expert_weights *experts, int64_t groups,

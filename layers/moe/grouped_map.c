@@ -66,7 +66,7 @@ static void check_bank(const esp_node *node, const grouped_shape *s) {
               "the bias needs one row a group");
 }
 
-static void grouped_plan(esp_node *node) {
+static void grouped_prepare(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *bank = node->inputs[1];
   const grouped_attributes *at = node->attributes;
   esp_require(node, bank->rank >= 2, "needs a bank of matrices");
@@ -75,7 +75,7 @@ static void grouped_plan(esp_node *node) {
   esp_require(node, esp_tensor_columns(x) == (s.transpose ? s.thin : s.wide), "the rows do not fit the matrices");
   esp_require(node, at->first_row[at->groups] == esp_tensor_rows(x), "the groups do not cover the rows");
   const int64_t out = s.transpose ? s.wide : s.thin;
-  esp_plan_columns(node, 0, out);
+  esp_set_output_columns(node, 0, out);
   node->saved_bytes = (size_t)s.slices * (sizeof(esp_gemm) + sizeof(slice)); /* room for a list of products */
   const int64_t partial = ESP_GEMM_PARTIALS * s.wide * s.thin, sums = node->inputs[2] ? (ESP_PARTS + 1) * out : 0;
   node->scratch_bytes = (size_t)(partial > sums ? partial : sums) * sizeof(esp_real);
@@ -264,8 +264,8 @@ static esp_cost grouped_cost(const esp_node *node) {
   return cost;
 }
 
-const esp_op esp_op_grouped_map = {"grouped map",    grouped_plan, grouped_forward,
-                                   grouped_backward, grouped_cost, {1e-4, 1e-7, NULL}};
+const esp_op esp_op_grouped_map = {"grouped map",    grouped_prepare, grouped_forward,
+                                   grouped_backward, grouped_cost,    {1e-4, 1e-7, NULL}};
 
 esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
                             const int64_t *first_row, int64_t groups) {

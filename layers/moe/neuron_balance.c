@@ -29,13 +29,13 @@ static expert_part part_of(const esp_node *node, int64_t expert) {
   return (expert_part){loss + expert, weight + expert * f, value + 2 * expert * f, value + (2 * expert + 1) * f};
 }
 
-static void balance_plan(esp_node *node) {
+static void balance_prepare(esp_node *node) {
   const balance_attributes *at = node->attributes;
   const esp_neuron_balance *b = &at->balance;
   const int64_t columns = esp_tensor_columns(node->inputs[0]);
   esp_require(node, esp_tensor_rows(node->inputs[0]) == b->first_row[b->experts], "needs the rows of all experts");
   esp_require(node, columns == at->hidden || columns == 2 * at->hidden, "needs pre [rows, f or 2 f]");
-  esp_plan_scalar(node);
+  esp_set_output_scalar(node);
   node->saved_bytes =
       (size_t)b->experts * (sizeof(double) + (size_t)at->hidden * (sizeof(double) + 2 * sizeof(esp_real)));
 }
@@ -152,8 +152,8 @@ static esp_cost balance_cost(const esp_node *node) {
 }
 
 const esp_op esp_op_neuron_balance_loss = {
-    "neuron balance loss", balance_plan, balance_forward,
-    balance_backward,      balance_cost, {1e-6, 1e-6, "a gate activation is 0; F changes where the selection does"}};
+    "neuron balance loss", balance_prepare, balance_forward,
+    balance_backward,      balance_cost,    {1e-6, 1e-6, "a gate activation is 0; F changes where the selection does"}};
 
 esp_tensor *esp_neuron_balance_loss(esp_tape *tape, esp_tensor *pre, const uint8_t *mask, int64_t hidden,
                                     const esp_neuron_balance *balance) {

@@ -135,14 +135,14 @@ typedef struct neuron_attributes {
   uint8_t *mask; /* [rows, f] */
 } neuron_attributes;
 
-static void neuron_plan(esp_node *node) {
+static void neuron_prepare(esp_node *node) {
   const esp_tensor *h = node->inputs[0], *pre = node->inputs[1];
   const int64_t kept = ((const neuron_attributes *)node->attributes)->selection.kept, width = esp_tensor_columns(h);
   const int64_t columns = esp_tensor_columns(pre);
   esp_require(node, kept > 0 && kept <= width, "must keep between 1 and all neurons");
   esp_require(node, esp_tensor_rows(pre) == esp_tensor_rows(h) && (columns == width || columns == 2 * width),
               "needs h [rows, f] and pre [rows, f or 2 f]");
-  esp_plan_same(node);
+  esp_set_output_same(node);
 }
 
 ESP_HOT static void apply_mask(const uint8_t *restrict mask, const esp_real *restrict x, esp_real *restrict y,
@@ -208,8 +208,8 @@ static void neuron_backward(esp_node *node) {
 static esp_cost neuron_cost(const esp_node *node) { return esp_cost_elementwise(node, 10); }
 
 const esp_op esp_op_neuron_top_k = {
-    "neuron top-k",  neuron_plan, neuron_forward,
-    neuron_backward, neuron_cost, {1e-6, 1e-6, "two magnitudes at the edge of the selection are equal"}};
+    "neuron top-k",  neuron_prepare, neuron_forward,
+    neuron_backward, neuron_cost,    {1e-6, 1e-6, "two magnitudes at the edge of the selection are equal"}};
 
 esp_tensor *esp_neuron_top_k(esp_tape *tape, esp_tensor *h, esp_tensor *pre, const esp_neuron_selection *selection,
                              const uint8_t **mask) {

@@ -43,7 +43,7 @@ static int64_t count_slots(const esp_route_request *r) {
   return slots;
 }
 
-static void expert_plan(esp_node *node) {
+static void expert_prepare(esp_node *node) {
   const expert_attributes *at = node->attributes;
   const esp_route_request *r = &at->request;
   const esp_tensor *logits = node->inputs[0];
@@ -51,8 +51,8 @@ static void expert_plan(esp_node *node) {
               "needs logits [tokens, experts]");
   esp_require(node, r->tokens % r->members == 0 && r->layout->experts % r->members == 0,
               "tokens and experts must be shared out evenly among the members");
-  esp_plan_output(node, 0, 2, (const int64_t[]){at->work->routing.slots, 1});
-  esp_plan_columns(node, 1, logits->shape[1]);
+  esp_set_output(node, 0, 2, (const int64_t[]){at->work->routing.slots, 1});
+  esp_set_output_columns(node, 1, logits->shape[1]);
   node->scratch_bytes = (size_t)esp_tensor_count(logits) * sizeof(esp_real);
 }
 
@@ -178,7 +178,7 @@ static esp_cost expert_cost(const esp_node *node) {
   return esp_cost_elementwise(node, 16.0 * (double)esp_tensor_columns(node->inputs[0]));
 }
 
-const esp_op esp_op_route_experts = {"route experts", expert_plan,
+const esp_op esp_op_route_experts = {"route experts", expert_prepare,
                                      expert_forward,  expert_backward,
                                      expert_cost,     {1e-5, 1e-7, "two scores at the edge of a selection are equal"}};
 

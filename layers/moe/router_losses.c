@@ -16,13 +16,13 @@ typedef struct balance_attributes {
   const esp_routing *routing;
 } balance_attributes;
 
-static void balance_plan(esp_node *node) {
+static void balance_prepare(esp_node *node) {
   const balance_attributes *at = node->attributes;
   esp_require(node,
               esp_tensor_rows(node->inputs[0]) == at->routing->tokens &&
                   esp_tensor_columns(node->inputs[0]) == at->routing->experts,
               "needs scores [tokens, experts]");
-  esp_plan_scalar(node);
+  esp_set_output_scalar(node);
 }
 
 /* Slots, or first choices, of each expert. */
@@ -93,7 +93,7 @@ static void balance_backward(esp_node *node) {
     }
 }
 
-const esp_op esp_op_balance_loss = {"balance loss",  balance_plan,
+const esp_op esp_op_balance_loss = {"balance loss",  balance_prepare,
                                     balance_forward, balance_backward,
                                     loss_cost,       {1e-5, 1e-7, "the shares F change where routing does"}};
 
@@ -110,12 +110,12 @@ typedef struct token_attributes {
   esp_route_request request;
 } token_attributes;
 
-static void token_plan(esp_node *node) {
+static void token_prepare(esp_node *node) {
   const esp_route_request *r = &((const token_attributes *)node->attributes)->request;
   esp_require(
       node, esp_tensor_columns(node->inputs[0]) == r->layout->experts && esp_tensor_rows(node->inputs[0]) == r->tokens,
       "needs logits [tokens, experts]");
-  esp_plan_scalar(node);
+  esp_set_output_scalar(node);
   node->saved_bytes = (size_t)r->tokens * 2 * sizeof(esp_real);
 }
 
@@ -160,7 +160,7 @@ static void z_backward(esp_node *node) {
   }
 }
 
-const esp_op esp_op_z_loss = {"z-loss", token_plan, z_forward, z_backward, loss_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_z_loss = {"z-loss", token_prepare, z_forward, z_backward, loss_cost, {1e-5, 1e-7, NULL}};
 
 static esp_tensor *apply_token_loss(esp_tape *tape, const esp_op *op, esp_tensor *logits,
                                     const esp_route_request *request) {
@@ -206,8 +206,8 @@ static void entropy_backward(esp_node *node) {
   }
 }
 
-const esp_op esp_op_entropy_loss = {"entropy loss",   token_plan, entropy_forward,
-                                    entropy_backward, loss_cost,  {1e-5, 1e-7, NULL}};
+const esp_op esp_op_entropy_loss = {"entropy loss",   token_prepare, entropy_forward,
+                                    entropy_backward, loss_cost,     {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_entropy_loss(esp_tape *tape, esp_tensor *logits, const esp_route_request *request) {
   return apply_token_loss(tape, &esp_op_entropy_loss, logits, request);

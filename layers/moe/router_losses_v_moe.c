@@ -24,12 +24,12 @@ static group_results results_of(const esp_node *node) {
   return (group_results){saved, saved + group_count(&((const group_attributes *)node->attributes)->request)};
 }
 
-static void group_plan(esp_node *node) {
+static void group_prepare(esp_node *node) {
   const esp_route_request *r = &((const group_attributes *)node->attributes)->request;
   esp_require(
       node, esp_tensor_columns(node->inputs[0]) == r->layout->experts && esp_tensor_rows(node->inputs[0]) == r->tokens,
       "needs logits [tokens, experts]");
-  esp_plan_scalar(node);
+  esp_set_output_scalar(node);
   node->saved_bytes = (size_t)(group_count(r) * (1 + r->layout->experts)) * sizeof(double);
 }
 
@@ -142,8 +142,8 @@ static void importance_gradient(void *context, int64_t begin, int64_t end) {
 
 static void importance_backward(esp_node *node) { run_backward(node, importance_gradient); }
 
-const esp_op esp_op_importance_loss = {"importance loss",   group_plan, importance_forward,
-                                       importance_backward, group_cost, {1e-5, 1e-7, NULL}};
+const esp_op esp_op_importance_loss = {"importance loss",   group_prepare, importance_forward,
+                                       importance_backward, group_cost,    {1e-5, 1e-7, NULL}};
 
 esp_tensor *esp_importance_loss(esp_tape *tape, esp_tensor *logits, const esp_route_request *request) {
   group_attributes at = {.noisy = NULL};
@@ -226,8 +226,8 @@ static void load_gradient(void *context, int64_t begin, int64_t end) {
 
 static void load_backward(esp_node *node) { run_backward(node, load_gradient); }
 
-const esp_op esp_op_load_loss = {"load loss",   group_plan, load_forward,
-                                 load_backward, group_cost, {1e-5, 1e-7, "two noisy logits are equal"}};
+const esp_op esp_op_load_loss = {"load loss",   group_prepare, load_forward,
+                                 load_backward, group_cost,    {1e-5, 1e-7, "two noisy logits are equal"}};
 
 esp_tensor *esp_load_loss(esp_tape *tape, esp_tensor *logits, const esp_tensor *noisy,
                           const esp_route_request *request) {

@@ -30,9 +30,9 @@ int64_t esp_soft_slots(const esp_moe_config *config, int64_t tokens_per_image) {
 
 /* --- softmax over tokens: y_nts = e^(x_nts) / sum_t e^(x_nts);  dx = y (dy - sum_t dy y) ------------------------ */
 
-static void tokens_plan(esp_node *node) {
+static void tokens_prepare(esp_node *node) {
   esp_require(node, node->inputs[0]->rank == 3, "needs [images, tokens, slots]");
-  esp_plan_same(node);
+  esp_set_output_same(node);
 }
 
 ESP_HOT static void tokens_softmax(const esp_real *restrict x, int64_t tokens, int64_t slots, esp_real *restrict y) {
@@ -83,8 +83,8 @@ static void tokens_backward(esp_node *node) {
 
 static esp_cost tokens_cost(const esp_node *node) { return esp_cost_elementwise(node, 8); }
 
-const esp_op esp_op_softmax_tokens = {"softmax over tokens", tokens_plan, tokens_forward,
-                                      tokens_backward,       tokens_cost, {1e-5, 1e-8, NULL}};
+const esp_op esp_op_softmax_tokens = {"softmax over tokens", tokens_prepare, tokens_forward,
+                                      tokens_backward,       tokens_cost,    {1e-5, 1e-8, NULL}};
 
 esp_tensor *esp_softmax_tokens(esp_tape *tape, esp_tensor *x) {
   return esp_tape_apply(tape, &esp_op_softmax_tokens, &x, 1, NULL, 0);

@@ -30,7 +30,7 @@ static int smallest_member(const esp_route_request *r) {
   return least;
 }
 
-static void route_plan(esp_node *node) {
+static void route_prepare(esp_node *node) {
   const esp_route_request *r = &((const route_attributes *)node->attributes)->request;
   const esp_tensor *logits = node->inputs[0];
   esp_require(node, logits->rank == 2 && logits->shape[1] == r->layout->experts && logits->shape[0] == r->tokens,
@@ -38,8 +38,8 @@ static void route_plan(esp_node *node) {
   esp_require(node, r->tokens % r->members == 0 && r->layout->experts % r->members == 0,
               "tokens and experts must be shared out evenly among the members");
   esp_require(node, r->k > 0 && r->k <= smallest_member(r), "fewer experts than k can be routed to");
-  esp_plan_columns(node, 0, r->k);
-  esp_plan_columns(node, 1, logits->shape[1]);
+  esp_set_output_columns(node, 0, r->k);
+  esp_set_output_columns(node, 1, logits->shape[1]);
   node->saved_bytes = (size_t)logits->shape[0] * sizeof(esp_real); /* S of each token */
   node->scratch_bytes = (size_t)esp_tensor_count(logits) * sizeof(esp_real);
 }
@@ -180,7 +180,7 @@ static esp_cost route_cost(const esp_node *node) {
   return esp_cost_elementwise(node, 8.0 * (double)esp_tensor_columns(node->inputs[0]));
 }
 
-const esp_op esp_op_route = {"route",       route_plan,
+const esp_op esp_op_route = {"route",       route_prepare,
                              route_forward, route_backward,
                              route_cost,    {1e-5, 1e-7, "two logits at the edge of the selection are equal"}};
 
