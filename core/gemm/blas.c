@@ -143,20 +143,21 @@ static const gemm_kernels *kernels_for(const esp_gemm *p) {
   return gemm_kernels_for(p->way);
 }
 
-gemm_tiling gemm_tiling_of(const esp_gemm *p, const gemm_plan *plan, int64_t tiles) {
+gemm_tiling gemm_tiling_of(const esp_gemm *p, const gemm_algorithm *algorithm, int64_t tiles) {
   if (p->m <= 0 || p->n <= 0) return (gemm_tiling){.rows = 1, .columns = 1};
-  if (!plan->kernels) return choose_tiling(p, smaller(p->m, TILE_ROWS), smaller(p->n, TILE_COLUMNS), 16, tiles);
-  const int64_t most = gemm_keeps_packed(p, plan->kernels, plan->order) ? OWN_TILE_ROWS_PACKED : OWN_TILE_ROWS;
-  const int64_t rows = plan->order == GEMM_COLUMNS ? even(p->m, most, OWN_TILE) : p->m;
-  const int64_t columns = even(p->n, plan->order == GEMM_COLUMNS ? GEMM_MOST_COLUMNS : most, OWN_TILE);
+  if (!algorithm->kernels) return choose_tiling(p, smaller(p->m, TILE_ROWS), smaller(p->n, TILE_COLUMNS), 16, tiles);
+  const int64_t most =
+      gemm_keeps_packed(p, algorithm->kernels, algorithm->order) ? OWN_TILE_ROWS_PACKED : OWN_TILE_ROWS;
+  const int64_t rows = algorithm->order == GEMM_COLUMNS ? even(p->m, most, OWN_TILE) : p->m;
+  const int64_t columns = even(p->n, algorithm->order == GEMM_COLUMNS ? GEMM_MOST_COLUMNS : most, OWN_TILE);
   return choose_tiling(p, rows, columns, OWN_TILE, tiles);
 }
 
-gemm_plan gemm_plan_for(const esp_gemm *p, int64_t tiles) {
-  gemm_plan plan = {.kernels = kernels_for(p)};
-  if (plan.kernels) plan.order = gemm_order_for(p, plan.kernels);
-  plan.tiles = gemm_tiling_of(p, &plan, tiles);
-  return plan;
+gemm_algorithm gemm_algorithm_for(const esp_gemm *p, int64_t tiles) {
+  gemm_algorithm algorithm = {.kernels = kernels_for(p)};
+  if (algorithm.kernels) algorithm.order = gemm_order_for(p, algorithm.kernels);
+  algorithm.tiles = gemm_tiling_of(p, &algorithm, tiles);
+  return algorithm;
 }
 
 /* C = beta C + bias: the bias need not be known to what adds the product. */
@@ -169,11 +170,11 @@ static void start_with_bias(esp_gemm *p) {
   p->beta = 1;
 }
 
-void gemm_run_planned(esp_gemm product, const gemm_plan *plan, uint64_t list) {
+void gemm_run_by(esp_gemm product, const gemm_algorithm *algorithm, uint64_t list) {
   if (product.m <= 0 || product.n <= 0) return;
-  if (product.bias && (!plan->kernels || product.beta != 0 || product.k <= 0)) start_with_bias(&product);
+  if (product.bias && (!algorithm->kernels || product.beta != 0 || product.k <= 0)) start_with_bias(&product);
   if (product.k <= 0) scale_c(&product);
-  else if (plan->kernels) gemm_run_piece(&product, plan->kernels, plan->order, list);
+  else if (algorithm->kernels) gemm_run_piece(&product, algorithm->kernels, algorithm->order, list);
   else if (is_thin(&product) && product.transpose_b) run_thin_transposed(&product);
   else if (is_thin(&product)) run_thin(&product);
   else call_blas(&product);

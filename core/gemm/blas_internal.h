@@ -16,19 +16,19 @@ typedef struct gemm_tiling {
 
 /* How a product is computed. Depends on its shape and the number of tiles that are wanted only: that is what makes
  * results independent of the threads. */
-typedef struct gemm_plan {
+typedef struct gemm_algorithm {
   const gemm_kernels *kernels; /* NULL: OpenBLAS, or few rows */
   gemm_order order;
   gemm_tiling tiles;
-} gemm_plan;
+} gemm_algorithm;
 
 /* `tiles`: so many at least, if the product is large enough to be cut. */
-gemm_plan gemm_plan_for(const esp_gemm *product, int64_t tiles);
+gemm_algorithm gemm_algorithm_for(const esp_gemm *product, int64_t tiles);
 
-/* The tiles of a product, or of a piece of one, that is computed as planned: none if it has no elements. */
-gemm_tiling gemm_tiling_of(const esp_gemm *piece, const gemm_plan *plan, int64_t tiles);
+/* The tiles of a product, or of a piece of one, that is computed by an algorithm: none if it has no elements. */
+gemm_tiling gemm_tiling_of(const esp_gemm *piece, const gemm_algorithm *algorithm, int64_t tiles);
 
-/* A product, or a piece of one whose plan this is. `list`: as for gemm_run_piece(). */
-void gemm_run_planned(esp_gemm piece, const gemm_plan *plan, uint64_t list);
+/* A product, or a piece of one of which this is the algorithm. `list`: as for gemm_run_piece(). */
+void gemm_run_by(esp_gemm piece, const gemm_algorithm *algorithm, uint64_t list);
 
 #endif

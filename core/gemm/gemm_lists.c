@@ -24,12 +24,12 @@ static product_list list_of(const esp_gemm *products, int64_t count) {
 
 /* --- tiles, as threads become free -------------------------------------------------------------------------------- */
 
-static gemm_plan plan_in_list(const esp_gemm *p, int64_t products) {
-  return gemm_plan_for(p, (ENOUGH_TILES + products - 1) / products);
+static gemm_algorithm algorithm_in_list(const esp_gemm *p, int64_t products) {
+  return gemm_algorithm_for(p, (ENOUGH_TILES + products - 1) / products);
 }
 
-static void run_tile(esp_gemm p, const gemm_plan *plan, int64_t index, uint64_t list) {
-  const gemm_tiling *t = &plan->tiles;
+static void run_tile(esp_gemm p, const gemm_algorithm *algorithm, int64_t index, uint64_t list) {
+  const gemm_tiling *t = &algorithm->tiles;
   const int64_t row = index / t->across * t->rows, column = index % t->across * t->columns;
   p.m = smaller(t->rows, p.m - row);
   p.n = smaller(t->columns, p.n - column);
@@ -37,13 +37,13 @@ static void run_tile(esp_gemm p, const gemm_plan *plan, int64_t index, uint64_t 
   p.b += p.transpose_b ? column * p.ldb : column;
   p.c += row * p.ldc + column;
   if (p.bias) p.bias += column;
-  gemm_run_planned(p, plan, list);
+  gemm_run_by(p, algorithm, list);
 }
 
 /* The own kernels have columns to a limit: a product that has more is cut. */
 void esp_gemm_here(const esp_gemm *product) {
-  const gemm_plan plan = gemm_plan_for(product, 1);
-  for (int64_t i = 0; i < plan.tiles.count; i++) run_tile(*product, &plan, i, 0);
+  const gemm_algorithm algorithm = gemm_algorithm_for(product, 1);
+  for (int64_t i = 0; i < algorithm.tiles.count; i++) run_tile(*product, &algorithm, i, 0);
 }
 
 /* The last product whose first tile is not after `tile`. */
@@ -61,8 +61,8 @@ static void run_tiles(void *context, int64_t begin, int64_t end) {
   const product_list *list = context;
   for (int64_t i = begin; i < end; i++) {
     const esp_gemm *product = find_product(list, i);
-    const gemm_plan plan = plan_in_list(product, list->count);
-    run_tile(*product, &plan, i - product->first_tile, list->number);
+    const gemm_algorithm algorithm = algorithm_in_list(product, list->count);
+    run_tile(*product, &algorithm, i - product->first_tile, list->number);
   }
 }
 
@@ -71,7 +71,7 @@ static void run_by_tiles(esp_gemm *products, int64_t count) {
   int64_t tiles = 0;
   for (int64_t i = 0; i < count; i++) {
     products[i].first_tile = tiles;
-    tiles += plan_in_list(&products[i], count).tiles.count;
+    tiles += algorithm_in_list(&products[i], count).tiles.count;
   }
   esp_parallel_for_uneven(tiles, 1, run_tiles, &list);
 }
@@ -96,12 +96,12 @@ static bool deals_rows(const esp_gemm *products, int64_t count) {
 
 static void run_rows_of(esp_gemm p, int64_t begin, int64_t end, uint64_t list) {
   if (begin >= end) return;
-  gemm_plan plan = gemm_plan_for(&p, 1);
+  gemm_algorithm algorithm = gemm_algorithm_for(&p, 1);
   p.m = end - begin;
   p.a += begin * p.lda;
   p.c += begin * p.ldc;
-  plan.tiles = gemm_tiling_of(&p, &plan, 1);
-  for (int64_t i = 0; i < plan.tiles.count; i++) run_tile(p, &plan, i, list);
+  algorithm.tiles = gemm_tiling_of(&p, &algorithm, 1);
+  for (int64_t i = 0; i < algorithm.tiles.count; i++) run_tile(p, &algorithm, i, list);
 }
 
 static void run_rows(void *context, int64_t begin, int64_t end) {
@@ -138,8 +138,8 @@ static void run_part(const product_list *list, int64_t part, int64_t tile) {
   for (int64_t i = 0; i < list->count; before += list->products[i++].k) {
     esp_gemm p = list->products[i];
     const int64_t first = begin > before ? begin - before : 0, last = smaller(p.k, end - before);
-    const gemm_plan plan = gemm_plan_for(&p, 1);
-    if ((first >= last && (p.k > 0 || part > 0)) || tile >= plan.tiles.count) continue;
+    const gemm_algorithm algorithm = gemm_algorithm_for(&p, 1);
+    if ((first >= last && (p.k > 0 || part > 0)) || tile >= algorithm.tiles.count) continue;
     p.k = last > first ? last - first : 0;
     p.a += first * p.lda;
     p.b += first * p.ldb;
@@ -148,7 +148,7 @@ static void run_part(const product_list *list, int64_t part, int64_t tile) {
       p.ldc = p.n;
       p.beta = 0;
     }
-    run_tile(p, &plan, tile, list->number);
+    run_tile(p, &algorithm, tile, list->number);
   }
 }
 
@@ -192,7 +192,7 @@ void esp_gemm_sums(esp_gemm *products, int64_t count, esp_real *partial) {
     const esp_gemm *p = &products[i];
     if (!p->transpose_a || p->transpose_b || p->bias)
       esp_panic("esp_gemm_sums: product %lld is not A^T B", (long long)i);
-    const int64_t tiles = gemm_plan_for(p, 1).tiles.count;
+    const int64_t tiles = gemm_algorithm_for(p, 1).tiles.count;
     list.rows += p->k;
     if (tiles > list.tiles) list.tiles = tiles;
     if (p->m * p->n > list.partial_size) list.partial_size = p->m * p->n;
