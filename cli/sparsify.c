@@ -67,7 +67,7 @@ static json_t *points_json(const sparsifying *s) {
     const esp_sparsify_point *p = &s->points[i];
     const char *layer = p->layer < 0 ? "all" : esp_model_moe(s->l.model, p->layer)->scope;
     json_array_append_new(points, json_pack("{s:s, s:s, s:f, s:f, s:f, s:f}", "layer", layer, "order",
-                                            esp_drop_order_name(p->order), "q", p->share, "accuracy", p->accuracy,
+                                            esp_sparsify_order_name(p->order), "q", p->share, "accuracy", p->accuracy,
                                             "loss", p->loss, "active", p->active));
   }
   const esp_dataset_info *data = esp_dataset_info_of(s->dataset);

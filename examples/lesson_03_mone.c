@@ -165,12 +165,12 @@ static const char *roughly(double accuracy) {
 static int show_curves(const lesson *l, esp_tape *tape, const char *name, double kept) {
   const esp_sparsify_options options = {.evaluation = {.split = ESP_TEST, .batch = 100, .limit = TEST_IMAGES},
                                         .seed = 1};
-  esp_sparsify_point points[ESP_DROP_ORDERS * ESP_SPARSIFY_SHARES];
+  esp_sparsify_point points[ESP_SPARSIFY_ORDERS * ESP_SPARSIFY_SHARES];
   esp_model *model = make_model(l, kept);
   if (!model || train(l, tape, model)) return 1;
   if (esp_sparsify(model, l->dataset, &l->normalisation, &options, points) != ESP_OK) return 1;
-  for (int order = ESP_DROP_SMALLEST; order <= ESP_DROP_LARGEST; order++) {
-    printf("%-5s %-9s", name, esp_drop_order_name((esp_drop_order)order));
+  for (int order = ESP_SPARSIFY_SMALLEST; order <= ESP_SPARSIFY_LARGEST; order++) {
+    printf("%-5s %-9s", name, esp_sparsify_order_name((esp_sparsify_order)order));
     for (int i = 0; i < SHOWN; i++) printf(" %9s", roughly(points[order * ESP_SPARSIFY_SHARES + shown[i]].accuracy));
     putchar('\n');
   }

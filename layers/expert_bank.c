@@ -198,13 +198,13 @@ esp_tensor *esp_expert_bank_forward_all(const esp_expert_bank *bank, esp_tape *t
   esp_bank_trace trace;
   esp_tensor *output = esp_expert_bank_forward(bank, tape, x, first_row, bank->hidden, NULL, &trace);
   trace.output = NULL;
-  esp_bank_trace_drop(tape, &trace);
+  esp_bank_trace_release(tape, &trace);
   return output;
 }
 
-void esp_bank_trace_drop(esp_tape *tape, esp_bank_trace *trace) {
-  esp_tape_drop(tape, trace->pre);
-  esp_tape_drop(tape, trace->activation);
-  esp_tape_drop(tape, trace->selected);
-  esp_tape_drop(tape, trace->output);
+void esp_bank_trace_release(esp_tape *tape, esp_bank_trace *trace) {
+  esp_tape_release(tape, trace->pre);
+  esp_tape_release(tape, trace->activation);
+  esp_tape_release(tape, trace->selected);
+  esp_tape_release(tape, trace->output);
 }

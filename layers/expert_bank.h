@@ -107,8 +107,8 @@ ESP_API esp_tensor *esp_expert_bank_gather(const esp_expert_bank *bank, esp_tape
  * x [.., width] -> [.., width]. */
 ESP_API esp_tensor *esp_expert_bank_forward_all(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x);
 
-/* esp_tape_drop() for all four (NULL is allowed), once observers have seen them. */
-ESP_API void esp_bank_trace_drop(esp_tape *tape, esp_bank_trace *trace);
+/* esp_tape_release() for all four (NULL is allowed), once observers have seen them. */
+ESP_API void esp_bank_trace_release(esp_tape *tape, esp_bank_trace *trace);
 
 #ifdef __cplusplus
 }

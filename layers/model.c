@@ -71,17 +71,18 @@ void esp_model_free(esp_model *model) {
   esp_free(model);
 }
 
-static esp_tensor *drop(const esp_model *model, esp_tape *tape, esp_tensor *x, const esp_pass *pass, int place) {
+static esp_tensor *apply_dropout(const esp_model *model, esp_tape *tape, esp_tensor *x, const esp_pass *pass,
+                                 int place) {
   if (!pass->training) return x;
   return esp_dropout(tape, x, model->config.dropout, pass->seed, pass->step * 2 * ESP_MAX_BLOCKS + (uint64_t)place);
 }
 
-/* x + dropped; nobody reads the branch again (`dropped` is `branch` itself without dropout), nor, in evaluation, x. */
-static esp_tensor *add_branch(esp_tape *tape, esp_tensor *x, esp_tensor *branch, esp_tensor *dropped) {
-  esp_tensor *sum = esp_add(tape, x, dropped);
-  esp_tape_forget(tape, dropped);
+/* x + scaled; nobody reads the branch again (`scaled` is `branch` itself without dropout), nor, in evaluation, x. */
+static esp_tensor *add_branch(esp_tape *tape, esp_tensor *x, esp_tensor *branch, esp_tensor *scaled) {
+  esp_tensor *sum = esp_add(tape, x, scaled);
+  esp_tape_forget(tape, scaled);
   esp_tape_forget(tape, branch);
-  esp_tape_drop(tape, x);
+  esp_tape_release(tape, x);
   return sum;
 }
 
@@ -93,7 +94,7 @@ static esp_tensor *run_block(const esp_model *model, int index, esp_tape *tape, 
     esp_tensor *normal = esp_norm_forward(&block->mixing_norm, tape, x, pass->training);
     esp_tensor *mixed = esp_mixing_forward(&block->mixing, tape, normal);
     esp_tape_forget(tape, normal);
-    x = add_branch(tape, x, mixed, drop(model, tape, mixed, pass, 2 * index));
+    x = add_branch(tape, x, mixed, apply_dropout(model, tape, mixed, pass, 2 * index));
   }
   esp_tape_scope(tape, block->layer_scope);
   esp_tensor *normal = esp_norm_forward(&block->layer_norm, tape, x, pass->training);
@@ -102,7 +103,7 @@ static esp_tensor *run_block(const esp_model *model, int index, esp_tape *tape, 
   esp_tape_forget(tape, normal);
   if (!x || !y) return NULL;
   y = esp_reshape(tape, y, x->rank, x->shape);
-  return add_branch(tape, x, y, drop(model, tape, y, pass, 2 * index + 1));
+  return add_branch(tape, x, y, apply_dropout(model, tape, y, pass, 2 * index + 1));
 }
 
 /* The block before which an E3 repeats its tokens, one copy a member: the first mixture. */

@@ -144,8 +144,8 @@ const esp_model_config esp_model_defaults = {
             .router = {.score = ESP_SCORE_SOFTMAX,
                        .renormalise = true,
                        .temperature = 0.1,
-                       .capacity = ESP_DROPLESS,
-                       .evaluation_capacity = ESP_DROPLESS,
+                       .capacity = ESP_UNLIMITED_CAPACITY,
+                       .evaluation_capacity = ESP_UNLIMITED_CAPACITY,
                        .group_images = 8,
                        .balance_weight = 0.01}},
 };
@@ -318,12 +318,12 @@ static esp_status check_members(const esp_moe_config *moe) {
 }
 
 static esp_status check_capacity(const char *key, double factor) {
-  if (factor == ESP_DROPLESS || (factor > 0 && isfinite(factor))) return ESP_OK;
+  if (factor == ESP_UNLIMITED_CAPACITY || (factor > 0 && isfinite(factor))) return ESP_OK;
   return esp_fail(
       ESP_ERR_CONFIG,
       "model.moe.router.%s is %g, with which no expert could serve a token; give a positive factor of an even "
-      "share (V-MoE 1.05), or leave it away (%d) for a layer that drops nothing",
-      key, factor, ESP_DROPLESS);
+      "share (V-MoE 1.05), or leave it away (%d) for experts that serve every token",
+      key, factor, ESP_UNLIMITED_CAPACITY);
 }
 
 static esp_status check_router(const esp_model_config *c) {

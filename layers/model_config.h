@@ -10,7 +10,7 @@ extern "C" {
 #endif
 
 enum { ESP_MAX_BLOCKS = 64, ESP_MAX_STAGES = 4, ESP_MAX_EXTRA = 3, ESP_MAX_EXPERTS = 1024 };
-enum { ESP_DROPLESS = -1 }; /* a capacity that drops nothing */
+enum { ESP_UNLIMITED_CAPACITY = -1 }; /* an expert serves whoever chose it */
 
 /* How an image [H, W, C] becomes tokens [T, width]. */
 typedef enum esp_stem_kind {
@@ -103,7 +103,7 @@ typedef struct esp_router_config {
   double noise;     /* training only: normal noise of standard deviation noise / experts on the logits */
   double bias_rate; /* > 0: selection, not the gates, adds a bias to the scores, which is moved by this much after each
                        training step, up where the load was below the mean (Wang et al., arXiv 2408.15664) */
-  /* slots of an expert over an even share, in training and otherwise; ESP_DROPLESS: as many as are wanted */
+  /* slots of an expert over an even share, in training and otherwise; ESP_UNLIMITED_CAPACITY: as many as are wanted */
   double capacity, evaluation_capacity;
   bool batch_priority; /* with a capacity: tokens are served by descending gate, not by position */
   int group_images;    /* images that share a capacity; expert choice: among whose tokens an expert chooses;

@@ -153,9 +153,9 @@ esp_tensor *esp_mixing_forward(const esp_mixing *mixing, esp_tape *tape, esp_ten
   if (mixing->kind == ESP_MIXING_ATTENTION) {
     esp_tensor *qkv = esp_linear_forward(&mixing->qkv, tape, x);
     esp_tensor *attended = esp_attention(tape, qkv, mixing->heads);
-    esp_tape_drop(tape, qkv);
+    esp_tape_release(tape, qkv);
     esp_tensor *projected = esp_linear_forward(&mixing->projection, tape, attended);
-    esp_tape_drop(tape, attended);
+    esp_tape_release(tape, attended);
     return projected;
   }
   const int64_t count = x->shape[0], tokens = x->shape[1], width = x->shape[2];

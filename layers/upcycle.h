@@ -18,7 +18,7 @@ ESP_API esp_status esp_upcycle(esp_model **upcycled, const esp_model *dense, con
                                double noise, uint64_t seed) ESP_MUST_CHECK;
 
 /* Whether the upcycled model, without noise, computes what the dense one does: every token's gates sum to 1, none of
- * its slots is dropped, and no neuron is left out. */
+ * its slots is left unserved, and no neuron is left out. */
 ESP_API bool esp_upcycling_keeps_function(const esp_model_config *config);
 
 #ifdef __cplusplus

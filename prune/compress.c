@@ -192,7 +192,7 @@ static esp_status copy_compact(esp_model *compact, const esp_model *model) {
   return ESP_OK;
 }
 
-esp_status esp_drop_zero_rows(esp_model **compact, const esp_model *model) {
+esp_status esp_remove_zero_rows(esp_model **compact, const esp_model *model) {
   *compact = NULL;
   esp_expert_layout *layouts = esp_alloc((size_t)model->config.blocks, sizeof *layouts);
   if (!layouts) return ESP_ERR_MEMORY;
@@ -206,7 +206,7 @@ esp_status esp_drop_zero_rows(esp_model **compact, const esp_model *model) {
   }
   const esp_status status =
       pruned ? make(compact, model, layouts, copy_compact)
-             : esp_fail(ESP_ERR_MISMATCH, "no layer of the model is being compressed, so there are no rows to drop");
+             : esp_fail(ESP_ERR_MISMATCH, "no layer of the model is being compressed, so there are no rows to remove");
   esp_free(layouts);
   return status;
 }
@@ -305,7 +305,7 @@ esp_status esp_compress_zero_shot(esp_model **compressed, const esp_model *model
   *compressed = NULL;
   ESP_TRY(esp_factor_experts(&factored, model, config));
   esp_status status = esp_prune_rows_zero_shot(factored, dataset, normalisation, config, options);
-  if (status == ESP_OK) status = esp_drop_zero_rows(compressed, factored);
+  if (status == ESP_OK) status = esp_remove_zero_rows(compressed, factored);
   esp_model_free(factored);
   return status;
 }
@@ -317,7 +317,7 @@ esp_status esp_compress(esp_model **compressed, const esp_training_job *job, esp
   esp_training_job own = *job;
   own.model = factored;
   esp_status status = esp_train(&own, result);
-  if (status == ESP_OK) status = esp_drop_zero_rows(compressed, factored);
+  if (status == ESP_OK) status = esp_remove_zero_rows(compressed, factored);
   esp_model_free(factored);
   return status;
 }

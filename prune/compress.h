@@ -4,7 +4,7 @@
  *   esp_factor_experts()   U V by singular value decomposition, S what is left: the function is unchanged
  *   training               esp_train() prunes rows of S as its settings `compression` say (row_pruning.h), or
  *                          esp_prune_rows_zero_shot(), which trains nothing
- *   esp_drop_zero_rows()   the model without the rows that are 0
+ *   esp_remove_zero_rows()   the model without the rows that are 0
  * esp_compress() and esp_compress_zero_shot() do all three. Merged experts are stored once and are factored once. */
 #ifndef ESPALIER_COMPRESS_H
 #define ESPALIER_COMPRESS_H
@@ -24,7 +24,7 @@ ESP_API esp_status esp_factor_experts(esp_model **factored, const esp_model *mod
 
 /* The same function without the rows of S that are 0, smaller in memory and on disk; nothing of the pruning is left.
  * ESP_ERR_MISMATCH if no layer is being pruned. */
-ESP_API esp_status esp_drop_zero_rows(esp_model **compact, const esp_model *model) ESP_MUST_CHECK;
+ESP_API esp_status esp_remove_zero_rows(esp_model **compact, const esp_model *model) ESP_MUST_CHECK;
 
 /* Of the calibration without training. */
 typedef struct esp_zero_shot_options {

@@ -444,10 +444,10 @@ static esp_model *prune_by_hand(void) {
       for (int64_t r = 0; r < f->s->shape[0]; r++)
         if (l == 1 || r % 3) memset(f->s->data + r * columns, 0, (size_t)columns * sizeof(esp_real));
     }
-  expect_ok(esp_drop_zero_rows(&compact, factored));
+  expect_ok(esp_remove_zero_rows(&compact, factored));
   assert_same_function(factored, compact, 1e-6);
   esp_model *again;
-  expect_failure(esp_drop_zero_rows(&again, compact), ESP_ERR_MISMATCH, "no rows to drop");
+  expect_failure(esp_remove_zero_rows(&again, compact), ESP_ERR_MISMATCH, "no rows to remove");
   esp_model_free(factored);
   return compact;
 }
@@ -468,7 +468,7 @@ static int64_t stored_numbers(const esp_model *of) {
   return sum;
 }
 
-static void dropped_rows_are_gone_from_memory_and_disk(void **state) {
+static void removed_rows_are_gone_from_memory_and_disk(void **state) {
   (void)state;
   esp_model *factored = factor(model), *compact = prune_by_hand(), *loaded;
   esp_checkpoint_info found;
@@ -660,7 +660,7 @@ int main(void) {
       TEST(row_42_a_tenth_of_the_elements_is_left_without_training),
       TEST(a_resumed_compression_has_the_same_bits),
       TEST(equal_bits_for_any_number_of_threads),
-      TEST(dropped_rows_are_gone_from_memory_and_disk),
+      TEST(removed_rows_are_gone_from_memory_and_disk),
       TEST(lists_of_rows_that_cannot_be_are_refused),
       TEST(layouts_that_cannot_be_are_refused),
       TEST(experts_of_a_compressed_model_can_be_pruned),

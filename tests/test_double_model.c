@@ -35,8 +35,8 @@ static esp_model_config make_config(esp_layer_kind first, esp_layer_kind second,
               .shared_hidden = 3,
               .neurons_kept = 0.5,
               .router = {.renormalise = true,
-                         .capacity = ESP_DROPLESS,
-                         .evaluation_capacity = ESP_DROPLESS,
+                         .capacity = ESP_UNLIMITED_CAPACITY,
+                         .evaluation_capacity = ESP_UNLIMITED_CAPACITY,
                          .balance_weight = 0.3,
                          .z_weight = 0.2}}};
 }

@@ -29,7 +29,7 @@ typedef struct batch {
   int32_t choice[MOST];
   esp_real gate[MOST], score[MOST * EXPERTS / K], output[MOST * WIDTH];
   uint8_t padding[MOST];
-  bool dropped[MOST]; /* slots beyond the capacity */
+  bool unserved[MOST]; /* slots beyond the capacity */
 } batch;
 
 static batch data;
@@ -47,7 +47,7 @@ static void show(const esp_observer *observer, const int *order, int count, bool
     token[i] = i / K;
     choice[i] = data.choice[from];
     gates[i] = data.gate[from];
-    row[i] = data.dropped[from] ? -1 : 0;
+    row[i] = data.unserved[from] ? -1 : 0;
     padding[i / K] = data.padding[from / K];
     memcpy(scores + i / K * EXPERTS, data.score + from / K * EXPERTS, EXPERTS * sizeof *scores);
   }
@@ -200,7 +200,7 @@ static void choices_beyond_the_capacity_are_choices_only(void **state) {
   random_batch(2);
   memcpy(data.choice, (int32_t[]){0, 1, 0, 1}, 4 * sizeof(int32_t));
   memcpy(data.gate, (esp_real[]){3, 1, 3, 1}, 4 * sizeof(esp_real));
-  data.dropped[2] = true;
+  data.unserved[2] = true;
   esp_expert_scores *scores = scores_of(NULL, 2, ESP_GATES_NORMALISED);
   assert_int_equal(sums_of(scores, 0).count, 1);
   assert_int_equal(sums_of(scores, 0).first_choices, 2);

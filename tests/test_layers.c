@@ -16,14 +16,15 @@ static esp_model_config layer_config(esp_layer_kind kind, esp_activation_kind ac
   c.layers[0] = kind;
   c.layers_count = 1;
   c.feed_forward = (esp_feed_forward_config){.activation = activation, .bias = true, .hidden = HIDDEN};
-  c.moe = (esp_moe_config){
-      .experts = EXPERTS,
-      .top_k = 2,
-      .members = 1,
-      .hidden = HIDDEN,
-      .neurons_kept = 1,
-      .router = {
-          .renormalise = true, .capacity = ESP_DROPLESS, .evaluation_capacity = ESP_DROPLESS, .balance_weight = 0.1}};
+  c.moe = (esp_moe_config){.experts = EXPERTS,
+                           .top_k = 2,
+                           .members = 1,
+                           .hidden = HIDDEN,
+                           .neurons_kept = 1,
+                           .router = {.renormalise = true,
+                                      .capacity = ESP_UNLIMITED_CAPACITY,
+                                      .evaluation_capacity = ESP_UNLIMITED_CAPACITY,
+                                      .balance_weight = 0.1}};
   return c;
 }
 

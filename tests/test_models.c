@@ -34,8 +34,8 @@ static esp_model_config model_config(esp_stem_kind stem, esp_mixing_kind mixing)
               .shared_hidden = 8,
               .neurons_kept = 0.5,
               .router = {.renormalise = true,
-                         .capacity = ESP_DROPLESS,
-                         .evaluation_capacity = ESP_DROPLESS,
+                         .capacity = ESP_UNLIMITED_CAPACITY,
+                         .evaluation_capacity = ESP_UNLIMITED_CAPACITY,
                          .noise = 1,
                          .balance_weight = 0.01,
                          .z_weight = 0.001}}};

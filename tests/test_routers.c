@@ -92,7 +92,7 @@ static void row_04_capacities_of_v_moe(void **state) {
   (void)state;
   assert_int_equal(esp_expert_capacity(520, 2, 1.05, 8), 140);
   assert_int_equal(esp_expert_capacity(520, 2, 1.5, 8), 196);
-  assert_int_equal(esp_expert_capacity(520, 2, ESP_DROPLESS, 8), 1040);
+  assert_int_equal(esp_expert_capacity(520, 2, ESP_UNLIMITED_CAPACITY, 8), 1040);
 }
 
 /* Six tokens, two experts, k = 2: capacity 6 x 2 x 0.6 / 2 = 3.6, rounded up to 4. First choices: tokens 0 to 4 expert
@@ -128,17 +128,17 @@ static void row_04_overflow_contributes_exactly_nothing(void **state) {
   esp_tensor *rows = esp_tape_tensor(f.tape, 2, (const int64_t[]){r->rows, 1});
   for (int64_t i = 0; i < r->rows; i++) rows->data[i] = 1;
   const esp_tensor *y = esp_combine(f.tape, rows, f.routed.gates, r);
-  int dropped = 0;
+  int unserved = 0;
   for (int64_t t = 0; t < TOKENS; t++) {
     esp_real sum = 0;
     for (int64_t i = 2 * t; i < 2 * t + 2; i++) {
-      dropped += r->row[i] < 0;
+      unserved += r->row[i] < 0;
       if (r->row[i] >= 0) sum += f.routed.gates->data[i];
     }
     assert_true(y->data[t] == sum);
   }
-  assert_int_equal(dropped, 2 * TOKENS - r->rows);
-  assert_true(dropped >= TOKENS - 4 * EXPERTS);
+  assert_int_equal(unserved, 2 * TOKENS - r->rows);
+  assert_true(unserved >= TOKENS - 4 * EXPERTS);
   tear_down(&f);
 }
 
@@ -242,8 +242,8 @@ static esp_model_config layer_config(esp_router_kind policy) {
   c.moe.router = (esp_router_config){.policy = policy,
                                      .group_images = 2,
                                      .temperature = 0.1,
-                                     .capacity = ESP_DROPLESS,
-                                     .evaluation_capacity = ESP_DROPLESS};
+                                     .capacity = ESP_UNLIMITED_CAPACITY,
+                                     .evaluation_capacity = ESP_UNLIMITED_CAPACITY};
   return c;
 }
 

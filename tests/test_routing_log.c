@@ -48,8 +48,8 @@ static void tear_down(fixture *f) {
 
 /* What a layer would show of `slots` choices of k a token, the labels of one-token images repeating 1, 3, 0, 2. Gates
  * are
- * 1/2; a choice is dropped where `dropped` says so (NULL: the last of each expert). */
-static void show(fixture *f, const int32_t *choice, int64_t slots, int k, const bool *dropped) {
+ * 1/2; a choice is unserved where `unserved` says so (NULL: the last of each expert). */
+static void show(fixture *f, const int32_t *choice, int64_t slots, int k, const bool *unserved) {
   static const int32_t cycle[] = {1, 3, 0, 2};
   int32_t token[256], row[256], labels[256];
   int64_t first_slot[257], wanted[EXPERTS] = {0}, served[EXPERTS] = {0}, rows = 0;
@@ -57,14 +57,14 @@ static void show(fixture *f, const int32_t *choice, int64_t slots, int k, const 
   for (int64_t i = 0; i < slots; i++) {
     bool last = true;
     for (int64_t j = i + 1; j < slots; j++) last = last && choice[j] != choice[i];
-    const bool drop = dropped ? dropped[i] : last;
+    const bool out = unserved ? unserved[i] : last;
     gates[i] = (esp_real)0.5;
     token[i] = (int32_t)(i / k);
     labels[i / k] = cycle[i / k % 4];
     first_slot[i / k] = i / k * k;
-    row[i] = drop ? -1 : (int32_t)rows++;
+    row[i] = out ? -1 : (int32_t)rows++;
     wanted[choice[i]]++;
-    served[choice[i]] += !drop;
+    served[choice[i]] += !out;
   }
   first_slot[slots / k] = slots;
   const esp_tensor gate_tensor = {.data = gates, .rank = 2, .shape = {slots / k, k}};
@@ -137,11 +137,11 @@ static void pairs_and_classes_by_hand(void **state) {
   (void)state;
   static char text[TEXT_SIZE];
   static const int32_t choice[] = {0, 1, 1, 0, 1, 2, 0, 1};
-  static const bool dropped[] = {false, false, false, false, false, false, false, true};
+  static const bool unserved[] = {false, false, false, false, false, false, false, true};
   fixture f;
   set_up(&f, 2);
   for (int64_t step = 7; step < 9; step++) { /* each evaluation starts anew */
-    show(&f, choice, 8, 2, dropped);
+    show(&f, choice, 8, 2, unserved);
     write_log(&f, step);
   }
   read_text(&f, "coactivation.csv", text);

@@ -83,11 +83,11 @@ static void check_curves(const esp_sparsify_point *points) {
   }
   assert_true(last->loss > smallest[0].loss && smallest[9].loss > smallest[0].loss);
   assert_true(smallest[3].loss < last->loss && smallest[6].loss < last->loss);
-  const double least = mean_loss(points, ESP_DROP_SMALLEST);
-  const double largest = mean_loss(points, ESP_DROP_LARGEST), random = mean_loss(points, ESP_DROP_RANDOM);
+  const double least = mean_loss(points, ESP_SPARSIFY_SMALLEST);
+  const double largest = mean_loss(points, ESP_SPARSIFY_LARGEST), random = mean_loss(points, ESP_SPARSIFY_RANDOM);
   if (!(least < random && random < largest))
     fail_msg("mean losses: smallest %g, random %g, largest %g", least, random, largest);
-  assert_true(mean_loss(points, ESP_DROP_CONTRIBUTION) < random);
+  assert_true(mean_loss(points, ESP_SPARSIFY_CONTRIBUTION) < random);
 }
 
 static void row_49_sparsification_of_a_trained_model(void **state) {
@@ -96,16 +96,16 @@ static void row_49_sparsification_of_a_trained_model(void **state) {
   const esp_sparsify_options options = {
       .evaluation = {.split = ESP_TEST, .batch = 100, .limit = 500}, .seed = 3, .first_layer = 1, .end_layer = 2};
   const int64_t count = esp_sparsify_count(&options);
-  assert_int_equal(count, 2 * ESP_DROP_ORDERS * ESP_SPARSIFY_SHARES);
+  assert_int_equal(count, 2 * ESP_SPARSIFY_ORDERS * ESP_SPARSIFY_SHARES);
   esp_sparsify_point *points = esp_alloc((size_t)count, sizeof *points),
                      *again = esp_alloc((size_t)count, sizeof *again);
   esp_threads_set(2);
   assert_int_equal(esp_sparsify(t.model, t.dataset, &t.normalisation, &options, points), ESP_OK);
   check_nothing_left_out(&t, &options, &points[0]);
   check_curves(points);
-  const esp_sparsify_point *alone = &points[ESP_DROP_ORDERS * ESP_SPARSIFY_SHARES];
+  const esp_sparsify_point *alone = &points[ESP_SPARSIFY_ORDERS * ESP_SPARSIFY_SHARES];
   assert_true(alone[0].layer == 1 && alone[0].loss == points[0].loss);
-  assert_true(mean_loss(alone, ESP_DROP_LARGEST) < mean_loss(points, ESP_DROP_LARGEST));
+  assert_true(mean_loss(alone, ESP_SPARSIFY_LARGEST) < mean_loss(points, ESP_SPARSIFY_LARGEST));
   esp_threads_set(1);
   assert_int_equal(esp_sparsify(t.model, t.dataset, &t.normalisation, &options, again), ESP_OK);
   for (int64_t i = 0; i < count; i++)

@@ -118,12 +118,12 @@ static int64_t elements_up_to(const esp_row_pruning *pruning, uint32_t limit) {
   return elements;
 }
 
-/* The least importance up to which there are more than `drop` elements: bit by bit. */
-static uint32_t find_threshold(const esp_row_pruning *pruning, int64_t drop) {
+/* The least importance up to which there are more elements than the surplus: bit by bit. */
+static uint32_t find_threshold(const esp_row_pruning *pruning, int64_t surplus) {
   uint32_t low = 0, high = UINT32_MAX;
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
-    if (elements_up_to(pruning, middle) > drop) high = middle;
+    if (elements_up_to(pruning, middle) > surplus) high = middle;
     else low = middle + 1;
   }
   return low;
@@ -133,10 +133,10 @@ static void clear_row(const esp_factors *f, int64_t row) {
   memset(f->s->data + row * columns_of(f), 0, (size_t)columns_of(f) * sizeof(esp_real));
 }
 
-/* Rows below the threshold all go; of those at it the last ones, as long as their elements are among those to drop. */
-static void clear_rows(const esp_row_pruning *pruning, int64_t drop) {
-  const uint32_t threshold = find_threshold(pruning, drop);
-  int64_t left = drop - (threshold > 0 ? elements_up_to(pruning, threshold - 1) : 0);
+/* Rows below the threshold all go; of those at it the last ones, as long as their elements are part of the surplus. */
+static void clear_rows(const esp_row_pruning *pruning, int64_t surplus) {
+  const uint32_t threshold = find_threshold(pruning, surplus);
+  int64_t left = surplus - (threshold > 0 ? elements_up_to(pruning, threshold - 1) : 0);
   for (int64_t m = pruning->count - 1; m >= 0; m--) {
     const esp_factors *f = &pruning->factors[m];
     for (int64_t r = rows_of(f) - 1; r >= 0; r--) {
@@ -153,8 +153,8 @@ void esp_row_pruning_step(esp_row_pruning *pruning, double beta, double share) {
     weighing w = {&pruning->factors[m], (esp_real)beta, (esp_real)(1 - beta), pruning->factors[m].s->requires_grad};
     esp_parallel_for(rows_of(w.factors), 64, weigh_rows, &w);
   }
-  const int64_t drop = (int64_t)floor((double)pruning->elements * (1 - share) + 1e-6);
-  if (drop > 0) clear_rows(pruning, drop);
+  const int64_t surplus = (int64_t)floor((double)pruning->elements * (1 - share) + 1e-6);
+  if (surplus > 0) clear_rows(pruning, surplus);
 }
 
 int64_t esp_row_pruning_elements(const esp_row_pruning *pruning) { return pruning->elements; }

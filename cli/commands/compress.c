@@ -161,7 +161,7 @@ static void tell(const outcome *o, training *t, const esp_training_result *resul
 
 static esp_status keep_compact(outcome *o, training *t, esp_training_result *result) {
   ESP_TRY(load_source(o, t));
-  ESP_TRY(esp_drop_zero_rows(&o->compact, t->model));
+  ESP_TRY(esp_remove_zero_rows(&o->compact, t->model));
   ESP_TRY(measure(o, t, result));
   ESP_TRY(write_ranks(o, t->arguments->out));
   note_cost(&t->info, o->compact);

@@ -122,7 +122,7 @@ ESP_API void *esp_tape_take(esp_tape *tape, size_t bytes);
 ESP_API void esp_tape_forget(esp_tape *tape, esp_tensor *tensor);
 
 /* The same in a pass that records nothing, where no backward will follow; otherwise nothing. */
-ESP_API void esp_tape_drop(esp_tape *tape, esp_tensor *tensor);
+ESP_API void esp_tape_release(esp_tape *tape, esp_tensor *tensor);
 
 /* Runs an op. `attributes` (attributes_size bytes) are copied. Returns the node, NULL on failure. */
 ESP_API esp_node *esp_tape_run(esp_tape *tape, const esp_op *op, esp_tensor *const *inputs, int input_count,

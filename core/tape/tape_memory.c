@@ -64,7 +64,7 @@ void esp_tape_forget(esp_tape *tape, esp_tensor *tensor) {
   tensor->forgotten = true;
 }
 
-void esp_tape_drop(esp_tape *tape, esp_tensor *tensor) {
+void esp_tape_release(esp_tape *tape, esp_tensor *tensor) {
   if (!tape->record) esp_tape_forget(tape, tensor);
 }
 

@@ -237,6 +237,6 @@ esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, c
                           .slot_logits = routed.dispatch_weights ? routed.logits : NULL,
                           .gates = routed.gates,
                           .experts = trace});
-  esp_bank_trace_drop(tape, &trace);
+  esp_bank_trace_release(tape, &trace);
   return y;
 }

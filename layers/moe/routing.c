@@ -189,7 +189,7 @@ static void order_tokens(const esp_route_request *r, const esp_routing_work *w, 
   if (r->config->batch_priority) esp_rank(w->order, g->end - g->begin);
 }
 
-/* Drops what an expert cannot serve: first choices go before second ones. */
+/* Serves first choices before second ones, as far as the capacity goes. */
 static void serve_group(const esp_routing_work *w, const esp_token_group *g, double factor) {
   const int experts = g->end_expert - g->first_expert, k = w->routing.k;
   const int64_t capacity = esp_expert_capacity(g->end - g->begin, k, factor, experts);

@@ -8,8 +8,8 @@
 
 const double esp_sparsify_shares[ESP_SPARSIFY_SHARES] = {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99};
 
-const char *esp_drop_order_name(esp_drop_order order) {
-  static const char *const names[ESP_DROP_ORDERS] = {"smallest", "largest", "random", "contribution"};
+const char *esp_sparsify_order_name(esp_sparsify_order order) {
+  static const char *const names[ESP_SPARSIFY_ORDERS] = {"smallest", "largest", "random", "contribution"};
   return names[order];
 }
 
@@ -25,7 +25,7 @@ typedef struct study {
   const esp_model *model;
   double *norms[ESP_MAX_BLOCKS]; /* of each mixture layer [stored x f]: of the rows of W_down */
   uint64_t seed;
-  esp_drop_order order;
+  esp_sparsify_order order;
   double share;
   int64_t rows; /* seen so far in this evaluation: key of the random order */
   int64_t activated[ESP_PARTS], left[ESP_PARTS];
@@ -65,14 +65,14 @@ static void put_first(ranked *items, int64_t size, int64_t count) {
 static float key_of(const filtering *f, int64_t row, int expert, int64_t j, esp_real gate, esp_random *random) {
   const int64_t columns = esp_tensor_columns(f->trace->selected);
   switch (f->s->order) {
-  case ESP_DROP_SMALLEST:
+  case ESP_SPARSIFY_SMALLEST:
     return fabsf((float)gate);
-  case ESP_DROP_LARGEST:
+  case ESP_SPARSIFY_LARGEST:
     return -fabsf((float)gate);
-  case ESP_DROP_RANDOM:
+  case ESP_SPARSIFY_RANDOM:
     return (float)esp_random_uniform(random);
-  case ESP_DROP_CONTRIBUTION:
-  case ESP_DROP_ORDERS:
+  case ESP_SPARSIFY_CONTRIBUTION:
+  case ESP_SPARSIFY_ORDERS:
     break;
   }
   return (float)(fabs((double)f->trace->selected->data[row * columns + j]) * f->norms[expert * columns + j]);
@@ -94,11 +94,11 @@ static void filter_row(const filtering *f, int64_t part, int64_t row, int expert
     if (gated) esp_gate_values(esp_activation_gate(activation), &middle[j], 1, &gate);
     items[count++] = (ranked){key_of(f, row, expert, j, gate, &random), (int32_t)j};
   }
-  const int64_t dropped = (int64_t)(s->share * (double)count + 0.5);
-  if (dropped) put_first(items, count, dropped);
-  for (int64_t i = 0; i < dropped; i++) f->trace->selected->data[row * columns + items[i].index] = 0;
+  const int64_t masked = (int64_t)(s->share * (double)count + 0.5);
+  if (masked) put_first(items, count, masked);
+  for (int64_t i = 0; i < masked; i++) f->trace->selected->data[row * columns + items[i].index] = 0;
   s->activated[part] += count;
-  s->left[part] += count - dropped;
+  s->left[part] += count - masked;
 }
 
 static void filter_parts(void *context, int64_t begin, int64_t end) {
@@ -161,7 +161,7 @@ static esp_status make_norms(study *s) {
 /* --- the study ------------------------------------------------------------------------------------------ */
 
 int64_t esp_sparsify_count(const esp_sparsify_options *options) {
-  return (int64_t)(1 + options->end_layer - options->first_layer) * ESP_DROP_ORDERS * ESP_SPARSIFY_SHARES;
+  return (int64_t)(1 + options->end_layer - options->first_layer) * ESP_SPARSIFY_ORDERS * ESP_SPARSIFY_SHARES;
 }
 
 static esp_status evaluate_point(study *s, const esp_dataset *dataset, const esp_normalisation *normalisation,
@@ -192,10 +192,10 @@ static esp_status evaluate_points(study *s, const esp_dataset *dataset, const es
                                   const esp_sparsify_options *options, esp_sparsify_point *points) {
   const int64_t count = esp_sparsify_count(options);
   for (int64_t i = 0; i < count; i++) {
-    const int64_t curve = i / ESP_SPARSIFY_SHARES, layer = curve / ESP_DROP_ORDERS;
+    const int64_t curve = i / ESP_SPARSIFY_SHARES, layer = curve / ESP_SPARSIFY_ORDERS;
     esp_sparsify_point *p = &points[i];
     *p = (esp_sparsify_point){.layer = layer ? options->first_layer + (int)layer - 1 : -1,
-                              .order = (esp_drop_order)(curve % ESP_DROP_ORDERS),
+                              .order = (esp_sparsify_order)(curve % ESP_SPARSIFY_ORDERS),
                               .share = esp_sparsify_shares[i % ESP_SPARSIFY_SHARES]};
     if (options->stop && *options->stop)
       return esp_fail(ESP_ERR_INTERRUPTED, "stopped after %lld of %lld evaluations; nothing is written", (long long)i,
@@ -240,8 +240,8 @@ static void write_points(const void *context, FILE *file) {
   fputs("layer,order,q,accuracy,loss,active\n", file);
   for (int64_t i = 0; i < r->count; i++) {
     const esp_sparsify_point *p = &r->points[i];
-    fprintf(file, "%s,%s,%g,%.9g,%.9g,%.9g\n", layer_name(r->model, p->layer), esp_drop_order_name(p->order), p->share,
-            p->accuracy, p->loss, p->active);
+    fprintf(file, "%s,%s,%g,%.9g,%.9g,%.9g\n", layer_name(r->model, p->layer), esp_sparsify_order_name(p->order),
+            p->share, p->accuracy, p->loss, p->active);
   }
 }
 
@@ -264,17 +264,17 @@ static esp_status write_figure(const char *title, const char *folder, const char
 
 esp_status esp_sparsify_write(const esp_model *model, const esp_sparsify_point *points, int64_t count,
                               const char *title, const char *folder) {
-  static const esp_figure_series orders[ESP_DROP_ORDERS] = {{"smallest", "smallest |G|"},
-                                                            {"largest", "largest |G|"},
-                                                            {"random", "at random"},
-                                                            {"contribution", "smallest contribution"}};
+  static const esp_figure_series orders[ESP_SPARSIFY_ORDERS] = {{"smallest", "smallest |G|"},
+                                                                {"largest", "largest |G|"},
+                                                                {"random", "at random"},
+                                                                {"contribution", "smallest contribution"}};
   esp_figure_series layers[ESP_MAX_BLOCKS + 1];
-  const int64_t curve = ESP_DROP_ORDERS * ESP_SPARSIFY_SHARES;
+  const int64_t curve = ESP_SPARSIFY_ORDERS * ESP_SPARSIFY_SHARES;
   int layer_count = 0;
   for (int64_t i = 0; i < count; i += curve)
     layers[layer_count++] = (esp_figure_series){layer_name(model, points[i].layer), NULL};
   ESP_TRY(esp_file_compose(folder, "sparsify.csv", write_points, &(report){model, points, count}));
-  ESP_TRY(write_figure(title, folder, "sparsify", false, orders, ESP_DROP_ORDERS));
+  ESP_TRY(write_figure(title, folder, "sparsify", false, orders, ESP_SPARSIFY_ORDERS));
   return layer_count > 1 ? write_figure(title, folder, "sparsify_layers", true, layers, layer_count) : ESP_OK;
 }
 
@@ -283,7 +283,7 @@ void esp_sparsify_print(const esp_model *model, const esp_sparsify_point *points
   for (int i = 0; i < ESP_SPARSIFY_SHARES; i++) fprintf(file, " %6g", esp_sparsify_shares[i]);
   for (int64_t i = 0; i < count; i++) {
     if (i % ESP_SPARSIFY_SHARES == 0)
-      fprintf(file, "\n  %-14s %-11s", layer_name(model, points[i].layer), esp_drop_order_name(points[i].order));
+      fprintf(file, "\n  %-14s %-11s", layer_name(model, points[i].layer), esp_sparsify_order_name(points[i].order));
     fprintf(file, " %6.2f", 100 * points[i].accuracy);
   }
   fputc('\n', file);

@@ -13,23 +13,23 @@ extern "C" {
 
 /* Which neurons of a row (a token in an expert) are left out first. G is the gate activation (act(W_gate x); with two
  * matrices act(W_up x)), h what goes into W_down (G times W_up x; with two matrices G). */
-typedef enum esp_drop_order {
-  ESP_DROP_SMALLEST,     /* smallest |G_j| */
-  ESP_DROP_LARGEST,      /* largest |G_j| */
-  ESP_DROP_RANDOM,       /* at random, by a seed */
-  ESP_DROP_CONTRIBUTION, /* smallest |h_j| ||row j of W_down||: norm of what the neuron adds to the expert's output */
-  ESP_DROP_ORDERS
-} esp_drop_order;
+typedef enum esp_sparsify_order {
+  ESP_SPARSIFY_SMALLEST,     /* smallest |G_j| */
+  ESP_SPARSIFY_LARGEST,      /* largest |G_j| */
+  ESP_SPARSIFY_RANDOM,       /* at random, by a seed */
+  ESP_SPARSIFY_CONTRIBUTION, /* smallest |h_j| ||row j of W_down||: norm of what the neuron adds to the expert's output */
+  ESP_SPARSIFY_ORDERS
+} esp_sparsify_order;
 
 /* "smallest", "largest", "random", "contribution". */
-ESP_API const char *esp_drop_order_name(esp_drop_order order);
+ESP_API const char *esp_sparsify_order_name(esp_sparsify_order order);
 
 enum { ESP_SPARSIFY_SHARES = 12 };
 ESP_API extern const double esp_sparsify_shares[ESP_SPARSIFY_SHARES]; /* 0, 0.1 ... 0.9, 0.95, 0.99 */
 
 typedef struct esp_sparsify_point {
   int layer; /* mixture layer that alone is sparsified; -1: all */
-  esp_drop_order order;
+  esp_sparsify_order order;
   double share;          /* q that was asked for; 0 stands in every order, but is evaluated once */
   double active;         /* neurons left, of those that the layer activates: 1 - q but for rounding, mean over rows */
   double accuracy, loss; /* test */
