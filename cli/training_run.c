@@ -105,7 +105,11 @@ static esp_status write_config(training *t) {
   esp_free(t->info.run_config);
   ESP_TRY(esp_run_config_save(&t->info.run_config, &t->config));
   ESP_TRY(esp_folder_path(path, t->folder, "config.yaml"));
-  return esp_file_write(path, t->info.run_config);
+  char *used = NULL;
+  ESP_TRY(esp_run_config_save_used(&used, &t->config));
+  const esp_status status = esp_file_write(path, used);
+  esp_free(used);
+  return status;
 }
 
 /* Slots come in fours, so the factor that is asked for is not quite the one there is. */

@@ -154,6 +154,16 @@ esp_layer_kind esp_layer_kind_of(const esp_model_config *config, int index) {
   return config->layers[(unsigned)index % config->layers_count];
 }
 
+bool esp_has_layer(const esp_model_config *config, esp_layer_kind kind) {
+  for (int i = 0; i < config->blocks; i++)
+    if (esp_layer_kind_of(config, i) == kind) return true;
+  return false;
+}
+
+bool esp_has_mixture(const esp_model_config *config) {
+  return esp_has_layer(config, ESP_LAYER_MOE) || esp_has_layer(config, ESP_LAYER_MONE);
+}
+
 const char *esp_layer_kind_name(esp_layer_kind kind) { return layer_names[kind].str; }
 
 int esp_neurons_kept(const esp_model_config *config, int index) {

@@ -179,6 +179,10 @@ ESP_API extern const esp_model_config esp_model_defaults;
 ESP_API esp_layer_kind esp_layer_kind_of(const esp_model_config *config, int index);
 ESP_API const char *esp_layer_kind_name(esp_layer_kind kind);
 
+/* Whether a block's feed-forward part is of the kind; whether one is a mixture of either kind. */
+ESP_API bool esp_has_layer(const esp_model_config *config, esp_layer_kind kind);
+ESP_API bool esp_has_mixture(const esp_model_config *config);
+
 /* Neurons that block `index`, a mixture, keeps per token and expert: a share rounded up, at least 1; all of them unless
  * the layer is a MoNE. */
 ESP_API int esp_neurons_kept(const esp_model_config *config, int index);

@@ -57,15 +57,22 @@ static void expect_failure(esp_status got, esp_status expected, const char *word
     fail_msg("the message lacks \"%s\" or \"%s\": %s", words, more_words, esp_error_message());
 }
 
-/* A new run with some settings (up to the first NULL) besides the small ones. */
+/* The small settings as if a file held them, overlaid by others (up to the first NULL), which may make them idle. */
+static void settle(esp_run_config *config, const char *const settings[MOST_SETTINGS]) {
+  char *text;
+  size_t count = 0;
+  while (count < MOST_SETTINGS && settings[count]) count++;
+  expect_ok(esp_run_config_load(config, NULL, small_settings, SETTING_COUNT));
+  expect_ok(esp_run_config_save(&text, config));
+  expect_ok(esp_run_config_parse(config, "the small settings", text, settings, count));
+  esp_free(text);
+}
+
+/* A new run with some settings besides the small ones. */
 static void set_up(training *t, const char *const settings[MOST_SETTINGS]) {
-  const char *all[SETTING_COUNT + MOST_SETTINGS];
-  size_t count = SETTING_COUNT;
-  memcpy(all, small_settings, sizeof small_settings);
-  for (int i = 0; i < MOST_SETTINGS && settings[i]; i++) all[count++] = settings[i];
   *t = (training){.model = NULL};
   make_folder(t->folder);
-  expect_ok(esp_run_config_load(&t->config, NULL, all, count));
+  settle(&t->config, settings);
   const esp_dataset_info *info = esp_dataset_info_of(data);
   esp_model_config *config = &t->config.model;
   config->image_height = info->height, config->image_width = info->width, config->image_channels = info->channels;

@@ -279,7 +279,7 @@ static esp_status apply_overlays(yaml_document_t *document, const request *wante
 
 static esp_status resolve(text_buffer *text, const request *wanted) {
   yaml_document_t document;
-  ESP_TRY(esp_schema_document(&document, wanted->schema, wanted->defaults));
+  ESP_TRY(esp_schema_document(&document, wanted->schema, wanted->defaults, (key_filter){0}));
   const esp_status status = apply_overlays(&document, wanted);
   if (status == ESP_OK) return print_document(text, &document);
   yaml_document_delete(&document);
@@ -339,16 +339,30 @@ esp_status esp_yaml_load_file(void *config, size_t config_size, const struct cya
   return status;
 }
 
-esp_status esp_yaml_save(char **text, const void *config, const struct cyaml_schema_value *schema) {
+esp_status esp_yaml_visit_file(const char *path, esp_yaml_key_visitor *visit, void *context) {
+  char *text = NULL;
+  size_t length = 0;
+  esp_status status = read_file(&text, &length, path);
+  if (status == ESP_OK) status = esp_yaml_visit_keys("", text, visit, context);
+  esp_free(text);
+  return status;
+}
+
+esp_status esp_yaml_save_some(char **text, const void *config, const struct cyaml_schema_value *schema,
+                              esp_yaml_key_filter *keep, void *context) {
   esp_schema_check(schema);
   *text = NULL;
   const locale_t locale = enter_c_locale();
   text_buffer buffer = {0};
   yaml_document_t document;
-  esp_status status = esp_schema_document(&document, schema, config);
+  esp_status status = esp_schema_document(&document, schema, config, (key_filter){keep, context});
   if (status == ESP_OK) status = print_document(&buffer, &document);
   leave_c_locale(locale);
   if (status == ESP_OK) *text = buffer.bytes;
   else esp_free(buffer.bytes);
   return status;
+}
+
+esp_status esp_yaml_save(char **text, const void *config, const struct cyaml_schema_value *schema) {
+  return esp_yaml_save_some(text, config, schema, NULL, NULL);
 }

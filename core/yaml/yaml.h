@@ -44,6 +44,30 @@ ESP_API esp_status esp_yaml_load_file(void *config, size_t config_size, const st
  * *text is then NULL. */
 ESP_API esp_status esp_yaml_save(char **text, const void *config, const struct cyaml_schema_value *schema);
 
+/* ESP_ERR_CONFIG if a number of the struct is 0, 1 or infinite in single precision and is not so itself: a learning rate of
+ * 1e-50 would train nothing, a dropout of 0.9999999999 drop everything. */
+ESP_API esp_status esp_yaml_check_single(const void *config, const struct cyaml_schema_value *schema);
+
+/* Whether the key "section.key" is wanted. */
+typedef bool esp_yaml_key_filter(void *context, const char *key);
+
+/* esp_yaml_save() of the keys that `keep` says. What is left out has its default when the text is loaded. */
+ESP_API esp_status esp_yaml_save_some(char **text, const void *config, const struct cyaml_schema_value *schema,
+                                      esp_yaml_key_filter *keep, void *context);
+
+/* Called for each key that has a value, as "section.key"; what is not ESP_OK ends the visit and is returned. */
+typedef esp_status esp_yaml_key_visitor(void *context, const char *key);
+
+/* Visits the keys of a YAML document that esp_yaml_load() has accepted, in its order. `path` is what they stand in; ""
+ * for a whole document. Besides the visitor's status ESP_ERR_MEMORY. */
+ESP_API esp_status esp_yaml_visit_keys(const char *path, const char *text, esp_yaml_key_visitor *visit, void *context);
+
+/* The same with the file `path`; besides ESP_ERR_IO. */
+ESP_API esp_status esp_yaml_visit_file(const char *path, esp_yaml_key_visitor *visit, void *context);
+
+/* The same with an override "section.key=value". */
+ESP_API esp_status esp_yaml_visit_override(const char *override, esp_yaml_key_visitor *visit, void *context);
+
 #ifdef __cplusplus
 }
 #endif

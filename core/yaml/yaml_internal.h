@@ -6,6 +6,7 @@
 #define ESPALIER_YAML_INTERNAL_H
 
 #include <espalier/status.h>
+#include <espalier/yaml.h>
 
 #include <cyaml/cyaml.h>
 #include <stdarg.h>
@@ -56,8 +57,14 @@ void esp_schema_add_expectation(phrase *to, const schema_value *schema);
 /* Whether `text` is a value of the scalar that `schema` describes. */
 bool esp_schema_fits(const schema_value *schema, const char *text);
 
-/* Makes the document of the struct `config`. On success the caller deletes *document. */
-esp_status esp_schema_document(yaml_document_t *document, const schema_value *schema, const void *config);
+typedef struct key_filter {
+  esp_yaml_key_filter *keep; /* NULL: all keys */
+  void *context;
+} key_filter;
+
+/* Makes the document of the struct `config`, with the keys that `filter` keeps. On success the caller deletes *document. */
+esp_status esp_schema_document(yaml_document_t *document, const schema_value *schema, const void *config,
+                               key_filter filter);
 
 /* ---- Documents ---- */
 

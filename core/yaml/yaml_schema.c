@@ -302,17 +302,22 @@ static esp_status add_list(yaml_document_t *to, int *number, const char *path, c
   return ESP_OK;
 }
 
+static bool is_wanted(const key_filter *filter, const char *path, const schema_field *field) {
+  return !filter->keep || field->value.type == CYAML_MAPPING || filter->keep(filter->context, path);
+}
+
 /* Adds the struct `data`; *number is its node's. */
 static esp_status add_section(yaml_document_t *to, int *number, const char *path, const schema_value *schema,
-                              const char *data) {
+                              const char *data, const key_filter *filter) {
   *number = yaml_document_add_mapping(to, NULL, YAML_BLOCK_MAPPING_STYLE);
   if (!*number) return fail_memory();
   for (const schema_field *field = schema->mapping.fields; field->key; field++) {
     int value;
     char field_path[PATH_SIZE];
     join_path(field_path, path, field->key);
+    if (!is_wanted(filter, field_path, field)) continue;
     if (field->value.type == CYAML_MAPPING)
-      ESP_TRY(add_section(to, &value, field_path, &field->value, data + field->data_offset));
+      ESP_TRY(add_section(to, &value, field_path, &field->value, data + field->data_offset, filter));
     else if (is_list(&field->value)) ESP_TRY(add_list(to, &value, field_path, field, data));
     else ESP_TRY(add_scalar(to, &value, field_path, &field->value, data + field->data_offset));
     const int key = add_text(to, field->key, strlen(field->key));
@@ -321,10 +326,49 @@ static esp_status add_section(yaml_document_t *to, int *number, const char *path
   return ESP_OK;
 }
 
-esp_status esp_schema_document(yaml_document_t *document, const schema_value *schema, const void *config) {
+esp_status esp_schema_document(yaml_document_t *document, const schema_value *schema, const void *config,
+                               key_filter filter) {
   if (!yaml_document_initialize(document, NULL, NULL, NULL, 1, 1)) return fail_memory();
   int root;
-  const esp_status status = add_section(document, &root, "", schema, config);
+  const esp_status status = add_section(document, &root, "", schema, config, &filter);
   if (status != ESP_OK) yaml_document_delete(document);
   return status;
+}
+
+/* ---- Single precision ---- */
+
+static esp_status check_single(const char *path, double value) {
+  const float single = (float)value;
+  if (isinf(value) || isnan(value) || (double)single == value || (single != 0 && single != 1 && !isinf(single)))
+    return ESP_OK;
+  return esp_fail(ESP_ERR_CONFIG, "%s is %.17g, which is %g in single precision, in which models compute; give %s",
+                  path, value, (double)single,
+                  isinf(single) ? "a smaller number" : "just that, or a number further from it");
+}
+
+static esp_status check_single_list(const char *path, const schema_field *field, const char *section) {
+  const schema_value *entry = field->value.sequence.entry;
+  uint64_t count = field->value.sequence.max;
+  if (field->value.type == CYAML_SEQUENCE) count = read_uint(section + field->count_offset, field->count_size);
+  for (uint64_t i = 0; i < count && entry->type == CYAML_FLOAT; i++)
+    ESP_TRY(check_single(path, read_float(section + field->data_offset + i * field->value.data_size,
+                                          entry->data_size == sizeof(float))));
+  return ESP_OK;
+}
+
+static esp_status check_single_section(const char *path, const schema_value *schema, const char *data) {
+  for (const schema_field *field = schema->mapping.fields; field->key; field++) {
+    const schema_value *value = &field->value;
+    char inner[PATH_SIZE];
+    join_path(inner, path, field->key);
+    if (value->type == CYAML_MAPPING) ESP_TRY(check_single_section(inner, value, data + field->data_offset));
+    else if (is_list(value)) ESP_TRY(check_single_list(inner, field, data));
+    else if (value->type == CYAML_FLOAT)
+      ESP_TRY(check_single(inner, read_float(data + field->data_offset, value->data_size == sizeof(float))));
+  }
+  return ESP_OK;
+}
+
+esp_status esp_yaml_check_single(const void *config, const struct cyaml_schema_value *schema) {
+  return check_single_section("", schema, config);
 }

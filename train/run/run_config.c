@@ -3,6 +3,9 @@
 #include <espalier/run_config.h>
 #include <espalier/yaml.h>
 
+#include "unused_settings_internal.h"
+#include <string.h>
+
 static const cyaml_schema_field_t augmentation_fields[] = {
     CYAML_FIELD_INT("crop_padding", CYAML_FLAG_DEFAULT, esp_augmentation, crop_padding),
     CYAML_FIELD_BOOL("reflect", CYAML_FLAG_DEFAULT, esp_augmentation, reflect),
@@ -75,8 +78,15 @@ static esp_run_config defaults(void) {
 static esp_status check(const esp_run_config *config) {
   const esp_training_config *t = &config->training;
   const esp_distillation_config *d = &config->distillation;
+  ESP_TRY(esp_yaml_check_single(config, &run_schema));
   ESP_TRY(esp_optimizer_config_check(&config->optimizer));
   ESP_TRY(esp_compression_config_check(&config->compression));
+  if (config->model.norm == ESP_NORM_BATCH && t->batch < 2)
+    return esp_fail(
+        ESP_ERR_CONFIG,
+        "training.batch is %d, but model.norm is batch: over one image the last norm has nothing to mean, its "
+        "output is its bias whatever the image; use at least 2, or model.norm layer",
+        t->batch);
   const struct {
     const char *key;
     double value, least, most;
@@ -99,19 +109,66 @@ static esp_status check(const esp_run_config *config) {
   return ESP_OK;
 }
 
+/* ---- Gates that say nothing ---- */
+
+/* With one expert a token, gates that are divided by their sum are 1 whatever the router says. */
+static bool are_gates_constant(const esp_moe_config *moe) {
+  const esp_router_config *r = &moe->router;
+  return moe->top_k == 1 && r->policy == ESP_ROUTER_TOKEN_CHOICE &&
+         (r->renormalise || (r->score_selected_only && r->score == ESP_SCORE_SOFTMAX));
+}
+
+static esp_status refuse_constant_gates(const esp_model_config *model) {
+  if (!esp_has_mixture(model) || !are_gates_constant(&model->moe)) return ESP_OK;
+  return esp_fail(ESP_ERR_CONFIG,
+                  "model.moe.top_k is 1 and model.moe.router.%s true: the one gate of a token is then 1 whatever the "
+                  "router says, so that the task never trains it; set that to false",
+                  model->moe.router.renormalise ? "renormalise" : "score_selected_only");
+}
+
+static esp_status note_renormalise(void *is_set, const char *key) {
+  if (strcmp(key, "model.moe.router.renormalise") == 0) *(bool *)is_set = true;
+  return ESP_OK;
+}
+
+/* Unless it is set, renormalise is what the number of gates suggests: with one expert a token, or any number of them, there is
+ * nothing to divide by. */
+static esp_status settle_renormalise(esp_run_config *config, const char *path, const char *const *overrides,
+                                     size_t count) {
+  esp_moe_config *moe = &config->model.moe;
+  bool is_set = false;
+  if (path) ESP_TRY(esp_yaml_visit_file(path, note_renormalise, &is_set));
+  for (size_t i = 0; i < count; i++) ESP_TRY(esp_yaml_visit_override(overrides[i], note_renormalise, &is_set));
+  if (!is_set && (moe->top_k == 1 || moe->router.policy == ESP_ROUTER_EXPERT_CHOICE)) moe->router.renormalise = false;
+  return ESP_OK;
+}
+
+/* ---- Loading ---- */
+
+static esp_status load_file(esp_run_config *config, const char *path, const char *const *overrides, size_t count) {
+  const esp_run_config base = defaults();
+  ESP_TRY(esp_yaml_load_file(config, sizeof *config, &run_schema, &base, path, overrides, count));
+  return check(config);
+}
+
 esp_status esp_run_config_load(esp_run_config *config, const char *path, const char *const *overrides,
                                size_t override_count) {
-  const esp_run_config base = defaults();
-  if (!path) return esp_run_config_parse(config, "the defaults", NULL, overrides, override_count);
-  ESP_TRY(esp_yaml_load_file(config, sizeof *config, &run_schema, &base, path, overrides, override_count));
-  return check(config);
+  if (path) {
+    ESP_TRY(load_file(config, path, NULL, 0));
+    ESP_TRY(esp_refuse_unused_keys(config, path));
+    ESP_TRY(load_file(config, path, overrides, override_count));
+    ESP_TRY(esp_refuse_unused_overrides(config, overrides, override_count));
+  } else ESP_TRY(esp_run_config_parse(config, "the defaults", NULL, overrides, override_count));
+  ESP_TRY(settle_renormalise(config, path, overrides, override_count));
+  return refuse_constant_gates(&config->model);
 }
 
 esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text,
                                 const char *const *overrides, size_t override_count) {
   const esp_run_config base = defaults();
   ESP_TRY(esp_yaml_load(config, sizeof *config, &run_schema, &base, name, text, overrides, override_count));
-  return check(config);
+  ESP_TRY(check(config));
+  return esp_refuse_unused_overrides(config, overrides, override_count);
 }
 
 esp_status esp_training_check(const esp_training_config *config) {
@@ -121,4 +178,8 @@ esp_status esp_training_check(const esp_training_config *config) {
 
 esp_status esp_run_config_save(char **text, const esp_run_config *config) {
   return esp_yaml_save(text, config, &run_schema);
+}
+
+esp_status esp_run_config_save_used(char **text, esp_run_config *config) {
+  return esp_yaml_save_some(text, config, &run_schema, esp_is_used, config);
 }

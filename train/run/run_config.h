@@ -45,11 +45,14 @@ typedef struct esp_run_config {
 } esp_run_config;
 
 /* The defaults, overlaid by the YAML file `path` (NULL: none) and by overrides "section.key=value". Values are
- * checked; the model's sizes that come from the data may still be 0. */
+ * checked; the model's sizes that come from the data may still be 0. ESP_ERR_CONFIG, too, if a key is set that does
+ * nothing: among the file's own settings, or an override among all; and if a token's one gate is divided by itself.
+ * model.moe.router.renormalise is false unless set where top_k is 1 or experts choose. */
 ESP_API esp_status esp_run_config_load(esp_run_config *config, const char *path, const char *const *overrides,
                                        size_t override_count) ESP_MUST_CHECK;
 
-/* The same from YAML text; `name` is how messages call it. */
+/* The same from YAML text that was checked when it was written: a checkpoint's, or none (NULL). `name` is how messages call
+ * it. Only overrides that do nothing are refused. */
 ESP_API esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text,
                                         const char *const *overrides, size_t override_count) ESP_MUST_CHECK;
 
@@ -58,6 +61,9 @@ ESP_API esp_status esp_training_check(const esp_training_config *config) ESP_MUS
 
 /* As YAML text from esp_alloc(). */
 ESP_API esp_status esp_run_config_save(char **text, const esp_run_config *config) ESP_MUST_CHECK;
+
+/* The same without the keys that do nothing, so that esp_run_config_load() takes it: a run's config.yaml. */
+ESP_API esp_status esp_run_config_save_used(char **text, esp_run_config *config) ESP_MUST_CHECK;
 
 #ifdef __cplusplus
 }
