@@ -46,10 +46,8 @@ typedef struct esp_checkpoint_info {
   esp_progress progress;
   int history_count;
   esp_history_entry history[ESP_MAX_HISTORY];
-  int64_t parameters, activated_parameters, flops_per_image; /* as esp_model_cost_of() counts them, for readers of the
-                                                                file: written if parameters > 0, not read back */
-  char digest[ESP_DIGEST_SIZE];                              /* of architecture and parameters; set by save and load */
-  char *run_config;                                          /* the resolved config as YAML (esp_alloc), or NULL */
+  char digest[ESP_DIGEST_SIZE]; /* of architecture and parameters; set by save and load */
+  char *run_config;             /* the resolved config as YAML (esp_alloc), or NULL */
 } esp_checkpoint_info;
 
 /* Writes model, info and, if not NULL, the optimiser's state. compression: 0 none, 1 to 9 as FORMAT.md says. Sets

@@ -74,9 +74,6 @@ esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a);
 /* Writes plan.json beside the checkpoint `target`, if --out is a folder. */
 esp_status write_plan(const esp_plan *plan, const char *target, const arguments *a);
 
-/* Has the checkpoint tell what the model costs. */
-void note_cost(esp_checkpoint_info *info, const esp_model *model);
-
 /* Writes folder/name and drops the reference; NULL: memory was short. */
 esp_status write_json(const char *folder, const char *name, json_t *json);
 

@@ -1,7 +1,6 @@
 #include "commands_internal.h"
 
 #include <espalier/core.h>
-#include <espalier/cost.h>
 #include <espalier/figure.h>
 
 #include <stdio.h>
@@ -123,14 +122,6 @@ esp_status write_plan(const esp_plan *plan, const char *target, const arguments 
   const esp_status status = esp_file_write(path, text);
   esp_free(text);
   return status;
-}
-
-void note_cost(esp_checkpoint_info *info, const esp_model *model) {
-  esp_model_cost cost;
-  esp_model_cost_of(model, &cost);
-  info->parameters = cost.parameters;
-  info->activated_parameters = cost.activated;
-  info->flops_per_image = (int64_t)cost.flops;
 }
 
 esp_status write_json(const char *folder, const char *name, json_t *json) {

@@ -101,7 +101,6 @@ static esp_status open_folder(const training *t) {
 static esp_status write_config(training *t) {
   char path[ESP_PATH_SIZE];
   t->config.model = t->model->config;
-  note_cost(&t->info, t->model);
   esp_free(t->info.run_config);
   ESP_TRY(esp_run_config_save(&t->info.run_config, &t->config));
   ESP_TRY(esp_folder_path(path, t->folder, "config.yaml"));

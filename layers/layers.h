@@ -2,6 +2,7 @@
 #ifndef ESPALIER_LAYERS_H
 #define ESPALIER_LAYERS_H
 
+#include <espalier/cost.h>
 #include <espalier/expert_bank.h>
 #include <espalier/factors.h>
 #include <espalier/model.h>

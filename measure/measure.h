@@ -4,7 +4,6 @@
 
 #include <espalier/calibration.h>
 #include <espalier/comparison.h>
-#include <espalier/cost.h>
 #include <espalier/expert_scores.h>
 #include <espalier/report.h>
 #include <espalier/router_change.h>

@@ -1,4 +1,5 @@
 #include "checkpoint_parts_internal.h"
+#include <espalier/cost.h>
 #include <espalier/memory.h>
 
 #include <string.h>
@@ -13,11 +14,13 @@ static esp_status write_header(hid_t file, const char *digest) {
   return esp_h5_set_text(file, "digest", digest);
 }
 
-static esp_status write_counts(hid_t file, const esp_checkpoint_info *info) {
-  if (info->parameters <= 0) return ESP_OK;
-  ESP_TRY(esp_h5_set_number(file, "parameters", info->parameters));
-  ESP_TRY(esp_h5_set_number(file, "activated_parameters", info->activated_parameters));
-  return esp_h5_set_number(file, "flops_per_image", info->flops_per_image);
+/* For readers of the file: it is not read back. */
+static esp_status write_counts(hid_t file, const esp_architecture *architecture) {
+  esp_model_cost cost;
+  esp_config_cost(&architecture->config, architecture->layouts, &cost);
+  ESP_TRY(esp_h5_set_number(file, "parameters", cost.parameters));
+  ESP_TRY(esp_h5_set_number(file, "activated_parameters", cost.activated));
+  return esp_h5_set_number(file, "flops_per_image", (int64_t)cost.flops);
 }
 
 /* What a save is made of. */
@@ -32,7 +35,7 @@ typedef struct contents {
 static esp_status write_contents(hid_t file, const void *context) {
   const contents *c = context;
   ESP_TRY(write_header(file, c->info->digest));
-  ESP_TRY(write_counts(file, c->info));
+  ESP_TRY(write_counts(file, c->architecture));
   ESP_TRY(esp_architecture_write(file, c->architecture));
   ESP_TRY(esp_info_write(file, c->info));
   ESP_TRY(esp_arrays_write(file, "parameters", c->parameters, esp_parameters_values(c->parameters), c->level));

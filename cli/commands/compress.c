@@ -164,7 +164,6 @@ static esp_status keep_compact(outcome *o, training *t, esp_training_result *res
   ESP_TRY(esp_remove_zero_rows(&o->compact, t->model));
   ESP_TRY(measure(o, t, result));
   ESP_TRY(write_ranks(o, t->arguments->out));
-  note_cost(&t->info, o->compact);
   ESP_TRY(esp_checkpoint_save(t->resume_from, o->compact, NULL, &t->info, t->config.training.compression));
   tell(o, t, result);
   return ESP_OK;

@@ -63,7 +63,6 @@ static esp_status save_model(merging *m) {
            esp_align_name(o->method.align), esp_average_name(o->method.average), (long long)m->plan->data.images,
            m->plan->data.name);
   ESP_TRY(esp_checkpoint_add_history(&m->model.info, "merge", detail, parent, ""));
-  note_cost(&m->model.info, m->merged);
   return esp_checkpoint_save(m->target, m->merged, NULL, &m->model.info, ESP_DEFAULT_COMPRESSION);
 }
 

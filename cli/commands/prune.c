@@ -133,7 +133,6 @@ static esp_status save_model(pruning *p, const arguments *a) {
   describe(p, a, detail, sizeof detail);
   ESP_TRY(esp_checkpoint_add_history(&p->model.info, "prune", detail, parent,
                                      p->reference.model ? p->reference.info.digest : ""));
-  note_cost(&p->model.info, p->pruned);
   return esp_checkpoint_save(p->target, p->pruned, NULL, &p->model.info, ESP_DEFAULT_COMPRESSION);
 }
 

@@ -2,7 +2,6 @@
 #include "commands_internal.h"
 
 #include <espalier/core.h>
-#include <espalier/cost.h>
 #include <espalier/skip.h>
 
 #include <stdio.h>
@@ -48,7 +47,6 @@ static esp_status make(skipping *s, const arguments *a) {
   if (a->beta) snprintf(detail, sizeof detail, "beta %s", a->beta);
   else snprintf(detail, sizeof detail, "beta calibrated on %s", esp_dataset_info_of(s->dataset)->name);
   ESP_TRY(esp_checkpoint_add_history(&s->model.info, "skip", detail, parent, ""));
-  note_cost(&s->model.info, s->made);
   if (strcmp(s->target, a->out) != 0) ESP_TRY(esp_folder_make(a->out));
   return esp_checkpoint_save(s->target, s->made, NULL, &s->model.info, ESP_DEFAULT_COMPRESSION);
 }

@@ -44,7 +44,6 @@ static esp_status save_model(upcycling *u) {
   ESP_TRY(esp_run_config_save(&text, &u->config));
   esp_free(info->run_config);
   info->run_config = text;
-  note_cost(info, u->model);
   return esp_checkpoint_save(u->target, u->model, NULL, info, ESP_DEFAULT_COMPRESSION);
 }
 

@@ -233,9 +233,6 @@ static esp_status measure(const esp_sweep *sweep, esp_sweep_cell *cell, const es
   cell->parameters = cost.parameters;
   cell->activated_parameters = cost.activated;
   cell->flops = cost.flops;
-  info->parameters = cost.parameters;
-  info->activated_parameters = cost.activated;
-  info->flops_per_image = (int64_t)cost.flops;
   ESP_TRY(evaluate(sweep, cell, model));
   ESP_TRY(save_model(sweep, cell, "", model, info, &cell->bytes));
   return measure_speed(sweep, model, cell);
