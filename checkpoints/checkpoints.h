@@ -4,5 +4,6 @@
 
 #include <espalier/checkpoint.h>
 #include <espalier/routing_trace.h>
+#include <espalier/trained.h>
 
 #endif

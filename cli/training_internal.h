@@ -52,12 +52,6 @@ esp_status training_place(training *t, const char *folder, bool resume, bool ove
 /* Sets the model's sizes that the data decide. */
 void training_take_sizes(training *t);
 
-/* Has the info tell of the data set. */
-void training_note_data(training *t);
-
-/* A new entry of the history, for this training. `parent`: digest of the checkpoint it starts from, or "". */
-esp_status training_start_history(training *t, const char *parent);
-
 /* A new model by t->config, whose seed is set. */
 esp_status training_create(training *t);
 

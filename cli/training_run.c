@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 esp_status training_place(training *t, const char *folder, bool resume, bool overwrite) {
   if (!folder) return esp_fail(ESP_ERR_USAGE, "--out is missing: the folder for the run, e.g. --out runs/first");
@@ -21,34 +20,14 @@ esp_status training_place(training *t, const char *folder, bool resume, bool ove
   return ESP_OK;
 }
 
-void training_take_sizes(training *t) {
-  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
-  esp_model_config *config = &t->config.model;
-  if (!config->image_height) config->image_height = data->height;
-  if (!config->image_width) config->image_width = data->width;
-  if (!config->image_channels) config->image_channels = data->channels;
-  if (!config->classes) config->classes = data->classes;
-}
-
-void training_note_data(training *t) {
-  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
-  snprintf(t->info.data_name, sizeof t->info.data_name, "%s", data->name);
-  snprintf(t->info.data_digest, sizeof t->info.data_digest, "%s", data->digest);
-  esp_dataset_normalisation(t->dataset, &t->info.normalisation);
-}
-
-esp_status training_start_history(training *t, const char *parent) {
-  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
-  ESP_TRY(esp_checkpoint_add_history(&t->info, t->action, data->name, parent, ""));
-  esp_history_entry *entry = &t->info.history[t->info.history_count - 1];
-  snprintf(entry->frozen, sizeof entry->frozen, "%s", t->config.training.freeze);
-  return ESP_OK;
-}
+void training_take_sizes(training *t) { esp_run_take_sizes(&t->config, t->dataset); }
 
 esp_status training_create(training *t) {
-  ESP_TRY(esp_model_create(&t->model, &t->config.model, NULL, t->config.training.seed));
-  training_note_data(t);
-  return training_start_history(t, "");
+  esp_trained made;
+  ESP_TRY(esp_run_create(&made, &t->config, t->dataset));
+  t->model = made.model;
+  t->info = made.info;
+  return ESP_OK;
 }
 
 /* Names the first setting in which two configs differ, as a line of their YAML. */
@@ -84,31 +63,6 @@ esp_status training_load(training *t) {
   if (strcmp(t->info.data_digest, data->digest) == 0 && strcmp(t->info.data_name, data->name) == 0) return ESP_OK;
   return esp_fail(ESP_ERR_MISMATCH, "the run was started on %s (%s), but --data is %s (%s)", t->info.data_name,
                   t->info.data_digest, data->name, data->digest);
-}
-
-/* Makes the folder. What an older run left there would be taken for this one's. */
-static esp_status open_folder(const training *t) {
-  static const char *const leftovers[] = {ESP_LAST_CHECKPOINT, "best.h5", "results.json"};
-  char path[ESP_PATH_SIZE];
-  ESP_TRY(esp_folder_make(t->folder));
-  for (size_t i = 0; !t->resumes && i < sizeof leftovers / sizeof leftovers[0]; i++) {
-    ESP_TRY(esp_folder_path(path, t->folder, leftovers[i]));
-    unlink(path);
-  }
-  return ESP_OK;
-}
-
-static esp_status write_config(training *t) {
-  char path[ESP_PATH_SIZE];
-  t->config.model = t->model->config;
-  esp_free(t->info.run_config);
-  ESP_TRY(esp_run_config_save(&t->info.run_config, &t->config));
-  ESP_TRY(esp_folder_path(path, t->folder, "config.yaml"));
-  char *used = NULL;
-  ESP_TRY(esp_run_config_save_used(&used, &t->config));
-  const esp_status status = esp_file_write(path, used);
-  esp_free(used);
-  return status;
 }
 
 /* Slots come in fours, so the factor that is asked for is not quite the one there is. */
@@ -168,22 +122,20 @@ json_t *training_results_json(const training *t, const esp_training_result *r) {
 
 /* What can be known to be wrong before a folder is made. */
 static esp_status check_run(const training *t) {
-  const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
-  ESP_TRY(esp_check_data_fits(&t->model->config, t->dataset, true));
-  ESP_TRY(esp_augmentation_check(&t->config.augmentation, data->height, data->width));
-  ESP_TRY(esp_training_check(&t->config.training));
+  ESP_TRY(esp_run_check(t->model, &t->config, t->dataset));
   if (t->teacher.model)
     ESP_TRY(esp_distillation_check(t->teacher.model, &t->teacher.info, &t->model->config, &t->info.normalisation));
   if (t->teacher.model && !(t->config.distillation.weight > 0))
     return esp_fail(ESP_ERR_USAGE, "--teacher would teach nothing: distillation.weight is %g",
                     t->config.distillation.weight);
-  return esp_parameters_freeze(t->model->parameters, t->config.training.freeze);
+  return ESP_OK;
 }
 
 esp_status training_run(training *t, esp_training_result *result) {
   ESP_TRY(check_run(t));
-  ESP_TRY(open_folder(t));
-  ESP_TRY(write_config(t));
+  ESP_TRY(esp_run_open_folder(t->folder, t->resumes));
+  t->config.model = t->model->config;
+  ESP_TRY(esp_run_write_config(t->folder, &t->config, &t->info));
   print_start(t);
   const esp_training_job job = {.model = t->model,
                                 .dataset = t->dataset,

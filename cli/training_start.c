@@ -104,8 +104,8 @@ esp_status start_from_model(training *t, const arguments *a,
   if (status == ESP_OK) {
     t->info = source.info;
     t->info.run_config = NULL;
-    training_note_data(t);
-    status = training_start_history(t, source.info.digest);
+    esp_run_note_data(&t->info, t->dataset);
+    status = esp_run_start_history(&t->info, t->action, &t->config, t->dataset, source.info.digest);
   }
   unload(&source);
   return status;

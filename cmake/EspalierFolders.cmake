@@ -71,8 +71,12 @@ function(espalier_folder folder)
   set_property(GLOBAL APPEND PROPERTY ESPALIER_USES ${FOLDER_USES})
 endfunction()
 
-# The static and the shared library from the folders' objects, and what installation needs.
+# The static and the shared library from the folders' objects, and what installation needs. espalier.h, which includes all
+# public headers, belongs to no folder.
 function(espalier_libraries)
+  set(root ${PROJECT_BINARY_DIR}/include/all)
+  link_headers(${root}/espalier ${PROJECT_SOURCE_DIR}/espalier.h)
+  install(FILES ${PROJECT_SOURCE_DIR}/espalier.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/espalier)
   get_property(uses GLOBAL PROPERTY ESPALIER_USES)
   list(REMOVE_DUPLICATES uses)
   foreach(kind IN ITEMS static shared)
@@ -80,7 +84,8 @@ function(espalier_libraries)
     add_library(espalier_${kind} ${type})
     set_target_properties(espalier_${kind} PROPERTIES OUTPUT_NAME espalier EXPORT_NAME ${kind}
       VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR})
-    target_include_directories(espalier_${kind} INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+    target_include_directories(espalier_${kind} INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
+      $<BUILD_INTERFACE:${root}>)
     foreach(folder IN LISTS ARGN)
       target_sources(espalier_${kind} PRIVATE $<TARGET_OBJECTS:esp_${folder}>)
       target_include_directories(espalier_${kind} INTERFACE $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}/include/${folder}>)

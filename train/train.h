@@ -10,6 +10,7 @@
 #include <espalier/progress.h>
 #include <espalier/routing_log.h>
 #include <espalier/row_pruning.h>
+#include <espalier/run.h>
 #include <espalier/run_config.h>
 #include <espalier/run_folder.h>
 #include <espalier/statistics.h>

@@ -6,6 +6,7 @@
 
 #include <espalier/criteria.h>
 #include <espalier/merge.h>
+#include <espalier/trained.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -63,6 +64,12 @@ ESP_API esp_status esp_method_find(esp_method *method, const char *name) ESP_MUS
 ESP_API esp_status esp_method_make(const esp_method *method, const esp_method_inputs *inputs,
                                    esp_compressed *made) ESP_MUST_CHECK;
 ESP_API void esp_compressed_clear(esp_compressed *made);
+
+/* The method called `name` on a whole trained model, which is left as it is: inputs->model and inputs->info are taken from
+ * it. The history of what is made gets an entry for people, "man, ratio 0.5, calibrated on 256 images of synthetic". Fails
+ * as the functions above; on failure *made is empty, otherwise it is freed by esp_trained_clear(). */
+ESP_API esp_status esp_method_apply(const char *name, const esp_trained *trained, const esp_method_inputs *inputs,
+                                    esp_trained *made) ESP_MUST_CHECK;
 
 #ifdef __cplusplus
 }
