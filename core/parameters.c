@@ -43,8 +43,7 @@ static bool grow(esp_parameters *parameters) {
 }
 
 esp_parameter *esp_parameters_add(esp_parameters *parameters, const char *scope, const char *name,
-                                  esp_parameter_kind kind, int rank, const int64_t *shape, double deviation,
-                                  double constant) {
+                                  const esp_parameter_options *options) {
   if (!grow(parameters)) return NULL;
   entry *e = esp_alloc(1, sizeof *e);
   if (!e) return NULL;
@@ -52,9 +51,12 @@ esp_parameter *esp_parameters_add(esp_parameters *parameters, const char *scope,
     esp_panic("the parameter name %s.%s is too long", scope, name);
   if (esp_parameters_find(parameters, e->name)) esp_panic("the parameter %s is declared twice", e->name);
   esp_parameter *p = &e->parameter;
-  *p = (esp_parameter){.kind = kind, .offset = parameters->size, .deviation = deviation, .constant = constant};
-  p->tensor = (esp_tensor){.rank = rank, .requires_grad = kind != ESP_KIND_STATE, .name = e->name};
-  memcpy(p->tensor.shape, shape, (size_t)rank * sizeof *shape);
+  *p = (esp_parameter){.kind = options->kind,
+                       .offset = parameters->size,
+                       .deviation = options->deviation,
+                       .constant = options->constant};
+  p->tensor = (esp_tensor){.rank = options->rank, .requires_grad = options->kind != ESP_KIND_STATE, .name = e->name};
+  memcpy(p->tensor.shape, options->shape, sizeof p->tensor.shape);
   p->count = esp_tensor_count(&p->tensor);
   parameters->size += (p->count + OFFSET_MULTIPLE - 1) / OFFSET_MULTIPLE * OFFSET_MULTIPLE;
   parameters->entries[parameters->count++] = e;

@@ -37,11 +37,17 @@ typedef struct esp_parameters esp_parameters;
 ESP_API esp_parameters *esp_parameters_create(void); /* NULL if memory is short */
 ESP_API void esp_parameters_free(esp_parameters *parameters);
 
+typedef struct esp_parameter_options {
+  esp_parameter_kind kind;
+  int rank;
+  int64_t shape[ESP_MAX_RANK];
+  double deviation, constant; /* it starts at constant + deviation x normal noise */
+} esp_parameter_options;
+
 /* Declares a parameter called "scope.name". Returns it (valid for the life of the store), or NULL if memory
  * is short. */
 ESP_API esp_parameter *esp_parameters_add(esp_parameters *parameters, const char *scope, const char *name,
-                                          esp_parameter_kind kind, int rank, const int64_t *shape, double deviation,
-                                          double constant);
+                                          const esp_parameter_options *options);
 
 /* Makes the flat arrays and fills them. A parameter's numbers depend on the seed and its name only, so models
  * that differ elsewhere start alike where they agree. */

@@ -137,16 +137,15 @@ esp_status esp_augmentation_check(const esp_augmentation *augmentation, int heig
 }
 
 void esp_augment_image(const esp_dataset *dataset, esp_split_name split, int64_t index,
-                       const esp_normalisation *normalisation, const esp_augmentation *augmentation, uint64_t seed,
-                       uint64_t epoch, uint64_t position, float *out) {
+                       const esp_augment_options *options, float *out) {
   static const esp_augmentation none = {0};
   const esp_dataset_info *const info = esp_dataset_info_of(dataset);
   uint8_t scratch[ESP_DRAWN_BYTES];
   const esp_pixels pixels = esp_dataset_pixels(dataset, split, index, scratch);
-  const affine map = make_affine(normalisation, info->channels, pixels.bytes ? 255.0f : 1.0f);
-  esp_random stream = esp_random_stream(seed, ESP_PURPOSE_AUGMENT, position);
-  if (!augmentation) augmentation = &none;
-  const choice c = choose(augmentation, info, alternating_flip(seed, index, epoch), &stream);
+  const affine map = make_affine(options->normalisation, info->channels, pixels.bytes ? 255.0f : 1.0f);
+  esp_random stream = esp_random_stream(options->seed, ESP_PURPOSE_AUGMENT, options->position);
+  const esp_augmentation *const augmentation = options->augmentation ? options->augmentation : &none;
+  const choice c = choose(augmentation, info, alternating_flip(options->seed, index, options->epoch), &stream);
   const int row_values = info->width * info->channels;
   for (int y = 0; y < info->height; y++) {
     float *const row = out + (int64_t)y * row_values;

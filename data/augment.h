@@ -26,12 +26,17 @@ typedef struct esp_augmentation {
 /* ESP_ERR_CONFIG if a setting is negative or does not fit images of this size. */
 ESP_API esp_status esp_augmentation_check(const esp_augmentation *augmentation, int height, int width) ESP_MUST_CHECK;
 
+typedef struct esp_augment_options {
+  const esp_normalisation *normalisation;
+  const esp_augmentation *augmentation; /* NULL: only normalised */
+  uint64_t seed, epoch;
+  uint64_t position; /* the sample's in the run */
+} esp_augment_options;
+
 /* Image `index` of a split, normalised and augmented (all but mixup, which takes a batch), into
- * out [height, width, channels]. Same (seed, epoch, position): same bytes. `position` is the sample's in the run;
- * `augmentation` NULL: only normalised. */
+ * out [height, width, channels]. Same (seed, epoch, position): same bytes. */
 ESP_API void esp_augment_image(const esp_dataset *dataset, esp_split_name split, int64_t index,
-                               const esp_normalisation *normalisation, const esp_augmentation *augmentation,
-                               uint64_t seed, uint64_t epoch, uint64_t position, float *out);
+                               const esp_augment_options *options, float *out);
 
 /* A sample of Beta(alpha, alpha), alpha > 0. */
 ESP_API double esp_random_beta(esp_random *stream, double alpha);

@@ -77,8 +77,12 @@ static void make_batch(esp_loader *loader, esp_batch *batch, int64_t number) {
     const uint32_t place = loader->order[start + i];
     const int64_t index = options->first_example + (loader->sample ? loader->sample[place] : place);
     const int64_t position = batch->epoch * loader->examples + start + i;
-    esp_augment_image(loader->dataset, loader->split, index, &options->normalisation, &options->augmentation,
-                      options->seed, (uint64_t)batch->epoch, (uint64_t)position,
+    esp_augment_image(loader->dataset, loader->split, index,
+                      &(esp_augment_options){.normalisation = &options->normalisation,
+                                             .augmentation = &options->augmentation,
+                                             .seed = options->seed,
+                                             .epoch = (uint64_t)batch->epoch,
+                                             .position = (uint64_t)position},
                       batch->images + i * loader->image_size);
     batch->labels[i] = batch->mixed_labels[i] = esp_dataset_label(loader->dataset, loader->split, index);
     batch->mix[i] = 1.0f;

@@ -59,22 +59,25 @@ static int64_t next_of_class(const esp_dataset *dataset, esp_split_name split, i
 typedef struct request {
   const esp_dataset *dataset;
   esp_split_name split;
-  int64_t columns, rows;
-  const esp_augmentation *augmentation;
-  uint64_t seed;
+  esp_preview_options options;
   esp_normalisation normalisation;
   tone_range tone;
 } request;
 
 /* The image in [0, 1] as it is, or augmented and its normalisation undone. */
 static void take_image(const request *r, int64_t index, uint64_t position, float *image) {
-  if (!r->augmentation) {
+  if (!r->options.augmentation) {
     esp_dataset_image(r->dataset, r->split, index, image);
     return;
   }
   const int channels = r->dataset->info.channels;
   const int64_t size = esp_dataset_image_size(r->dataset);
-  esp_augment_image(r->dataset, r->split, index, &r->normalisation, r->augmentation, r->seed, position, position,
+  esp_augment_image(r->dataset, r->split, index,
+                    &(esp_augment_options){.normalisation = &r->normalisation,
+                                           .augmentation = r->options.augmentation,
+                                           .seed = r->options.seed,
+                                           .epoch = position,
+                                           .position = position},
                     image);
   for (int64_t i = 0; i < size; i++)
     image[i] = image[i] * r->normalisation.deviation[i % channels] + r->normalisation.mean[i % channels];
@@ -82,13 +85,13 @@ static void take_image(const request *r, int64_t index, uint64_t position, float
 
 static void fill_row(const request *r, contact_sheet *sheet, int64_t row, float *image) {
   const int64_t label = row % r->dataset->info.classes;
-  int64_t skipped = r->augmentation ? 0 : row / r->dataset->info.classes * r->columns;
+  int64_t skipped = r->options.augmentation ? 0 : row / r->dataset->info.classes * r->options.columns;
   int64_t index = next_of_class(r->dataset, r->split, label, 0);
   for (; skipped > 0 && index >= 0; skipped--) index = next_of_class(r->dataset, r->split, label, index + 1);
-  for (int64_t column = 0; column < r->columns && index >= 0; column++) {
-    take_image(r, index, (uint64_t)(row * r->columns + column), image);
+  for (int64_t column = 0; column < r->options.columns && index >= 0; column++) {
+    take_image(r, index, (uint64_t)(row * r->options.columns + column), image);
     place(sheet, &r->dataset->info, &r->tone, row, column, image);
-    if (!r->augmentation) index = next_of_class(r->dataset, r->split, label, index + 1);
+    if (!r->options.augmentation) index = next_of_class(r->dataset, r->split, label, index + 1);
   }
 }
 
@@ -97,14 +100,14 @@ static esp_status make_sheet(const request *r, contact_sheet *sheet) {
   const int side = info->height > info->width ? info->height : info->width;
   sheet->zoom = side < SHOWN_SIDE ? SHOWN_SIDE / side : 1;
   sheet->planes = info->channels == 3 ? 3 : 1;
-  sheet->height = GAP + r->rows * (info->height * (int64_t)sheet->zoom + GAP);
-  sheet->width = GAP + r->columns * (info->width * (int64_t)sheet->zoom + GAP);
+  sheet->height = GAP + r->options.rows * (info->height * (int64_t)sheet->zoom + GAP);
+  sheet->width = GAP + r->options.columns * (info->width * (int64_t)sheet->zoom + GAP);
   sheet->bytes = esp_alloc((size_t)sheet->height, (size_t)(sheet->width * sheet->planes));
   if (!sheet->bytes) return ESP_ERR_MEMORY;
   memset(sheet->bytes, 255, (size_t)(sheet->height * sheet->width * sheet->planes));
   float *const image = esp_alloc((size_t)esp_dataset_image_size(r->dataset), sizeof *image);
   if (!image) return ESP_ERR_MEMORY;
-  for (int64_t row = 0; row < r->rows; row++) fill_row(r, sheet, row, image);
+  for (int64_t row = 0; row < r->options.rows; row++) fill_row(r, sheet, row, image);
   esp_free(image);
   return ESP_OK;
 }
@@ -141,13 +144,13 @@ static esp_status write_file(const contact_sheet *sheet, const char *path) {
   return status;
 }
 
-esp_status esp_preview_write(const esp_dataset *dataset, esp_split_name split, int64_t columns, int64_t rows,
-                             const esp_augmentation *augmentation, uint64_t seed, const char *png_path) {
-  if (columns < 1 || rows < 1 || columns > MOST_CELLS || rows > MOST_CELLS)
+esp_status esp_preview_write(const esp_dataset *dataset, esp_split_name split, const esp_preview_options *options,
+                             const char *png_path) {
+  const esp_augmentation *augmentation = options->augmentation;
+  if (options->columns < 1 || options->rows < 1 || options->columns > MOST_CELLS || options->rows > MOST_CELLS)
     return esp_fail(ESP_ERR_USAGE, "a sheet of %lld columns and %lld rows; expected 1 to %d of each",
-                    (long long)columns, (long long)rows, MOST_CELLS);
-  request r = {
-      .dataset = dataset, .split = split, .columns = columns, .rows = rows, .augmentation = augmentation, .seed = seed};
+                    (long long)options->columns, (long long)options->rows, MOST_CELLS);
+  request r = {.dataset = dataset, .split = split, .options = *options};
   if (augmentation) ESP_TRY(esp_augmentation_check(augmentation, dataset->info.height, dataset->info.width));
   esp_dataset_normalisation(dataset, &r.normalisation);
   r.tone = make_tone(dataset, &r.normalisation);

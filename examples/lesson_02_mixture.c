@@ -46,17 +46,17 @@ int main(void) {
   for (int e = 0; e < EXPERTS; e++)
     printf("expert %d gets %lld rows\n", e, (long long)(routing->first_row[e + 1] - routing->first_row[e]));
 
+  const esp_grouped_map_options up = {.first_row = routing->first_row, .groups = EXPERTS, .transpose = true};
+  const esp_grouped_map_options back = {.first_row = routing->first_row, .groups = EXPERTS};
   esp_tensor *rows = esp_dispatch(tape, &tokens, routing);
-  esp_tensor *pre = esp_grouped_map(tape, rows, &gate_up, NULL, true, routing->first_row, EXPERTS);
+  esp_tensor *pre = esp_grouped_map(tape, rows, &gate_up, NULL, &up);
   esp_tensor *hidden = esp_swiglu(tape, pre);
-  esp_tensor *moe =
-      esp_combine(tape, esp_grouped_map(tape, hidden, &down, NULL, false, routing->first_row, EXPERTS), gates, routing);
+  esp_tensor *moe = esp_combine(tape, esp_grouped_map(tape, hidden, &down, NULL, &back), gates, routing);
 
   esp_tensor *selected =
       esp_neuron_top_k(tape, hidden, pre, &(esp_neuron_selection){.kept = 1, .ranking = ESP_GATE_SILU},
                        NULL); /* the one op more: the neuron with the larger |SiLU(gate)| */
-  esp_tensor *mone = esp_combine(tape, esp_grouped_map(tape, selected, &down, NULL, false, routing->first_row, EXPERTS),
-                                 gates, routing);
+  esp_tensor *mone = esp_combine(tape, esp_grouped_map(tape, selected, &down, NULL, &back), gates, routing);
   if (!moe || !mone) return 1;
   for (int t = 0; t < TOKENS; t++)
     printf("token %d: MoE (%.3f, %.3f)  MoNE (%.3f, %.3f)\n", t, (double)moe->data[2 * t], (double)moe->data[2 * t + 1],

@@ -147,7 +147,9 @@ static int train(const lesson *l, esp_tape *tape, esp_model *model) {
     const esp_pass pass = {.training = true, .seed = 1, .step = (uint64_t)step};
     esp_step_result result;
     status = esp_loader_next(loader, &batch);
-    if (status == ESP_OK) status = esp_training_step(model, optimizer, tape, batch, &pass, 0, 1, NULL, &result);
+    if (status == ESP_OK)
+      status = esp_training_step(model, optimizer, tape, batch,
+                                 &(esp_step_options){.pass = pass, .learning_rate_multiplier = 1}, &result);
   }
   esp_loader_close(loader);
   esp_optimizer_free(optimizer);

@@ -85,12 +85,20 @@ static inline void theory_start(theory *t) {
 }
 
 static inline esp_status theory_declare(theory *t) {
-  const int64_t router[] = {THEORY_EXPERTS, t->d}, up[] = {THEORY_EXPERTS, THEORY_NEURONS, t->d};
-  const int64_t down[] = {THEORY_EXPERTS, THEORY_NEURONS, 1};
   const double deviation = 0.3 / sqrt(t->d);
-  esp_parameter *p[] = {esp_parameters_add(t->parameters, "theory", "router", ESP_KIND_ROUTER, 2, router, deviation, 0),
-                        esp_parameters_add(t->parameters, "theory", "up", ESP_KIND_WEIGHT, 3, up, deviation, 0),
-                        esp_parameters_add(t->parameters, "theory", "down", ESP_KIND_WEIGHT, 3, down, 0, 0)};
+  esp_parameter *p[] = {
+      esp_parameters_add(
+          t->parameters, "theory", "router",
+          &(esp_parameter_options){
+              .kind = ESP_KIND_ROUTER, .rank = 2, .shape = {THEORY_EXPERTS, t->d}, .deviation = deviation}),
+      esp_parameters_add(t->parameters, "theory", "up",
+                         &(esp_parameter_options){.kind = ESP_KIND_WEIGHT,
+                                                  .rank = 3,
+                                                  .shape = {THEORY_EXPERTS, THEORY_NEURONS, t->d},
+                                                  .deviation = deviation}),
+      esp_parameters_add(
+          t->parameters, "theory", "down",
+          &(esp_parameter_options){.kind = ESP_KIND_WEIGHT, .rank = 3, .shape = {THEORY_EXPERTS, THEORY_NEURONS, 1}})};
   if (!p[0] || !p[1] || !p[2]) return ESP_ERR_MEMORY;
   ESP_TRY(esp_parameters_allocate(t->parameters, t->seed));
   t->router = &p[0]->tensor;
@@ -147,8 +155,12 @@ static inline esp_tensor *theory_forward(theory *t) {
   if (!gates) return NULL;
   const esp_routing *routing = routed.routing;
   esp_tensor *rows = esp_dispatch(t->tape, tokens, routing);
-  rows = esp_relu(t->tape, esp_grouped_map(t->tape, rows, t->up, NULL, true, routing->first_row, THEORY_EXPERTS));
-  rows = esp_grouped_map(t->tape, rows, t->down, NULL, false, routing->first_row, THEORY_EXPERTS);
+  rows = esp_relu(t->tape,
+                  esp_grouped_map(t->tape, rows, t->up, NULL,
+                                  &(esp_grouped_map_options){
+                                      .first_row = routing->first_row, .groups = THEORY_EXPERTS, .transpose = true}));
+  rows = esp_grouped_map(t->tape, rows, t->down, NULL,
+                         &(esp_grouped_map_options){.first_row = routing->first_row, .groups = THEORY_EXPERTS});
   esp_tensor *sums = esp_combine(t->tape, rows, gates, routing);
   sums = esp_reshape(t->tape, sums, 3, (const int64_t[]){THEORY_BATCH, THEORY_TOKENS, 1});
   return esp_linear_map(t->tape, esp_mean_tokens(t->tape, sums), &both, NULL);

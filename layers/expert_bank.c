@@ -17,13 +17,11 @@ typedef struct declaration {
 /* A matrix or, with columns = 0, a vector for each expert. */
 static esp_status declare(const declaration *d, esp_tensor **place, const char *name, int64_t rows, int columns,
                           double deviation) {
-  int64_t shape[3];
-  int rank = 0;
-  if (d->experts && !d->ragged) shape[rank++] = d->experts;
-  shape[rank++] = rows;
-  if (columns) shape[rank++] = columns;
-  esp_parameter *p = esp_parameters_add(d->parameters, d->scope, name, columns ? ESP_KIND_WEIGHT : ESP_KIND_BIAS, rank,
-                                        shape, deviation, 0);
+  esp_parameter_options options = {.kind = columns ? ESP_KIND_WEIGHT : ESP_KIND_BIAS, .deviation = deviation};
+  if (d->experts && !d->ragged) options.shape[options.rank++] = d->experts;
+  options.shape[options.rank++] = rows;
+  if (columns) options.shape[options.rank++] = columns;
+  esp_parameter *p = esp_parameters_add(d->parameters, d->scope, name, &options);
   if (p && d->experts && !d->ragged && d->identical) p->shared_init = 1;
   if (p && columns && !d->ragged) {
     p->matrices = d->experts ? d->experts : 1;
@@ -39,35 +37,24 @@ static esp_status declare_biases(declaration d, esp_expert_bank *bank, int64_t u
   return declare(&d, &bank->down_bias, "down_bias", bank->width, 0, 0);
 }
 
-esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope, int experts,
-                                   int width, int hidden, const int32_t *widths, const esp_feed_forward_config *config,
-                                   double residual_scale, bool identical) {
-  const bool gated = esp_activation_is_gated(config->activation);
-  declaration d = {parameters, scope, experts, widths ? 0 : hidden, widths != NULL, identical};
-  for (int e = 0; widths && e < experts; e++) d.neurons += widths[e];
+esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
+                                   const esp_expert_bank_options *o) {
+  const bool gated = esp_activation_is_gated(o->config->activation);
+  declaration d = {parameters, scope, o->experts, o->widths ? 0 : o->hidden, o->widths != NULL, o->identical};
+  for (int e = 0; o->widths && e < o->experts; e++) d.neurons += o->widths[e];
   const int64_t ups = gated ? 2 * d.neurons : d.neurons;
-  *bank = (esp_expert_bank){.activation = config->activation,
-                            .experts = experts ? experts : 1,
-                            .width = width,
-                            .hidden = hidden,
-                            .widths = widths};
-  ESP_TRY(declare(&d, &bank->up, gated ? "gate_up" : "up", ups, width, 1 / sqrt(width)));
-  ESP_TRY(declare(&d, &bank->down, "down", d.neurons, width, residual_scale / sqrt(hidden)));
-  return config->bias ? declare_biases(d, bank, ups) : ESP_OK;
-}
-
-esp_status esp_expert_bank_declare_factored(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
-                                            const esp_expert_layout *layout, int width, int hidden,
-                                            const esp_feed_forward_config *config) {
-  const bool gated = esp_activation_is_gated(config->activation);
-  const declaration d = {parameters, scope, layout->stored, hidden, false, false};
-  *bank = (esp_expert_bank){.activation = config->activation,
-                            .experts = layout->stored,
-                            .width = width,
-                            .hidden = hidden,
-                            .rank = layout->rank};
-  ESP_TRY(esp_factors_declare(bank, parameters, scope, layout));
-  return config->bias ? declare_biases(d, bank, gated ? 2 * hidden : hidden) : ESP_OK;
+  *bank = (esp_expert_bank){.activation = o->config->activation,
+                            .experts = o->experts ? o->experts : 1,
+                            .width = o->width,
+                            .hidden = o->hidden,
+                            .widths = o->widths};
+  if (o->factored) {
+    ESP_TRY(esp_factors_declare(bank, parameters, scope, o->factored));
+  } else {
+    ESP_TRY(declare(&d, &bank->up, gated ? "gate_up" : "up", ups, o->width, 1 / sqrt(o->width)));
+    ESP_TRY(declare(&d, &bank->down, "down", d.neurons, o->width, o->residual_scale / sqrt(o->hidden)));
+  }
+  return o->config->bias ? declare_biases(d, bank, ups) : ESP_OK;
 }
 
 int esp_expert_width(const esp_expert_bank *bank, int expert) {
@@ -129,21 +116,23 @@ static esp_tensor *apply_filter(const esp_expert_bank *bank, esp_tape *tape, con
 
 /* The maps to the neurons and back. */
 static esp_tensor *map_up(const esp_expert_bank *b, esp_tape *tape, esp_tensor *x, const int64_t *first_row) {
-  if (b->rank) return esp_factored_map(tape, x, &b->factors[ESP_SIDE_UP], b->up_bias, first_row, b->experts);
-  if (!b->widths) return esp_grouped_map(tape, x, b->up, b->up_bias, true, first_row, b->experts);
   const int parts = esp_activation_is_gated(b->activation) ? 2 : 1;
-  return esp_ragged_map(tape, x, b->up, b->up_bias, true, first_row, b->experts, b->widths, parts);
+  const esp_grouped_map_options options = {first_row, b->experts, b->widths, b->widths ? parts : 1, true};
+  if (b->rank) return esp_factored_map(tape, x, &b->factors[ESP_SIDE_UP], b->up_bias, first_row, b->experts);
+  return esp_grouped_map(tape, x, b->up, b->up_bias, &options);
 }
 
 static esp_tensor *map_down(const esp_expert_bank *b, esp_tape *tape, esp_tensor *x, const int64_t *first_row) {
   if (b->rank) return esp_factored_map(tape, x, &b->factors[ESP_SIDE_DOWN], b->down_bias, first_row, b->experts);
-  if (!b->widths) return esp_grouped_map(tape, x, b->down, b->down_bias, false, first_row, b->experts);
-  return esp_ragged_map(tape, x, b->down, b->down_bias, false, first_row, b->experts, b->widths, 1);
+  const esp_grouped_map_options options = {.first_row = first_row, .groups = b->experts, .widths = b->widths};
+  return esp_grouped_map(tape, x, b->down, b->down_bias, &options);
 }
 
 esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
-                                    const int64_t *first_row, int64_t kept, const esp_neuron_filter *filter,
+                                    const int64_t *first_row, const esp_neuron_options *neurons,
                                     esp_bank_trace *trace) {
+  const int64_t kept = neurons ? neurons->kept : bank->hidden;
+  const esp_neuron_filter *filter = neurons ? neurons->filter : NULL;
   esp_tensor *pre = map_up(bank, tape, x, first_row);
   esp_tensor *activation = activate(bank->activation, tape, pre), *selected = activation;
   const esp_neuron_selection selection = esp_expert_bank_selection(bank, first_row, kept);
@@ -186,8 +175,12 @@ esp_tensor *esp_expert_bank_gather(const esp_expert_bank *bank, esp_tape *tape, 
   for (int e = 0; e < bank->experts; e++) /* of an idle expert nothing is asked */
     experts[e] = first_row[e] < first_row[e + 1] ? esp_expert_weights_of(bank, e) : (esp_expert_weights){0};
   const esp_neuron_selection selection = esp_expert_bank_selection(bank, first_row, kept);
-  return esp_gathered_experts(tape, x, experts, bank->experts, first_row, &selection,
-                              esp_activation_gate(bank->activation));
+  return esp_gathered_experts(tape, x,
+                              &(esp_gathered_options){.experts = experts,
+                                                      .groups = bank->experts,
+                                                      .first_row = first_row,
+                                                      .selection = selection,
+                                                      .activation = esp_activation_gate(bank->activation)});
 }
 
 esp_tensor *esp_expert_bank_forward_all(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x) {
@@ -196,7 +189,7 @@ esp_tensor *esp_expert_bank_forward_all(const esp_expert_bank *bank, esp_tape *t
   first_row[0] = 0;
   first_row[1] = esp_tensor_rows(x);
   esp_bank_trace trace;
-  esp_tensor *output = esp_expert_bank_forward(bank, tape, x, first_row, bank->hidden, NULL, &trace);
+  esp_tensor *output = esp_expert_bank_forward(bank, tape, x, first_row, NULL, &trace);
   trace.output = NULL;
   esp_bank_trace_release(tape, &trace);
   return output;

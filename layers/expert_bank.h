@@ -53,30 +53,34 @@ typedef struct esp_neuron_filter {
   int block; /* the only block it is for; -1: all mixture layers */
 } esp_neuron_filter;
 
-/* Declares "scope.gate_up" or "scope.up", "scope.down" and their biases. experts = 0: a dense layer's.
- * widths: [experts] neurons of each expert if they differ (they must outlive the bank), the largest being `hidden`;
- * NULL: all have `hidden`. `residual_scale` multiplies the initial deviation of `down`. identical: all experts start
- * alike, which those of different widths cannot. */
+typedef struct esp_expert_bank_options {
+  int experts;                           /* 0: a dense layer's one, whose tensors have no first dimension */
+  int width, hidden;                     /* hidden: neurons of an expert, of the widest one if they differ */
+  const int32_t *widths;                 /* [experts] neurons of each if they differ, to outlive the bank; else NULL */
+  const esp_expert_layout *factored;     /* whose experts are factored (factors.h), to outlive the bank; else NULL */
+  const esp_feed_forward_config *config; /* of it the activation and whether there are biases */
+  double residual_scale;                 /* multiplies the initial deviation of `down`; factored matrices start at 0 */
+  bool identical;                        /* all experts start alike, which those of different widths cannot */
+} esp_expert_bank_options;
+
+/* Declares "scope.gate_up" or "scope.up", "scope.down" and their biases. */
 ESP_API esp_status esp_expert_bank_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,
-                                           int experts, int width, int hidden, const int32_t *widths,
-                                           const esp_feed_forward_config *config, double residual_scale,
-                                           bool identical) ESP_MUST_CHECK;
+                                           const esp_expert_bank_options *options) ESP_MUST_CHECK;
 
 /* How the bank picks `kept` neurons for a row; the rows of expert e are first_row[e] .. first_row[e + 1] - 1. */
 ESP_API esp_neuron_selection esp_expert_bank_selection(const esp_expert_bank *bank, const int64_t *first_row,
                                                        int64_t kept);
 
-/* The same for experts that the layout, which must outlive the bank, says are factored (factors.h). Matrices start at
- * 0. */
-ESP_API esp_status esp_expert_bank_declare_factored(esp_expert_bank *bank, esp_parameters *parameters,
-                                                    const char *scope, const esp_expert_layout *layout, int width,
-                                                    int hidden, const esp_feed_forward_config *config) ESP_MUST_CHECK;
+/* What happens between the matrices of an expert. */
+typedef struct esp_neuron_options {
+  int64_t kept;                    /* neurons that stay of each row; the bank's `hidden`: all, there is no selection */
+  const esp_neuron_filter *filter; /* has its say after the selection; NULL: none */
+} esp_neuron_options;
 
-/* x [rows, width], sorted by expert: those of expert e are rows first_row[e] .. first_row[e + 1] - 1. Of each row's
- * neurons `kept` stay (all: no selection); `filter` (NULL: none) then has its say. Returns [rows, width]; fills *trace
- * if it is not NULL. */
+/* x [rows, width], sorted by expert: those of expert e are rows first_row[e] .. first_row[e + 1] - 1. With `neurons`
+ * NULL all stay and there is no filter. Returns [rows, width]; fills *trace if it is not NULL. */
 ESP_API esp_tensor *esp_expert_bank_forward(const esp_expert_bank *bank, esp_tape *tape, esp_tensor *x,
-                                            const int64_t *first_row, int64_t kept, const esp_neuron_filter *filter,
+                                            const int64_t *first_row, const esp_neuron_options *neurons,
                                             esp_bank_trace *trace);
 
 /* How a bank that keeps a part of its neurons computes where no gradient is needed. */

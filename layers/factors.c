@@ -22,11 +22,11 @@ typedef struct declaration {
   const char *scope, *name;
 } declaration;
 
-static esp_status declare(const declaration *d, esp_tensor **place, const char *ending, esp_parameter_kind kind,
-                          int rank, const int64_t *shape) {
+static esp_status declare(const declaration *d, esp_tensor **place, const char *ending,
+                          const esp_parameter_options *options) {
   char name[48];
   snprintf(name, sizeof name, "%s_%s", d->name, ending);
-  return esp_take_parameter(place, esp_parameters_add(d->parameters, d->scope, name, kind, rank, shape, 0, 0));
+  return esp_take_parameter(place, esp_parameters_add(d->parameters, d->scope, name, options));
 }
 
 static esp_status declare_side(esp_factors *f, const declaration *d, const esp_expert_bank *bank,
@@ -34,13 +34,18 @@ static esp_status declare_side(esp_factors *f, const declaration *d, const esp_e
   const int64_t experts = bank->experts, in = esp_factors_columns(bank, side), rank = layout->rank;
   *f = (esp_factors){.parts = parts_of(bank, side), .counts = layout->sparse_rows[side]};
   const int64_t listed = esp_first_sparse_row(f, bank->experts), n = listed ? listed : 1;
-  ESP_TRY(declare(d, &f->u, "u", ESP_KIND_WEIGHT, 3, (const int64_t[]){experts, esp_factors_rows(bank, side), rank}));
-  ESP_TRY(declare(d, &f->v, "v", ESP_KIND_WEIGHT, 3, (const int64_t[]){experts, f->parts * rank, in}));
-  ESP_TRY(declare(d, &f->s, "s", ESP_KIND_WEIGHT, 2, (const int64_t[]){n, in}));
-  ESP_TRY(declare(d, &f->rows, "rows", ESP_KIND_STATE, 1, &n));
+  const esp_parameter_options list = {.kind = ESP_KIND_STATE, .rank = 1, .shape = {n}};
+  ESP_TRY(declare(d, &f->u, "u",
+                  &(esp_parameter_options){
+                      .kind = ESP_KIND_WEIGHT, .rank = 3, .shape = {experts, esp_factors_rows(bank, side), rank}}));
+  ESP_TRY(
+      declare(d, &f->v, "v",
+              &(esp_parameter_options){.kind = ESP_KIND_WEIGHT, .rank = 3, .shape = {experts, f->parts * rank, in}}));
+  ESP_TRY(declare(d, &f->s, "s", &(esp_parameter_options){.kind = ESP_KIND_WEIGHT, .rank = 2, .shape = {n, in}}));
+  ESP_TRY(declare(d, &f->rows, "rows", &list));
   if (!layout->pruning) return ESP_OK;
-  ESP_TRY(declare(d, &f->importance, "importance", ESP_KIND_STATE, 1, &n));
-  return declare(d, &f->last_importance, "last_importance", ESP_KIND_STATE, 1, &n);
+  ESP_TRY(declare(d, &f->importance, "importance", &list));
+  return declare(d, &f->last_importance, "last_importance", &list);
 }
 
 esp_status esp_factors_declare(esp_expert_bank *bank, esp_parameters *parameters, const char *scope,

@@ -29,9 +29,14 @@ static esp_status declare_block(esp_model *model, int index, const esp_expert_la
   }
   ESP_TRY(declare_norm(&block->layer_norm, model, block->layer_scope));
   if (block->kind != ESP_LAYER_DENSE)
-    return esp_moe_declare(&block->moe, model->parameters, block->layer_scope, index, config, layout, scale);
-  return esp_expert_bank_declare(&block->dense, model->parameters, block->layer_scope, 0, config->width,
-                                 config->feed_forward.hidden, NULL, &config->feed_forward, scale, false);
+    return esp_moe_declare(
+        &block->moe, model->parameters, block->layer_scope,
+        &(esp_moe_options){.block = index, .config = config, .layout = layout, .residual_scale = scale});
+  return esp_expert_bank_declare(&block->dense, model->parameters, block->layer_scope,
+                                 &(esp_expert_bank_options){.width = config->width,
+                                                            .hidden = config->feed_forward.hidden,
+                                                            .config = &config->feed_forward,
+                                                            .residual_scale = scale});
 }
 
 static esp_status declare_all(esp_model *model, const esp_expert_layout *layouts, uint64_t seed) {

@@ -417,5 +417,8 @@ esp_status esp_model_config_save(char **text, const esp_model_config *config) {
 }
 
 esp_status esp_model_config_load(esp_model_config *config, const char *name, const char *text) {
-  return esp_yaml_load(config, sizeof *config, &model_schema, &esp_model_defaults, name, text, NULL, 0);
+  return esp_yaml_load(
+      config,
+      &(esp_yaml_options){.config_size = sizeof *config, .schema = &model_schema, .defaults = &esp_model_defaults},
+      name, text);
 }

@@ -17,18 +17,17 @@ esp_parameter *esp_as_matrix(esp_parameter *parameter) {
 
 esp_status esp_norm_declare(esp_norm *norm, esp_parameters *parameters, const char *scope, esp_norm_kind kind,
                             int width) {
-  const int64_t shape[] = {width};
+  const esp_parameter_options gain = {.kind = ESP_KIND_NORM, .rank = 1, .shape = {width}, .constant = 1};
+  const esp_parameter_options bias = {.kind = ESP_KIND_BIAS, .rank = 1, .shape = {width}};
+  const esp_parameter_options mean = {.kind = ESP_KIND_STATE, .rank = 1, .shape = {width}};
+  const esp_parameter_options variance = {.kind = ESP_KIND_STATE, .rank = 1, .shape = {width}, .constant = 1};
   *norm = (esp_norm){.kind = kind};
-  ESP_TRY(
-      esp_take_parameter(&norm->gain, esp_parameters_add(parameters, scope, "gain", ESP_KIND_NORM, 1, shape, 0, 1)));
+  ESP_TRY(esp_take_parameter(&norm->gain, esp_parameters_add(parameters, scope, "gain", &gain)));
   if (kind == ESP_NORM_RMS) return ESP_OK;
-  ESP_TRY(
-      esp_take_parameter(&norm->bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, shape, 0, 0)));
+  ESP_TRY(esp_take_parameter(&norm->bias, esp_parameters_add(parameters, scope, "bias", &bias)));
   if (kind != ESP_NORM_BATCH) return ESP_OK;
-  ESP_TRY(
-      esp_take_parameter(&norm->mean, esp_parameters_add(parameters, scope, "mean", ESP_KIND_STATE, 1, shape, 0, 0)));
-  return esp_take_parameter(&norm->variance,
-                            esp_parameters_add(parameters, scope, "variance", ESP_KIND_STATE, 1, shape, 0, 1));
+  ESP_TRY(esp_take_parameter(&norm->mean, esp_parameters_add(parameters, scope, "mean", &mean)));
+  return esp_take_parameter(&norm->variance, esp_parameters_add(parameters, scope, "variance", &variance));
 }
 
 esp_tensor *esp_norm_forward(const esp_norm *norm, esp_tape *tape, esp_tensor *x, bool training) {
@@ -36,8 +35,11 @@ esp_tensor *esp_norm_forward(const esp_norm *norm, esp_tape *tape, esp_tensor *x
   case ESP_NORM_RMS:
     return esp_rms_norm(tape, x, norm->gain, epsilon);
   case ESP_NORM_BATCH:
-    return esp_batch_norm(tape, x, norm->gain, norm->bias, norm->mean, norm->variance, epsilon,
-                          training && norm->gain->requires_grad);
+    return esp_batch_norm(tape, x, norm->gain, norm->bias,
+                          &(esp_batch_norm_options){.mean = norm->mean,
+                                                    .variance = norm->variance,
+                                                    .epsilon = epsilon,
+                                                    .training = training && norm->gain->requires_grad});
   case ESP_NORM_LAYER:
     break;
   }
@@ -46,11 +48,10 @@ esp_tensor *esp_norm_forward(const esp_norm *norm, esp_tape *tape, esp_tensor *x
 
 esp_status esp_linear_declare(esp_linear *linear, esp_parameters *parameters, const char *scope, int in, int out,
                               double deviation) {
-  ESP_TRY(esp_take_parameter(&linear->weight,
-                             esp_as_matrix(esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 2,
-                                                              (const int64_t[]){out, in}, deviation, 0))));
-  return esp_take_parameter(
-      &linear->bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, (const int64_t[]){out}, 0, 0));
+  const esp_parameter_options weight = {.kind = ESP_KIND_WEIGHT, .rank = 2, .shape = {out, in}, .deviation = deviation};
+  const esp_parameter_options bias = {.kind = ESP_KIND_BIAS, .rank = 1, .shape = {out}};
+  ESP_TRY(esp_take_parameter(&linear->weight, esp_as_matrix(esp_parameters_add(parameters, scope, "weight", &weight))));
+  return esp_take_parameter(&linear->bias, esp_parameters_add(parameters, scope, "bias", &bias));
 }
 
 esp_tensor *esp_linear_forward(const esp_linear *linear, esp_tape *tape, esp_tensor *x) {

@@ -8,12 +8,17 @@ static const double position_deviation = 0.02;
 
 static esp_status declare_kernel(esp_tensor **weight, esp_tensor **bias, esp_parameters *parameters, const char *scope,
                                  int out, int kernel, int in, double gain) {
-  const int64_t shape[] = {out, kernel, kernel, in};
   const double deviation = gain / sqrt((double)kernel * kernel * in);
   ESP_TRY(esp_take_parameter(
-      weight, esp_as_matrix(esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT, 4, shape, deviation, 0))));
+      weight,
+      esp_as_matrix(esp_parameters_add(
+          parameters, scope, "weight",
+          &(esp_parameter_options){
+              .kind = ESP_KIND_WEIGHT, .rank = 4, .shape = {out, kernel, kernel, in}, .deviation = deviation}))));
   if (!bias) return ESP_OK;
-  return esp_take_parameter(bias, esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, shape, 0, 0));
+  return esp_take_parameter(
+      bias, esp_parameters_add(parameters, scope, "bias",
+                               &(esp_parameter_options){.kind = ESP_KIND_BIAS, .rank = 1, .shape = {out}}));
 }
 
 /* The first convolution of a stage carries the stage's name, later ones a number more. */
@@ -28,12 +33,19 @@ static esp_status declare_convolution(esp_stem_convolution *c, esp_parameters *p
 
 /* Frozen: no gradient flows to the weights, and no optimiser touches them. */
 static esp_status declare_whitening(esp_stem *stem, esp_parameters *parameters, const esp_model_config *config) {
-  const int64_t shape[] = {2 * config->stem.whitening, ESP_STAGE_KERNEL, ESP_STAGE_KERNEL, config->image_channels};
+  const int64_t filters = 2 * config->stem.whitening;
   if (!config->stem.whitening) return ESP_OK;
   ESP_TRY(esp_take_parameter(
-      &stem->whitening, esp_parameters_add(parameters, "stem.whitening", "weight", ESP_KIND_STATE, 4, shape, 0, 0)));
-  return esp_take_parameter(&stem->whitening_bias,
-                            esp_parameters_add(parameters, "stem.whitening", "bias", ESP_KIND_BIAS, 1, shape, 0, 0));
+      &stem->whitening,
+      esp_parameters_add(
+          parameters, "stem.whitening", "weight",
+          &(esp_parameter_options){.kind = ESP_KIND_STATE,
+                                   .rank = 4,
+                                   .shape = {filters, ESP_STAGE_KERNEL, ESP_STAGE_KERNEL, config->image_channels}})));
+  return esp_take_parameter(
+      &stem->whitening_bias,
+      esp_parameters_add(parameters, "stem.whitening", "bias",
+                         &(esp_parameter_options){.kind = ESP_KIND_BIAS, .rank = 1, .shape = {filters}}));
 }
 
 static esp_status declare_stages(esp_stem *stem, esp_parameters *parameters, const esp_model_config *config) {
@@ -81,9 +93,13 @@ esp_status esp_stem_declare(esp_stem *stem, esp_parameters *parameters, const es
     break;
   }
   if (!config->positions) return ESP_OK;
-  const int64_t shape[] = {(int64_t)stem->grid[0] * stem->grid[1], config->width};
-  return esp_take_parameter(&stem->positions, esp_parameters_add(parameters, "stem", "positions", ESP_KIND_POSITION, 2,
-                                                                 shape, position_deviation, 0));
+  const int64_t tokens = (int64_t)stem->grid[0] * stem->grid[1];
+  return esp_take_parameter(&stem->positions,
+                            esp_parameters_add(parameters, "stem", "positions",
+                                               &(esp_parameter_options){.kind = ESP_KIND_POSITION,
+                                                                        .rank = 2,
+                                                                        .shape = {tokens, config->width},
+                                                                        .deviation = position_deviation}));
 }
 
 static esp_tensor *run_stage(const esp_stage *stage, esp_tape *tape, esp_tensor *x, bool training) {
@@ -129,7 +145,6 @@ esp_status esp_mixing_declare(esp_mixing *mixing, esp_parameters *parameters, co
   *mixing = (esp_mixing){.kind = config->mixing, .heads = config->heads};
   esp_token_grid(config, &mixing->grid[0], &mixing->grid[1]);
   const int width = config->width, kernel = config->kernel;
-  const int64_t kernel_shape[] = {kernel, kernel, width};
   char inner[64];
   switch (config->mixing) {
   case ESP_MIXING_NONE:
@@ -140,10 +155,16 @@ esp_status esp_mixing_declare(esp_mixing *mixing, esp_parameters *parameters, co
     snprintf(inner, sizeof inner, "%s.projection", scope);
     return esp_linear_declare(&mixing->projection, parameters, inner, width, width, residual_scale / sqrt(width));
   case ESP_MIXING_CONVOLUTION:
-    ESP_TRY(esp_take_parameter(&mixing->kernel_weight, esp_parameters_add(parameters, scope, "weight", ESP_KIND_WEIGHT,
-                                                                          3, kernel_shape, 1.0 / kernel, 0)));
-    return esp_take_parameter(&mixing->kernel_bias,
-                              esp_parameters_add(parameters, scope, "bias", ESP_KIND_BIAS, 1, kernel_shape + 2, 0, 0));
+    ESP_TRY(esp_take_parameter(&mixing->kernel_weight,
+                               esp_parameters_add(parameters, scope, "weight",
+                                                  &(esp_parameter_options){.kind = ESP_KIND_WEIGHT,
+                                                                           .rank = 3,
+                                                                           .shape = {kernel, kernel, width},
+                                                                           .deviation = 1.0 / kernel})));
+    return esp_take_parameter(
+        &mixing->kernel_bias,
+        esp_parameters_add(parameters, scope, "bias",
+                           &(esp_parameter_options){.kind = ESP_KIND_BIAS, .rank = 1, .shape = {width}}));
   }
   return ESP_OK;
 }

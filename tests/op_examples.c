@@ -259,7 +259,10 @@ static esp_tensor *batch_norm(example *e) {
   static esp_tensor constant = {.data = kept, .rank = 1, .shape = {7}};
   esp_tensor *x = example_normal(e, SHAPE(3, 11, 7)), *gain = example_normal(e, SHAPE(7)),
              *bias = example_normal(e, SHAPE(7));
-  return example_loss(e, esp_batch_norm(e->tape, x, gain, bias, &constant, &constant, 1e-5, true));
+  return example_loss(
+      e, esp_batch_norm(
+             e->tape, x, gain, bias,
+             &(esp_batch_norm_options){.mean = &constant, .variance = &constant, .epsilon = 1e-5, .training = true}));
 }
 
 static esp_tensor *batch_norm_fixed(example *e) {
@@ -268,7 +271,9 @@ static esp_tensor *batch_norm_fixed(example *e) {
                     variances = {.data = variance, .rank = 1, .shape = {7}};
   esp_tensor *x = example_normal(e, SHAPE(2, 5, 7)), *gain = example_normal(e, SHAPE(7)),
              *bias = example_normal(e, SHAPE(7));
-  return example_loss(e, esp_batch_norm(e->tape, x, gain, bias, &means, &variances, 1e-5, false));
+  return example_loss(
+      e, esp_batch_norm(e->tape, x, gain, bias,
+                        &(esp_batch_norm_options){.mean = &means, .variance = &variances, .epsilon = 1e-5}));
 }
 
 /* --- images ---------------------------------------------------------------------------------------------- */
@@ -543,27 +548,35 @@ static const int64_t groups[] = {0, 3, 3, 7, 8}, empty_ends[] = {0, 0, 5, 5}, on
 
 static esp_tensor *grouped_map(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(8, 3)), *bank = example_normal(e, SHAPE(4, 3, 2));
-  return example_loss(e, esp_grouped_map(e->tape, x, bank, NULL, false, groups, 4));
+  return example_loss(
+      e, esp_grouped_map(e->tape, x, bank, NULL, &(esp_grouped_map_options){.first_row = groups, .groups = 4}));
 }
 
 static esp_tensor *grouped_map_bias(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(8, 3)), *bank = example_normal(e, SHAPE(4, 3, 2));
-  return example_loss(e, esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4, 2)), false, groups, 4));
+  return example_loss(e, esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4, 2)),
+                                         &(esp_grouped_map_options){.first_row = groups, .groups = 4}));
 }
 
 static esp_tensor *grouped_map_transposed(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(5, 3)), *bank = example_normal(e, SHAPE(3, 2, 3));
-  return example_loss(e, esp_grouped_map(e->tape, x, bank, NULL, true, empty_ends, 3));
+  return example_loss(
+      e, esp_grouped_map(e->tape, x, bank, NULL,
+                         &(esp_grouped_map_options){.first_row = empty_ends, .groups = 3, .transpose = true}));
 }
 
 static esp_tensor *grouped_map_transposed_bias(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(8, 3)), *bank = example_normal(e, SHAPE(4, 2, 3));
-  return example_loss(e, esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4, 2)), true, groups, 4));
+  return example_loss(e,
+                      esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4, 2)),
+                                      &(esp_grouped_map_options){.first_row = groups, .groups = 4, .transpose = true}));
 }
 
 static esp_tensor *grouped_map_one_group(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(6, 3)), *bank = example_normal(e, SHAPE(4, 3));
-  return example_loss(e, esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4)), true, one_group, 1));
+  return example_loss(
+      e, esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4)),
+                         &(esp_grouped_map_options){.first_row = one_group, .groups = 1, .transpose = true}));
 }
 
 /* Groups of 0, 4, 1 and 3 rows, of 2, 3, 1 and 3 neurons in two parts; the second part's columns are 3 to 5. */
@@ -573,23 +586,32 @@ static const int32_t ragged_widths[] = {2, 3, 1, 3};
 static esp_tensor *ragged_map_up(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(8, 3)), *bank = example_normal(e, SHAPE(18, 3));
   return example_loss(
-      e, esp_ragged_map(e->tape, x, bank, example_normal(e, SHAPE(18)), true, ragged_groups, 4, ragged_widths, 2));
+      e, esp_grouped_map(
+             e->tape, x, bank, example_normal(e, SHAPE(18)),
+             &(esp_grouped_map_options){
+                 .first_row = ragged_groups, .groups = 4, .widths = ragged_widths, .parts = 2, .transpose = true}));
 }
 
 static esp_tensor *ragged_map_down(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(8, 3)), *bank = example_normal(e, SHAPE(9, 4));
   return example_loss(
-      e, esp_ragged_map(e->tape, x, bank, example_normal(e, SHAPE(4, 4)), false, ragged_groups, 4, ragged_widths, 1));
+      e, esp_grouped_map(e->tape, x, bank, example_normal(e, SHAPE(4, 4)),
+                         &(esp_grouped_map_options){.first_row = ragged_groups, .groups = 4, .widths = ragged_widths}));
 }
 
 /* The padding takes gradients from the ops between, and gives none on. */
 static esp_tensor *ragged_maps_of_experts(example *e) {
   esp_tensor *x = example_normal(e, SHAPE(8, 3)), *up = example_normal(e, SHAPE(18, 3));
   esp_tensor *down = example_normal(e, SHAPE(9, 3));
-  esp_tensor *pre = esp_ragged_map(e->tape, x, up, NULL, true, ragged_groups, 4, ragged_widths, 2);
+  esp_tensor *pre = esp_grouped_map(
+      e->tape, x, up, NULL,
+      &(esp_grouped_map_options){
+          .first_row = ragged_groups, .groups = 4, .widths = ragged_widths, .parts = 2, .transpose = true});
   esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre,
                                       &(esp_neuron_selection){.kept = 2, .ranking = ESP_GATE_SILU}, NULL);
-  return example_loss(e, esp_ragged_map(e->tape, kept, down, NULL, false, ragged_groups, 4, ragged_widths, 1));
+  return example_loss(
+      e, esp_grouped_map(e->tape, kept, down, NULL,
+                         &(esp_grouped_map_options){.first_row = ragged_groups, .groups = 4, .widths = ragged_widths}));
 }
 
 /* Lists of sparse rows: some, none (of an empty group), all, one. */
@@ -741,10 +763,13 @@ static esp_tensor *mixture(example *e) {
   esp_tensor *losses =
       esp_add(e->tape, esp_balance_loss(e->tape, routed.scores, r, &request), esp_z_loss(e->tape, logits, &request));
   esp_tensor *rows = esp_dispatch(e->tape, x, r);
-  esp_tensor *pre = esp_grouped_map(e->tape, rows, up, NULL, true, r->first_row, r->stored);
+  esp_tensor *pre =
+      esp_grouped_map(e->tape, rows, up, NULL,
+                      &(esp_grouped_map_options){.first_row = r->first_row, .groups = r->stored, .transpose = true});
   esp_tensor *kept = esp_neuron_top_k(e->tape, esp_swiglu(e->tape, pre), pre,
                                       &(esp_neuron_selection){.kept = 3, .ranking = ESP_GATE_SILU}, NULL);
-  rows = esp_grouped_map(e->tape, kept, down, NULL, false, r->first_row, r->stored);
+  rows = esp_grouped_map(e->tape, kept, down, NULL,
+                         &(esp_grouped_map_options){.first_row = r->first_row, .groups = r->stored});
   return esp_add(e->tape, losses, example_loss(e, esp_combine(e->tape, rows, gates, r)));
 }
 

@@ -279,7 +279,10 @@ static void names_hash_as_fnv_1a(void **state) {
 /* --- parameters -------------------------------------------------------------------------------------------- */
 
 static esp_parameter *declare(esp_parameters *p, const char *scope, const char *name, int64_t rows) {
-  esp_parameter *parameter = esp_parameters_add(p, scope, name, ESP_KIND_WEIGHT, 2, (const int64_t[]){rows, 5}, 0.5, 2);
+  esp_parameter *parameter =
+      esp_parameters_add(p, scope, name,
+                         &(esp_parameter_options){
+                             .kind = ESP_KIND_WEIGHT, .rank = 2, .shape = {rows, 5}, .deviation = 0.5, .constant = 2});
   assert_non_null(parameter);
   return parameter;
 }
@@ -341,7 +344,8 @@ static void a_start_has_its_mean_and_deviation(void **state) {
   (void)state;
   esp_parameters *p = esp_parameters_create();
   const esp_parameter *wide = declare(p, "", "wide", 4000);
-  const esp_parameter *ones = esp_parameters_add(p, "", "ones", ESP_KIND_NORM, 1, (const int64_t[]){9}, 0, 1);
+  const esp_parameter *ones = esp_parameters_add(
+      p, "", "ones", &(esp_parameter_options){.kind = ESP_KIND_NORM, .rank = 1, .shape = {9}, .constant = 1});
   esp_parameter *bank = declare(p, "", "bank", 4);
   bank->shared_init = 1;
   assert_int_equal(esp_parameters_allocate(p, 3), ESP_OK);
@@ -400,7 +404,8 @@ static void parameters_report_lack_of_memory(void **state) {
     esp_alloc_fail_after(calls);
     esp_parameters *p = esp_parameters_create();
     const esp_parameter *parameter =
-        p ? esp_parameters_add(p, "a", "b", ESP_KIND_BIAS, 1, (const int64_t[]){3}, 0, 0) : NULL;
+        p ? esp_parameters_add(p, "a", "b", &(esp_parameter_options){.kind = ESP_KIND_BIAS, .rank = 1, .shape = {3}})
+          : NULL;
     const esp_status status = parameter ? esp_parameters_allocate(p, 1) : ESP_ERR_MEMORY;
     esp_alloc_fail_after(-1);
     if (status != ESP_OK) assert_int_equal(status, ESP_ERR_MEMORY);

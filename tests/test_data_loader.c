@@ -281,7 +281,10 @@ static void test_closing_early(void **state) {
  * 0. */
 static void augment(const esp_augmentation *augmentation, uint64_t position, float out[SIZE]) {
   const esp_normalisation shifted = {.mean = {-1}, .deviation = {1}};
-  esp_augment_image(numbered, ESP_TRAIN, 0, &shifted, augmentation, 11, 0, position, out);
+  esp_augment_image(
+      numbered, ESP_TRAIN, 0,
+      &(esp_augment_options){.normalisation = &shifted, .augmentation = augmentation, .seed = 11, .position = position},
+      out);
 }
 
 static void original(float out[SIZE]) {
@@ -314,9 +317,15 @@ static void test_alternating_flip(void **state) {
   int mirrored = 0;
   for (int64_t i = 0; i < IMAGES; i++) {
     for (uint64_t epoch = 0; epoch < 3; epoch++)
-      esp_augment_image(numbered, ESP_TRAIN, i, &plain_pixels, &flip, 11, epoch, 1000 * epoch + (uint64_t)i,
+      esp_augment_image(numbered, ESP_TRAIN, i,
+                        &(esp_augment_options){.normalisation = &plain_pixels,
+                                               .augmentation = &flip,
+                                               .seed = 11,
+                                               .epoch = epoch,
+                                               .position = 1000 * epoch + (uint64_t)i},
                         got[epoch]);
-    esp_augment_image(numbered, ESP_TRAIN, i, &plain_pixels, NULL, 11, 0, 0, plain_image);
+    esp_augment_image(numbered, ESP_TRAIN, i, &(esp_augment_options){.normalisation = &plain_pixels, .seed = 11},
+                      plain_image);
     for (int p = 0; p < SIZE; p++) {
       const int mirror = p / SIDE * SIDE + SIDE - 1 - p % SIDE;
       assert_true(got[1][mirror] == got[0][p] && got[2][p] == got[0][p]);
@@ -543,11 +552,16 @@ static void test_preview(void **state) {
   snprintf(path, sizeof path, "%s/sheet.png", folder);
   const int before = count_files(false);
   const esp_augmentation augmentation = {.crop_padding = 4, .flip = true, .cutout = 8};
-  assert_int_equal(esp_preview_write(synthetic, ESP_TRAIN, 3, 22, NULL, 0, path), ESP_OK);
+  assert_int_equal(esp_preview_write(synthetic, ESP_TRAIN, &(esp_preview_options){.columns = 3, .rows = 22}, path),
+                   ESP_OK);
   check_sheet(path, 2 + 3 * 66, 2 + 22 * 66, false);
-  assert_int_equal(esp_preview_write(synthetic, ESP_TEST, 3, 2, &augmentation, 1, path), ESP_OK);
+  assert_int_equal(esp_preview_write(
+                       synthetic, ESP_TEST,
+                       &(esp_preview_options){.columns = 3, .rows = 2, .augmentation = &augmentation, .seed = 1}, path),
+                   ESP_OK);
   check_sheet(path, 2 + 3 * 66, 2 + 2 * 66, false);
-  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, 8, 10, NULL, 0, path), ESP_OK);
+  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, &(esp_preview_options){.columns = 8, .rows = 10}, path),
+                   ESP_OK);
   check_sheet(path, 2 + 8 * 66, 2 + 10 * 66, true);
   assert_int_equal(count_files(false), before + 1);
 }
@@ -558,7 +572,8 @@ static void test_preview_arrangement(void **state) {
   static uint8_t pixels[(2 + 12 * 66) * (2 + 2 * 66)];
   char path[2 * PATH_SIZE];
   snprintf(path, sizeof path, "%s/sheet.png", folder);
-  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, 2, 12, NULL, 0, path), ESP_OK);
+  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, &(esp_preview_options){.columns = 2, .rows = 12}, path),
+                   ESP_OK);
   png_image png = {.version = PNG_IMAGE_VERSION};
   assert_true(png_image_begin_read_from_file(&png, path));
   png.format = PNG_FORMAT_GRAY;
@@ -576,13 +591,18 @@ static void test_preview_refused(void **state) {
   char path[2 * PATH_SIZE];
   const int before = count_files(false);
   snprintf(path, sizeof path, "%s/no/such/sheet.png", folder);
-  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, 2, 2, NULL, 0, path), ESP_ERR_IO);
+  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, &(esp_preview_options){.columns = 2, .rows = 2}, path),
+                   ESP_ERR_IO);
   assert_non_null(strstr(esp_error_message(), path));
-  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, 2, 2, NULL, 0, folder), ESP_ERR_IO);
+  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, &(esp_preview_options){.columns = 2, .rows = 2}, folder),
+                   ESP_ERR_IO);
   assert_non_null(strstr(esp_error_message(), folder));
-  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, 0, 2, NULL, 0, path), ESP_ERR_USAGE);
+  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, &(esp_preview_options){.rows = 2}, path), ESP_ERR_USAGE);
   const esp_augmentation impossible = {.cutout = 99};
-  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, 2, 2, &impossible, 0, path), ESP_ERR_CONFIG);
+  assert_int_equal(esp_preview_write(numbered, ESP_TRAIN,
+                                     &(esp_preview_options){.columns = 2, .rows = 2, .augmentation = &impossible},
+                                     path),
+                   ESP_ERR_CONFIG);
   assert_int_equal(count_files(false), before);
 }
 

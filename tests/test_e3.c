@@ -105,7 +105,7 @@ static void run_v_moe(void *context, const esp_moe_record *record) {
   esp_routed routed = {.routing = NULL};
   esp_tensor *gates = esp_route(tape, esp_linear_map(tape, &input, moe->router, NULL), &request, &routed);
   esp_tensor *rows = esp_dispatch(tape, &input, routed.routing);
-  rows = esp_expert_bank_forward(&moe->bank, tape, rows, routed.routing->first_row, moe->bank.hidden, NULL, NULL);
+  rows = esp_expert_bank_forward(&moe->bank, tape, rows, routed.routing->first_row, NULL, NULL);
   const esp_tensor *y = esp_combine(tape, rows, gates, routed.routing);
   assert_int_equal(esp_tape_status(tape), ESP_OK);
   assert_same_bits(moe->scope, record->output->data, y->data, esp_tensor_count(y));

@@ -36,8 +36,13 @@ static void begin(bank_fixture *f, const bank_case *c) {
   const esp_feed_forward_config config = {.activation = c->activation, .bias = c->bias};
   f->parameters = esp_parameters_create();
   f->tape = esp_tape_create();
-  assert_int_equal(ESP_OK, esp_expert_bank_declare(&f->bank, f->parameters, "bank", EXPERTS, c->width, c->hidden,
-                                                   c->widths, &config, 1, false));
+  assert_int_equal(ESP_OK, esp_expert_bank_declare(&f->bank, f->parameters, "bank",
+                                                   &(esp_expert_bank_options){.experts = EXPERTS,
+                                                                              .width = c->width,
+                                                                              .hidden = c->hidden,
+                                                                              .widths = c->widths,
+                                                                              .config = &config,
+                                                                              .residual_scale = 1}));
   assert_int_equal(ESP_OK, esp_parameters_allocate(f->parameters, 1));
   for (int64_t i = 0; i < esp_parameters_count(f->parameters); i++) {
     const esp_parameter *p = esp_parameters_at(f->parameters, i);
@@ -63,7 +68,8 @@ static void compare(bank_fixture *f, const bank_case *c, const int64_t *load, in
   sum_loads(load, first_row);
   esp_tensor x = {.data = f->x, .rank = 2, .shape = {first_row[EXPERTS], c->width}};
   esp_tape_reset(f->tape, false);
-  const esp_tensor *masked = esp_expert_bank_forward(&f->bank, f->tape, &x, first_row, kept, NULL, NULL);
+  const esp_tensor *masked =
+      esp_expert_bank_forward(&f->bank, f->tape, &x, first_row, &(esp_neuron_options){.kept = kept}, NULL);
   const esp_tensor *gathered = esp_expert_bank_gather(&f->bank, f->tape, &x, first_row, kept);
   assert_non_null(masked);
   assert_true(gathered && esp_same_shape(masked, gathered));

@@ -172,9 +172,11 @@ static esp_status declare(subject *s) {
   if (is(s, "stem")) return esp_stem_declare(&s->stem, s->parameters, c);
   if (is(s, "mixing")) return esp_mixing_declare(&s->mixing, s->parameters, "mixing", c, 1);
   if (is(s, "ffn"))
-    return esp_expert_bank_declare(&s->dense, s->parameters, "ffn", 0, c->width, c->feed_forward.hidden, NULL,
-                                   &c->feed_forward, 1, false);
-  return esp_moe_declare(&s->moe, s->parameters, "moe", 0, c, NULL, 1);
+    return esp_expert_bank_declare(
+        &s->dense, s->parameters, "ffn",
+        &(esp_expert_bank_options){
+            .width = c->width, .hidden = c->feed_forward.hidden, .config = &c->feed_forward, .residual_scale = 1});
+  return esp_moe_declare(&s->moe, s->parameters, "moe", &(esp_moe_options){.config = c, .residual_scale = 1});
 }
 
 static esp_tensor *forward(subject *s, esp_tape *tape, esp_tensor *x) {
@@ -184,7 +186,7 @@ static esp_tensor *forward(subject *s, esp_tape *tape, esp_tensor *x) {
   if (is(s, "mixing")) return esp_mixing_forward(&s->mixing, tape, x);
   if (!is(s, "ffn")) return esp_moe_forward(&s->moe, tape, x, &(esp_pass){.training = false}, &s->losses);
   first_row[1] = esp_tensor_rows(x);
-  return esp_expert_bank_forward(&s->dense, tape, x, first_row, s->dense.hidden, NULL, NULL);
+  return esp_expert_bank_forward(&s->dense, tape, x, first_row, NULL, NULL);
 }
 
 /* The sum of y * upstream, whose gradient by y is `upstream`. */

@@ -50,10 +50,14 @@ static void fill_thirds(esp_parameters *parameters) {
 
 static layer make_layer(const esp_model_config *c, const esp_expert_layout *layout) {
   layer l = {.parameters = esp_parameters_create(), .tape = esp_tape_create()};
-  const esp_status status = c->layers[0] == ESP_LAYER_DENSE
-                                ? esp_expert_bank_declare(&l.dense, l.parameters, "ffn", 0, c->width, HIDDEN, NULL,
-                                                          &c->feed_forward, 1, false)
-                                : esp_moe_declare(&l.moe, l.parameters, "moe", 0, c, layout, 1);
+  const esp_status status =
+      c->layers[0] == ESP_LAYER_DENSE
+          ? esp_expert_bank_declare(
+                &l.dense, l.parameters, "ffn",
+                &(esp_expert_bank_options){
+                    .width = c->width, .hidden = HIDDEN, .config = &c->feed_forward, .residual_scale = 1})
+          : esp_moe_declare(&l.moe, l.parameters, "moe",
+                            &(esp_moe_options){.config = c, .layout = layout, .residual_scale = 1});
   assert_int_equal(status, ESP_OK);
   assert_int_equal(esp_parameters_allocate(l.parameters, 1), ESP_OK);
   fill_thirds(l.parameters);
@@ -79,7 +83,7 @@ static void run_layer(layer *l, int64_t tokens) {
   fill_normal(upstream->data, tokens * WIDTH, 2);
   l->x->requires_grad = true;
   l->losses.count = 0;
-  l->y = l->dense.up ? esp_expert_bank_forward(&l->dense, l->tape, l->x, first_row, HIDDEN, NULL, NULL)
+  l->y = l->dense.up ? esp_expert_bank_forward(&l->dense, l->tape, l->x, first_row, NULL, NULL)
                      : esp_moe_forward(&l->moe, l->tape, l->x, &(esp_pass){.observer = &observer}, &l->losses);
   esp_tensor *loss = esp_mean(l->tape, esp_multiply(l->tape, l->y, upstream));
   assert_int_equal(esp_tape_backward(l->tape, esp_total_loss(l->tape, loss, &l->losses)), ESP_OK);
@@ -384,7 +388,9 @@ static void impossible_layouts_are_refused(void **state) {
     const esp_expert_layout layout = make_layout(cases[i].index);
     esp_parameters *parameters = esp_parameters_create();
     esp_moe moe;
-    assert_int_equal(esp_moe_declare(&moe, parameters, "moe", 0, &c, &layout, 1), ESP_ERR_CONFIG);
+    assert_int_equal(esp_moe_declare(&moe, parameters, "moe",
+                                     &(esp_moe_options){.config = &c, .layout = &layout, .residual_scale = 1}),
+                     ESP_ERR_CONFIG);
     assert_non_null(strstr(esp_error_message(), cases[i].message));
     esp_parameters_free(parameters);
   }

@@ -381,9 +381,13 @@ static void ragged_models_can_be_finetuned(void **state) {
   assert_int_equal(esp_optimizer_create(&optimizer, &config, pruned->parameters), ESP_OK);
   esp_step_result first, last;
   const esp_pass pass = {.training = true, .seed = 1};
-  assert_int_equal(esp_training_step(pruned, optimizer, tape, &batch, &pass, 0, 1, NULL, &first), ESP_OK);
+  assert_int_equal(esp_training_step(pruned, optimizer, tape, &batch,
+                                     &(esp_step_options){.pass = pass, .learning_rate_multiplier = 1}, &first),
+                   ESP_OK);
   for (int i = 0; i < 5; i++)
-    assert_int_equal(esp_training_step(pruned, optimizer, tape, &batch, &pass, 0, 1, NULL, &last), ESP_OK);
+    assert_int_equal(esp_training_step(pruned, optimizer, tape, &batch,
+                                       &(esp_step_options){.pass = pass, .learning_rate_multiplier = 1}, &last),
+                     ESP_OK);
   if (!(last.loss < first.loss)) fail_msg("the loss goes from %g to %g", first.loss, last.loss);
   esp_tape_free(tape);
   esp_optimizer_free(optimizer);

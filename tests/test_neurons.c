@@ -239,7 +239,8 @@ static double gini_after(esp_neuron_balance_kind kind, double weight) {
   c.moe.neuron_balance_weight = weight;
   c.moe.router.balance_weight = 0;
   run r = {.parameters = esp_parameters_create(), .tape = esp_tape_create()};
-  assert_int_equal(esp_moe_declare(&r.moe, r.parameters, "moe", 0, &c, NULL, 1), ESP_OK);
+  assert_int_equal(esp_moe_declare(&r.moe, r.parameters, "moe", &(esp_moe_options){.config = &c, .residual_scale = 1}),
+                   ESP_OK);
   assert_int_equal(esp_parameters_allocate(r.parameters, 1), ESP_OK);
   fill_normal(r.x, RUN_TOKENS * RUN_WIDTH, 7);
   for (int i = 0; i < RUN_TOKENS * RUN_WIDTH; i++) r.x[i] += i % RUN_WIDTH == 0 ? 2 : 0; /* uneven from the start */

@@ -30,8 +30,9 @@ typedef struct setting {
 static void set_up(setting *s, const esp_optimizer_config *config) {
   *s = (setting){.parameters = esp_parameters_create(), .config = *config};
   for (int i = 0; i < PARAMETERS; i++) {
-    s->parameter[i] =
-        esp_parameters_add(s->parameters, "", groups[i].name, groups[i].kind, 1, (const int64_t[]){COUNT}, 1, 0);
+    s->parameter[i] = esp_parameters_add(
+        s->parameters, "", groups[i].name,
+        &(esp_parameter_options){.kind = groups[i].kind, .rank = 1, .shape = {COUNT}, .deviation = 1});
     assert_non_null(s->parameter[i]);
   }
   assert_int_equal(esp_parameters_allocate(s->parameters, 1), ESP_OK);
@@ -168,11 +169,15 @@ typedef struct stack {
 
 static stack make_stack(int rows, const esp_optimizer_config *config) {
   stack s = {.parameters = esp_parameters_create()};
-  s.matrices = esp_parameters_add(s.parameters, "", "matrices", ESP_KIND_WEIGHT, 3,
-                                  (const int64_t[]){MATRICES, rows, MATRIX / rows}, 1, 0);
+  s.matrices = esp_parameters_add(
+      s.parameters, "", "matrices",
+      &(esp_parameter_options){
+          .kind = ESP_KIND_WEIGHT, .rank = 3, .shape = {MATRICES, rows, MATRIX / rows}, .deviation = 1});
   s.matrices->matrices = MATRICES;
   s.matrices->matrix_rows = rows;
-  s.bias = esp_parameters_add(s.parameters, "", "bias", ESP_KIND_BIAS, 1, (const int64_t[]){COUNT}, 1, 0);
+  s.bias =
+      esp_parameters_add(s.parameters, "", "bias",
+                         &(esp_parameter_options){.kind = ESP_KIND_BIAS, .rank = 1, .shape = {COUNT}, .deviation = 1});
   assert_int_equal(esp_parameters_allocate(s.parameters, 1), ESP_OK);
   assert_int_equal(esp_optimizer_create(&s.optimizer, config, s.parameters), ESP_OK);
   return s;

@@ -45,11 +45,20 @@ static maps run_maps(const int32_t *widths) {
   esp_tape_reset(m.tape, true);
   esp_tensor *h, *y;
   if (widths) {
-    h = esp_swiglu(m.tape, esp_ragged_map(m.tape, &m.x, &m.up, &m.up_bias, true, first_row, GROUPS, widths, PARTS));
-    y = esp_ragged_map(m.tape, h, &m.down, &m.down_bias, false, first_row, GROUPS, widths, 1);
+    h = esp_swiglu(
+        m.tape,
+        esp_grouped_map(
+            m.tape, &m.x, &m.up, &m.up_bias,
+            &(esp_grouped_map_options){
+                .first_row = first_row, .groups = GROUPS, .widths = widths, .parts = PARTS, .transpose = true}));
+    y = esp_grouped_map(m.tape, h, &m.down, &m.down_bias,
+                        &(esp_grouped_map_options){.first_row = first_row, .groups = GROUPS, .widths = widths});
   } else {
-    h = esp_swiglu(m.tape, esp_grouped_map(m.tape, &m.x, &m.up, &m.up_bias, true, first_row, GROUPS));
-    y = esp_grouped_map(m.tape, h, &m.down, &m.down_bias, false, first_row, GROUPS);
+    h = esp_swiglu(m.tape, esp_grouped_map(m.tape, &m.x, &m.up, &m.up_bias,
+                                           &(esp_grouped_map_options){
+                                               .first_row = first_row, .groups = GROUPS, .transpose = true}));
+    y = esp_grouped_map(m.tape, h, &m.down, &m.down_bias,
+                        &(esp_grouped_map_options){.first_row = first_row, .groups = GROUPS});
   }
   m.y = y;
   assert_int_equal(esp_tape_backward(m.tape, esp_mean(m.tape, esp_multiply(m.tape, y, &weights))), ESP_OK);
@@ -159,7 +168,13 @@ static void check_bank(esp_activation_kind kind, int kept) {
   const esp_feed_forward_config config = {.activation = kind, .bias = true};
   esp_parameters *parameters = esp_parameters_create();
   esp_expert_bank bank;
-  assert_int_equal(esp_expert_bank_declare(&bank, parameters, "bank", EXPERTS, WIDTH, 12, widths, &config, 1, false),
+  assert_int_equal(esp_expert_bank_declare(&bank, parameters, "bank",
+                                           &(esp_expert_bank_options){.experts = EXPERTS,
+                                                                      .width = WIDTH,
+                                                                      .hidden = 12,
+                                                                      .widths = widths,
+                                                                      .config = &config,
+                                                                      .residual_scale = 1}),
                    ESP_OK);
   assert_int_equal(esp_parameters_allocate(parameters, 1), ESP_OK);
   for (int64_t i = 0; i < esp_parameters_count(parameters); i++)
@@ -170,7 +185,8 @@ static void check_bank(esp_activation_kind kind, int kept) {
   esp_tensor *x = esp_tape_tensor(tape, 2, (const int64_t[]){TOKENS, WIDTH});
   fill_normal(x->data, TOKENS * WIDTH, 3);
   esp_bank_trace trace;
-  const esp_tensor *y = esp_expert_bank_forward(&bank, tape, x, expert_rows, kept, NULL, &trace);
+  const esp_tensor *y =
+      esp_expert_bank_forward(&bank, tape, x, expert_rows, &(esp_neuron_options){.kept = kept}, &trace);
   for (int e = 0; e < EXPERTS; e++)
     for (int64_t r = expert_rows[e]; r < expert_rows[e + 1]; r++) {
       double expected[WIDTH];

@@ -102,7 +102,10 @@ static void row_30_cached_outputs_are_the_layer_of_cached_inputs(void **state) {
       assert_int_equal(batch->tokens, 4 * 16);
       assert_int_equal(esp_run_every_expert(moe, tape, batch, experts), ESP_OK);
       assert_int_equal(esp_run_shared_expert(moe, tape, batch, shared), ESP_OK);
-      assert_int_equal(esp_recombine(moe, tape, batch, &moe->layout, experts, shared, y), ESP_OK);
+      assert_int_equal(esp_recombine(moe, tape, batch,
+                                     &(esp_recombination){.layout = &moe->layout, .experts = experts, .shared = shared},
+                                     y),
+                       ESP_OK);
       for (size_t i = 0; i < size; i++) norm += (double)cache.outputs[b][i] * (double)cache.outputs[b][i];
       assert_true(sqrt(esp_squared_distance(y, cache.outputs[b], (int64_t)size)) < 1e-6 * sqrt(norm));
       esp_free(experts);

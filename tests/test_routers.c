@@ -250,7 +250,9 @@ static esp_model_config layer_config(esp_router_kind policy) {
 static void make_layer(layer *l, const esp_model_config *c, const esp_expert_layout *layout) {
   *l = (layer){.parameters = esp_parameters_create(), .tape = esp_tape_create()};
   assert_int_equal(esp_model_config_check(c), ESP_OK);
-  assert_int_equal(esp_moe_declare(&l->moe, l->parameters, "moe", 0, c, layout, 1), ESP_OK);
+  assert_int_equal(esp_moe_declare(&l->moe, l->parameters, "moe",
+                                   &(esp_moe_options){.config = c, .layout = layout, .residual_scale = 1}),
+                   ESP_OK);
   assert_int_equal(esp_parameters_allocate(l->parameters, 3), ESP_OK);
 }
 

@@ -154,7 +154,7 @@ static void output_covariance(const esp_model *model, double covariance[COMPONEN
   for (int i = 0; i < SAMPLE; i++) {
     esp_tape_reset(tape, false);
     esp_tensor *x = esp_tape_tensor(tape, 4, (const int64_t[]){1, c->image_height, c->image_width, c->image_channels});
-    esp_augment_image(data, ESP_TRAIN, i, &normalisation, NULL, 1, 0, 0, x->data);
+    esp_augment_image(data, ESP_TRAIN, i, &(esp_augment_options){.normalisation = &normalisation, .seed = 1}, x->data);
     const esp_tensor *y = esp_convolution(tape, x, model->stem.whitening, NULL, 1, 0);
     for (int64_t p = 0; p < y->shape[1] * y->shape[2]; p++, count++)
       for (int a = 0; a < COMPONENTS; a++) {

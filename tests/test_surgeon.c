@@ -418,8 +418,12 @@ static void pruned_models_can_be_finetuned(void **state) {
     assert_int_equal(esp_optimizer_create(&optimizer, &config, pruned->parameters), ESP_OK);
     esp_step_result first, second;
     const esp_pass pass = {.training = true, .seed = 1};
-    assert_int_equal(esp_training_step(pruned, optimizer, tape, &batch, &pass, 0, 1, NULL, &first), ESP_OK);
-    assert_int_equal(esp_training_step(pruned, optimizer, tape, &batch, &pass, 0, 1, NULL, &second), ESP_OK);
+    assert_int_equal(esp_training_step(pruned, optimizer, tape, &batch,
+                                       &(esp_step_options){.pass = pass, .learning_rate_multiplier = 1}, &first),
+                     ESP_OK);
+    assert_int_equal(esp_training_step(pruned, optimizer, tape, &batch,
+                                       &(esp_step_options){.pass = pass, .learning_rate_multiplier = 1}, &second),
+                     ESP_OK);
     assert_true(isfinite(first.loss) && first.gradient_norm > 0);
     if (!(second.loss < first.loss)) fail_msg("the loss goes from %g to %g", first.loss, second.loss);
     esp_tape_free(tape);

@@ -349,7 +349,9 @@ static void take_gradient(training *t, esp_precision precision) {
   esp_tape *tape = esp_tape_create();
   esp_tape_set_precision(tape, precision);
   const esp_pass pass = {.training = true, .seed = 1};
-  expect_ok(esp_training_step(t->model, optimizer, tape, batch, &pass, 0.1, 1, NULL, &result));
+  expect_ok(esp_training_step(t->model, optimizer, tape, batch,
+                              &(esp_step_options){.pass = pass, .label_smoothing = 0.1, .learning_rate_multiplier = 1},
+                              &result));
   int maps = 0;
   for (int64_t i = 0; i < esp_tape_node_count(tape); i++) {
     const esp_node *node = esp_tape_node(tape, i);
@@ -627,7 +629,8 @@ static void mean_logits(const training *t, int64_t i, esp_real mean[ESP_MAX_EXPE
   for (int way = 0; way < 2; way++) {
     esp_tape_reset(tape, false);
     esp_tensor *x = esp_tape_tensor(tape, 4, (const int64_t[]){1, c->image_height, width, channels});
-    esp_augment_image(data, ESP_TEST, i, &t->info.normalisation, NULL, 1, 0, 0, x->data);
+    esp_augment_image(data, ESP_TEST, i, &(esp_augment_options){.normalisation = &t->info.normalisation, .seed = 1},
+                      x->data);
     for (int64_t p = 0; way && p < c->image_height * width / 2; p++)
       for (int64_t j = 0; j < channels; j++) {
         const int64_t row = p / (width / 2) * width, column = p % (width / 2);
@@ -717,7 +720,9 @@ static void test_no_allocation_after_the_first_step(void **state) {
     esp_step_result result;
     expect_ok(esp_loader_next(loader, &batch));
     const esp_pass pass = {.training = true, .seed = 1, .step = (uint64_t)step};
-    expect_ok(esp_training_step(t.model, optimizer, tape, batch, &pass, 0.1, 1, NULL, &result));
+    expect_ok(esp_training_step(
+        t.model, optimizer, tape, batch,
+        &(esp_step_options){.pass = pass, .label_smoothing = 0.1, .learning_rate_multiplier = 1}, &result));
     if (step == 0) after_first = esp_allocation_count();
     assert_int_equal(esp_allocation_count(), after_first);
   }

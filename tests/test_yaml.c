@@ -116,14 +116,25 @@ static void must_save(char **text, const struct settings *settings) {
 }
 
 static void must_load(struct settings *settings, const char *text, const char *override) {
-  if (esp_yaml_load(settings, sizeof *settings, &schema, &defaults, "c.yaml", text, &override, override != NULL))
+  if (esp_yaml_load(settings,
+                    &(esp_yaml_options){.config_size = sizeof *settings,
+                                        .schema = &schema,
+                                        .defaults = &defaults,
+                                        .overrides = &override,
+                                        .override_count = override != NULL},
+                    "c.yaml", text))
     fail_msg("%s", esp_error_message());
 }
 
 static void must_refuse(esp_status expected, const char *text, const char *override, const char *message) {
   struct settings settings = {.threads = 77};
-  const esp_status status =
-      esp_yaml_load(&settings, sizeof settings, &schema, &defaults, "c.yaml", text, &override, override != NULL);
+  const esp_status status = esp_yaml_load(&settings,
+                                          &(esp_yaml_options){.config_size = sizeof settings,
+                                                              .schema = &schema,
+                                                              .defaults = &defaults,
+                                                              .overrides = &override,
+                                                              .override_count = override != NULL},
+                                          "c.yaml", text);
   if (status != expected) fail_msg("status %d for: %s%s", status, text ? text : "", override ? override : "");
   assert_string_equal(esp_error_message(), message);
   assert_int_equal(settings.threads, 77);
@@ -187,9 +198,13 @@ static void overrides_come_last_and_in_order(void **state) {
   static const char *const overrides[] = {"threads=5",       "model.layers=[2]", "model={experts: 3, rate: 1e-3}",
                                           "model.experts=4", "run.name=",        "run.low= -7",
                                           "run.tags=[a=b,c]"};
-  assert_int_equal(esp_yaml_load(&settings, sizeof settings, &schema, &defaults, "c.yaml",
-                                 "threads: 9\nmodel: {experts: 9, offset: 9}\n", overrides,
-                                 sizeof overrides / sizeof overrides[0]),
+  assert_int_equal(esp_yaml_load(&settings,
+                                 &(esp_yaml_options){.config_size = sizeof settings,
+                                                     .schema = &schema,
+                                                     .defaults = &defaults,
+                                                     .overrides = overrides,
+                                                     .override_count = sizeof overrides / sizeof overrides[0]},
+                                 "c.yaml", "threads: 9\nmodel: {experts: 9, offset: 9}\n"),
                    ESP_OK);
   assert_int_equal(settings.threads, 5);
   assert_int_equal(settings.model.layers_count, 1);
@@ -207,7 +222,14 @@ static void config_may_be_its_own_defaults(void **state) {
   (void)state;
   struct settings settings = defaults;
   static const char *const overrides[] = {"model.experts=1"};
-  assert_int_equal(esp_yaml_load(&settings, sizeof settings, &schema, &settings, NULL, NULL, overrides, 1), ESP_OK);
+  assert_int_equal(esp_yaml_load(&settings,
+                                 &(esp_yaml_options){.config_size = sizeof settings,
+                                                     .schema = &schema,
+                                                     .defaults = &settings,
+                                                     .overrides = overrides,
+                                                     .override_count = 1},
+                                 NULL, NULL),
+                   ESP_OK);
   assert_int_equal(settings.model.experts, 1);
   assert_int_equal(settings.model.layers[1], 3);
 }
@@ -415,10 +437,14 @@ static void mangled_texts_do_no_harm(void **state) {
   for (size_t i = 0; i < sizeof text; i++) {
     memcpy(text, saved_defaults, sizeof text);
     text[i] = '\0';
-    (void)esp_yaml_load(&settings, sizeof settings, &schema, &defaults, "c.yaml", text, NULL, 0);
+    (void)esp_yaml_load(&settings,
+                        &(esp_yaml_options){.config_size = sizeof settings, .schema = &schema, .defaults = &defaults},
+                        "c.yaml", text);
     for (size_t j = 0; i + 1 < sizeof text && j + 1 < sizeof bytes; j++) {
       text[i] = bytes[j];
-      (void)esp_yaml_load(&settings, sizeof settings, &schema, &defaults, "c.yaml", text, NULL, 0);
+      (void)esp_yaml_load(&settings,
+                          &(esp_yaml_options){.config_size = sizeof settings, .schema = &schema, .defaults = &defaults},
+                          "c.yaml", text);
     }
   }
 }
@@ -432,7 +458,13 @@ static void every_failing_allocation_is_reported(void **state) {
     char *text = NULL;
     static const char *const overrides[] = {"model.experts=5"};
     esp_alloc_fail_after(calls);
-    status = esp_yaml_load(&settings, sizeof settings, &schema, &defaults, "c.yaml", saved_defaults, overrides, 1);
+    status = esp_yaml_load(&settings,
+                           &(esp_yaml_options){.config_size = sizeof settings,
+                                               .schema = &schema,
+                                               .defaults = &defaults,
+                                               .overrides = overrides,
+                                               .override_count = 1},
+                           "c.yaml", saved_defaults);
     if (status == ESP_OK) status = esp_yaml_save(&text, &settings, &schema);
     esp_alloc_fail_after(-1);
     esp_free(text);
@@ -449,7 +481,9 @@ static void must_panic(const cyaml_schema_value_t *wrong) {
     (void)freopen("/dev/null", "w", stderr);
     (void)signal(SIGABRT, SIG_DFL); /* instead of cmocka's handler */
     struct settings settings;
-    (void)esp_yaml_load(&settings, sizeof settings, wrong, &defaults, NULL, NULL, NULL, 0);
+    (void)esp_yaml_load(&settings,
+                        &(esp_yaml_options){.config_size = sizeof settings, .schema = wrong, .defaults = &defaults},
+                        NULL, NULL);
     _exit(0);
   }
   int status = 0;
@@ -498,7 +532,8 @@ static void write_file(const char *bytes, size_t count, size_t times) {
 }
 
 static esp_status load_file(struct settings *settings, const char *name) {
-  return esp_yaml_load_file(settings, sizeof *settings, &schema, &defaults, name, NULL, 0);
+  return esp_yaml_load_file(
+      settings, &(esp_yaml_options){.config_size = sizeof *settings, .schema = &schema, .defaults = &defaults}, name);
 }
 
 static void files_are_loaded(void **state) {

@@ -45,16 +45,16 @@ static esp_tensor *task_loss(esp_tape *tape, const esp_model_output *output, con
 }
 
 esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, esp_tape *tape, const esp_batch *batch,
-                             const esp_pass *pass, double smoothing, double rate_share, esp_distillation *distillation,
-                             esp_step_result *result) {
+                             const esp_step_options *options, esp_step_result *result) {
+  const esp_pass *pass = &options->pass;
   esp_tape_reset(tape, true);
   esp_tensor *images = esp_batch_images(tape, batch, &model->config);
   if (!images) return esp_tape_status(tape);
   esp_model_output output = esp_model_forward(model, tape, images, pass);
   if (!output.logits) return esp_tape_status(tape);
-  if (distillation) ESP_TRY(esp_distillation_add(distillation, tape, images, &output));
+  if (options->distillation) ESP_TRY(esp_distillation_add(options->distillation, tape, images, &output));
   esp_tape_scope(tape, "loss");
-  esp_tensor *task = task_loss(tape, &output, batch, smoothing);
+  esp_tensor *task = task_loss(tape, &output, batch, options->label_smoothing);
   esp_tensor *loss = esp_total_loss(tape, task, &output.auxiliary);
   const esp_tensor *prediction = esp_ensemble_prediction(tape, &output);
   if (!loss || !prediction) return esp_tape_status(tape);
@@ -62,7 +62,7 @@ esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, e
   ESP_TRY(esp_tape_backward(tape, loss));
   const double norm = esp_gradient_norm(model->parameters);
   if (!isfinite(norm)) return not_finite(tape, true, (int64_t)pass->step);
-  esp_optimizer_step(optimizer, rate_share, norm);
+  esp_optimizer_step(optimizer, options->learning_rate_multiplier, norm);
   esp_model_update_router_biases(model, &output.auxiliary);
   esp_batch_norm_update(tape, batch_norm_share);
   *result = (esp_step_result){.loss = (double)loss->data[0],
@@ -164,8 +164,12 @@ static esp_status do_step(run *r) {
       .training = true, .seed = config->training.seed, .step = (uint64_t)r->step, .observer = &observer};
   const double share = esp_schedule_share(&config->optimizer.schedule, r->step, r->steps);
   esp_step_result result;
-  ESP_TRY(esp_training_step(r->job->model, r->optimizer, r->tape, batch, &pass, config->training.label_smoothing, share,
-                            r->distillation, &result));
+  ESP_TRY(esp_training_step(r->job->model, r->optimizer, r->tape, batch,
+                            &(esp_step_options){.pass = pass,
+                                                .label_smoothing = config->training.label_smoothing,
+                                                .learning_rate_multiplier = share,
+                                                .distillation = r->distillation},
+                            &result));
   r->step++;
   if (r->pruning)
     esp_row_pruning_step(r->pruning, config->compression.beta,

@@ -47,17 +47,24 @@ ESP_API esp_status esp_train(const esp_training_job *job, esp_training_result *r
 /* Steps of a run: epochs x batches per epoch, rounded up. */
 ESP_API int64_t esp_training_steps(const esp_training_config *config, int64_t batches_per_epoch);
 
-/* One training step, for those who write their own loop: forward, backward, clipping, update. On return the tape
- * still holds the step. `smoothing` is label smoothing; `distillation` NULL: no teacher. */
+typedef struct esp_step_options {
+  esp_pass pass; /* `training` is true in it */
+  double label_smoothing;
+  double learning_rate_multiplier; /* what the schedule gives, of the optimiser's rate; 1: all of it */
+  esp_distillation *distillation;  /* NULL: no teacher */
+} esp_step_options;
+
 typedef struct esp_step_result {
   double loss, task_loss, gradient_norm;
   int64_t correct;
   esp_auxiliary_losses auxiliary;
 } esp_step_result;
 
+/* One training step, for those who write their own loop: forward, backward, clipping, update. On return the tape
+ * still holds the step. */
 ESP_API esp_status esp_training_step(const esp_model *model, esp_optimizer *optimizer, esp_tape *tape,
-                                     const esp_batch *batch, const esp_pass *pass, double smoothing, double rate_share,
-                                     esp_distillation *distillation, esp_step_result *result) ESP_MUST_CHECK;
+                                     const esp_batch *batch, const esp_step_options *options,
+                                     esp_step_result *result) ESP_MUST_CHECK;
 
 #ifdef __cplusplus
 }

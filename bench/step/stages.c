@@ -62,7 +62,8 @@ esp_status model_stage_train(void *context) {
   model_stage *s = context;
   esp_step_result result;
   const esp_pass pass = {.training = true, .seed = SEED, .step = s->step++, .observer = s->observer};
-  return esp_training_step(s->model, s->optimizer, s->tape, &s->batch, &pass, 0, 1, NULL, &result);
+  return esp_training_step(s->model, s->optimizer, s->tape, &s->batch,
+                           &(esp_step_options){.pass = pass, .learning_rate_multiplier = 1}, &result);
 }
 
 esp_status model_stage_train_bf16(void *context) {

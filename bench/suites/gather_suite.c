@@ -35,8 +35,10 @@ static esp_status stage_set(stage *s, const shape *size, int rows) {
   s->parameters = esp_parameters_create();
   s->tape = esp_tape_create();
   if (!s->parameters || !s->tape) return ESP_ERR_MEMORY;
-  ESP_TRY(esp_expert_bank_declare(&s->bank, s->parameters, "experts", EXPERTS, size->width, size->hidden, NULL, &config,
-                                  1, false));
+  ESP_TRY(esp_expert_bank_declare(
+      &s->bank, s->parameters, "experts",
+      &(esp_expert_bank_options){
+          .experts = EXPERTS, .width = size->width, .hidden = size->hidden, .config = &config, .residual_scale = 1}));
   ESP_TRY(esp_parameters_allocate(s->parameters, 1));
   for (int e = 0; e <= EXPERTS; e++) s->first_row[e] = (int64_t)e * rows;
   s->x = (esp_tensor){.rank = 2, .shape = {EXPERTS * rows, size->width}};
@@ -57,9 +59,9 @@ static esp_status run(void *context) {
   const contestant *c = context;
   stage *s = c->stage;
   esp_tape_reset(s->tape, false);
-  const esp_tensor *y = c->gather
-                            ? esp_expert_bank_gather(&s->bank, s->tape, &s->x, s->first_row, c->kept)
-                            : esp_expert_bank_forward(&s->bank, s->tape, &s->x, s->first_row, c->kept, NULL, NULL);
+  const esp_tensor *y = c->gather ? esp_expert_bank_gather(&s->bank, s->tape, &s->x, s->first_row, c->kept)
+                                  : esp_expert_bank_forward(&s->bank, s->tape, &s->x, s->first_row,
+                                                            &(esp_neuron_options){.kept = c->kept}, NULL);
   return y ? ESP_OK : esp_tape_status(s->tape);
 }
 

@@ -40,7 +40,10 @@ static esp_status stage_set(stage *s, int width, int hidden, esp_activation_kind
   s->parameters = esp_parameters_create();
   s->tape = esp_tape_create();
   if (!s->parameters || !s->tape) return ESP_ERR_MEMORY;
-  ESP_TRY(esp_expert_bank_declare(&s->bank, s->parameters, "bank", EXPERTS, width, hidden, NULL, &config, 1, false));
+  ESP_TRY(esp_expert_bank_declare(
+      &s->bank, s->parameters, "bank",
+      &(esp_expert_bank_options){
+          .experts = EXPERTS, .width = width, .hidden = hidden, .config = &config, .residual_scale = 1}));
   ESP_TRY(esp_parameters_allocate(s->parameters, SEED));
   for (int e = 0; e <= EXPERTS; e++) s->first_row[e] = ROWS * e / EXPERTS;
   ESP_TRY(fill(&s->x, width, 0));
@@ -61,7 +64,8 @@ static esp_status run_step(void *context) {
   const contestant *c = context;
   stage *s = c->stage;
   esp_tape_reset(s->tape, true);
-  esp_tensor *y = esp_expert_bank_forward(&s->bank, s->tape, &s->x, s->first_row, c->kept, NULL, NULL);
+  esp_tensor *y =
+      esp_expert_bank_forward(&s->bank, s->tape, &s->x, s->first_row, &(esp_neuron_options){.kept = c->kept}, NULL);
   esp_tensor *loss = esp_mean(s->tape, esp_multiply(s->tape, y, &s->upstream));
   return loss ? esp_tape_backward(s->tape, loss) : esp_tape_status(s->tape);
 }

@@ -71,7 +71,11 @@ static esp_status write_preview(const arguments *a, const esp_dataset *dataset, 
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &seed));
   const int classes = esp_dataset_info_of(dataset)->classes;
   *rows = classes < PREVIEW_MOST_ROWS ? classes : PREVIEW_MOST_ROWS;
-  return esp_preview_write(dataset, split, PREVIEW_COLUMNS, *rows, a->augment ? &augmentation : NULL, (uint64_t)seed,
+  return esp_preview_write(dataset, split,
+                           &(esp_preview_options){.columns = PREVIEW_COLUMNS,
+                                                  .rows = *rows,
+                                                  .augmentation = a->augment ? &augmentation : NULL,
+                                                  .seed = (uint64_t)seed},
                            a->out);
 }
 

@@ -73,12 +73,11 @@ ESP_HOT static void glu_tile(const esp_real *value, const esp_real *slope, const
   }
 }
 
-void esp_glu_gradient(esp_gate_kind kind, const esp_real *gate, const esp_real *up, const esp_real *dh, int64_t count,
-                      esp_real *dgate, esp_real *dup, bool accumulate) {
+void esp_glu_gradient(esp_gate_kind kind, const esp_glu_arrays *a, int64_t count, bool accumulate) {
   esp_real value[TILE], slope[TILE];
   for (int64_t j = 0; j < count; j += TILE) {
     const int64_t length = count - j < TILE ? count - j : TILE;
-    esp_gate_curve(kind, gate + j, length, value, slope);
-    glu_tile(value, slope, up + j, dh + j, length, dgate + j, dup + j, accumulate);
+    esp_gate_curve(kind, a->gate + j, length, value, slope);
+    glu_tile(value, slope, a->up + j, a->dh + j, length, a->dgate + j, a->dup + j, accumulate);
   }
 }

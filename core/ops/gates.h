@@ -22,9 +22,14 @@ typedef enum esp_gate_kind {
 ESP_API void esp_gate_values(esp_gate_kind kind, const esp_real *x, int64_t count, esp_real *value);
 ESP_API void esp_gate_curve(esp_gate_kind kind, const esp_real *x, int64_t count, esp_real *value, esp_real *slope);
 
-/* The gradient of h[j] = f(gate[j]) up[j], j < count: sets or adds to dgate and dup, which may be gate and up. */
-ESP_API void esp_glu_gradient(esp_gate_kind kind, const esp_real *gate, const esp_real *up, const esp_real *dh,
-                              int64_t count, esp_real *dgate, esp_real *dup, bool accumulate);
+/* Arrays of as many elements each. */
+typedef struct esp_glu_arrays {
+  const esp_real *gate, *up, *dh;
+  esp_real *dgate, *dup; /* may be gate and up */
+} esp_glu_arrays;
+
+/* The gradient of h[j] = f(gate[j]) up[j], j < count: sets or adds to dgate and dup. */
+ESP_API void esp_glu_gradient(esp_gate_kind kind, const esp_glu_arrays *arrays, int64_t count, bool accumulate);
 
 #ifdef __cplusplus
 }

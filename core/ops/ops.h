@@ -83,11 +83,17 @@ ESP_API esp_tensor *esp_layer_norm(esp_tape *tape, esp_tensor *x, esp_tensor *ga
 /* x / sqrt(mean(x^2) + epsilon) * gain, over the last dimension (Zhang and Sennrich, arXiv 1910.07467). */
 ESP_API esp_tensor *esp_rms_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, double epsilon);
 
+typedef struct esp_batch_norm_options {
+  esp_tensor *mean, *variance; /* [C] the averages that are kept */
+  double epsilon;
+  bool training;
+} esp_batch_norm_options;
+
 /* (x - mean) / sqrt(variance + epsilon) * gain + bias, mean and variance those of a column over all rows (Ioffe and
  * Szegedy, arXiv 1502.03167); gain, bias, mean, variance [C]. In training they are the batch's own; otherwise the
  * averages that were kept in `mean` and `variance`. No gradient flows to those two. */
-ESP_API esp_tensor *esp_batch_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, esp_tensor *bias, esp_tensor *mean,
-                                   esp_tensor *variance, double epsilon, bool training);
+ESP_API esp_tensor *esp_batch_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, esp_tensor *bias,
+                                   const esp_batch_norm_options *options);
 
 /* Moves the averages of every batch norm that the step's gradient went through by `share` towards the batch's mean and
  * its unbiased variance. An op may run twice in a step (esp_tape_forget()), so that this is not its own business. */

@@ -180,10 +180,10 @@ static esp_cost batch_norm_cost(const esp_node *node) { return esp_cost_elementw
 const esp_op esp_op_batch_norm = {"batch norm",        batch_norm_prepare, batch_norm_forward,
                                   batch_norm_backward, batch_norm_cost,    {1e-5, 1e-7, NULL}};
 
-esp_tensor *esp_batch_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, esp_tensor *bias, esp_tensor *mean,
-                           esp_tensor *variance, double epsilon, bool training) {
-  return esp_tape_apply(tape, &esp_op_batch_norm, (esp_tensor *[]){x, gain, bias, mean, variance}, 5,
-                        &(batch_norm_attributes){epsilon, training}, sizeof(batch_norm_attributes));
+esp_tensor *esp_batch_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, esp_tensor *bias,
+                           const esp_batch_norm_options *options) {
+  return esp_tape_apply(tape, &esp_op_batch_norm, (esp_tensor *[]){x, gain, bias, options->mean, options->variance}, 5,
+                        &(batch_norm_attributes){options->epsilon, options->training}, sizeof(batch_norm_attributes));
 }
 
 static void move_towards(esp_tensor *average, const esp_real *values, double factor, double share) {

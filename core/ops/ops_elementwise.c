@@ -288,7 +288,9 @@ static void glu_gradient_rows(void *context, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; r++) {
     const esp_real *gate = s->x + r * 2 * width;
     esp_real *dgate = s->dx + r * 2 * width;
-    esp_glu_gradient(s->gate, gate, gate + width, s->dh + r * width, width, dgate, dgate + width, s->accumulate);
+    const esp_glu_arrays arrays = {
+        .gate = gate, .up = gate + width, .dh = s->dh + r * width, .dgate = dgate, .dup = dgate + width};
+    esp_glu_gradient(s->gate, &arrays, width, s->accumulate);
   }
 }
 

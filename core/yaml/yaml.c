@@ -257,21 +257,18 @@ static void leave_c_locale(locale_t before) {
 }
 
 typedef struct request {
-  const schema_value *schema;
-  const void *defaults;
+  esp_yaml_options options;
   const char *name, *text;
   size_t length;
-  const char *const *overrides;
-  size_t override_count;
 } request;
 
 static esp_status apply_overlays(yaml_document_t *document, const request *wanted) {
   if (wanted->text) {
-    overlay file = {.name = wanted->name, .schema = wanted->schema};
+    overlay file = {.name = wanted->name, .schema = wanted->options.schema};
     ESP_TRY(apply_overlay(document, &file, wanted->text, wanted->length));
   }
-  for (size_t i = 0; i < wanted->override_count; i++) {
-    overlay override = {.name = wanted->overrides[i], .schema = wanted->schema, .is_override = true};
+  for (size_t i = 0; i < wanted->options.override_count; i++) {
+    overlay override = {.name = wanted->options.overrides[i], .schema = wanted->options.schema, .is_override = true};
     ESP_TRY(apply_overlay(document, &override, NULL, 0));
   }
   return ESP_OK;
@@ -279,23 +276,24 @@ static esp_status apply_overlays(yaml_document_t *document, const request *wante
 
 static esp_status resolve(text_buffer *text, const request *wanted) {
   yaml_document_t document;
-  ESP_TRY(esp_schema_document(&document, wanted->schema, wanted->defaults, (key_filter){0}));
+  ESP_TRY(esp_schema_document(&document, wanted->options.schema, wanted->options.defaults, (key_filter){0}));
   const esp_status status = apply_overlays(&document, wanted);
   if (status == ESP_OK) return print_document(text, &document);
   yaml_document_delete(&document);
   return status;
 }
 
-static esp_status load(void *config, size_t config_size, const request *wanted) {
-  esp_schema_check(wanted->schema);
-  if (wanted->schema->data_size != config_size)
+static esp_status load(void *config, const request *wanted) {
+  const size_t config_size = wanted->options.config_size;
+  esp_schema_check(wanted->options.schema);
+  if (wanted->options.schema->data_size != config_size)
     esp_panic("a settings struct of %zu bytes was given with a schema of one of %u bytes", config_size,
-              wanted->schema->data_size);
+              wanted->options.schema->data_size);
   const locale_t locale = enter_c_locale();
   text_buffer text = {0};
   cyaml_data_t *loaded = NULL;
   esp_status status = resolve(&text, wanted);
-  if (status == ESP_OK) status = load_struct(&loaded, wanted->schema, &text);
+  if (status == ESP_OK) status = load_struct(&loaded, wanted->options.schema, &text);
   if (status == ESP_OK) memcpy(config, loaded, config_size);
   resize_block(NULL, loaded, 0);
   esp_free(text.bytes);
@@ -303,11 +301,8 @@ static esp_status load(void *config, size_t config_size, const request *wanted) 
   return status;
 }
 
-esp_status esp_yaml_load(void *config, size_t config_size, const struct cyaml_schema_value *schema,
-                         const void *defaults, const char *name, const char *text, const char *const *overrides,
-                         size_t override_count) {
-  const request wanted = {schema, defaults, name, text, text ? strlen(text) : 0, overrides, override_count};
-  return load(config, config_size, &wanted);
+esp_status esp_yaml_load(void *config, const esp_yaml_options *options, const char *name, const char *text) {
+  return load(config, &(request){*options, name, text, text ? strlen(text) : 0});
 }
 
 /* Reads the whole file into *text, terminated; the caller frees it. */
@@ -325,16 +320,11 @@ static esp_status read_file(char **text, size_t *length, const char *path) {
   return status;
 }
 
-esp_status esp_yaml_load_file(void *config, size_t config_size, const struct cyaml_schema_value *schema,
-                              const void *defaults, const char *path, const char *const *overrides,
-                              size_t override_count) {
+esp_status esp_yaml_load_file(void *config, const esp_yaml_options *options, const char *path) {
   char *text = NULL;
   size_t length = 0;
   esp_status status = read_file(&text, &length, path);
-  if (status == ESP_OK) {
-    const request wanted = {schema, defaults, path, text, length, overrides, override_count};
-    status = load(config, config_size, &wanted);
-  }
+  if (status == ESP_OK) status = load(config, &(request){*options, path, text, length});
   esp_free(text);
   return status;
 }

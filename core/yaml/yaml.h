@@ -23,21 +23,25 @@ extern "C" {
 /* libcyaml's cyaml_schema_value_t, declared here so that users of this header need not have <cyaml/cyaml.h>. */
 struct cyaml_schema_value;
 
-/* Sets *config (`config_size` bytes, described by `schema`) to `defaults`, overlaid by the YAML document
- * `text` (NULL or empty: none), overlaid by the overrides "section.key=value" in their order. Sections are
+typedef struct esp_yaml_options {
+  size_t config_size;                      /* bytes of the settings struct ... */
+  const struct cyaml_schema_value *schema; /* ... which the schema describes */
+  const void *defaults;                    /* a struct of the same kind */
+  const char *const *overrides;            /* [override_count] "section.key=value" */
+  size_t override_count;
+} esp_yaml_options;
+
+/* Sets *config to the defaults, overlaid by the YAML document `text` (NULL or empty: none), overlaid by the
+ * overrides in their order. Sections are
  * merged; scalars and lists are replaced whole. An override's value is YAML: "model.layers=[1, 3]".
  * `name` is how messages call the text: the name of its file. *config may be *defaults, and is left alone on
  * failure: ESP_ERR_CONFIG for what the text or an override holds (unknown or doubled key, wrong type, value
  * out of range, bad YAML; the message gives line or override and what was expected), ESP_ERR_USAGE for an
  * override without key or '=', ESP_ERR_MEMORY. */
-ESP_API esp_status esp_yaml_load(void *config, size_t config_size, const struct cyaml_schema_value *schema,
-                                 const void *defaults, const char *name, const char *text, const char *const *overrides,
-                                 size_t override_count);
+ESP_API esp_status esp_yaml_load(void *config, const esp_yaml_options *options, const char *name, const char *text);
 
 /* The same with the text of the file `path`, of at most 1 MiB; besides ESP_ERR_IO if it cannot be read. */
-ESP_API esp_status esp_yaml_load_file(void *config, size_t config_size, const struct cyaml_schema_value *schema,
-                                      const void *defaults, const char *path, const char *const *overrides,
-                                      size_t override_count);
+ESP_API esp_status esp_yaml_load_file(void *config, const esp_yaml_options *options, const char *path);
 
 /* Sets *text to the whole struct as YAML, from esp_alloc(); the caller frees it. Loading it gives the same
  * bits. Fails with ESP_ERR_CONFIG if a number is not finite, an enum has no name or a text is not UTF-8;

@@ -14,14 +14,6 @@
 
 enum { ROWS_PER_TILE = 32, NEURON_PARTS = 4, FEW_TILES = 4, CACHED_WEIGHTS = 65536, WEIGHTS_PER_TASK = 32768 };
 
-typedef struct gathered_attributes {
-  const esp_expert_weights *experts; /* [groups] */
-  const int64_t *first_row;          /* [groups + 1] */
-  int64_t groups;
-  esp_neuron_selection selection;
-  esp_gate_kind activation;
-} gathered_attributes;
-
 /* Where the working memory of a node is. */
 typedef struct gathered_work {
   esp_gemm *products; /* [groups] */
@@ -32,25 +24,25 @@ typedef struct gathered_work {
   esp_real *partial;  /* [NEURON_PARTS, rows, width]; unused if there is one part */
 } gathered_work;
 
-static int64_t most_neurons(const gathered_attributes *at) {
+static int64_t most_neurons(const esp_gathered_options *at) {
   int64_t most = 0;
   for (int64_t e = 0; e < at->groups; e++)
     if (at->experts[e].neurons > most) most = at->experts[e].neurons;
   return most;
 }
 
-static int64_t tiles_of(const gathered_attributes *at, int64_t group) {
+static int64_t tiles_of(const esp_gathered_options *at, int64_t group) {
   return (at->first_row[group + 1] - at->first_row[group] + ROWS_PER_TILE - 1) / ROWS_PER_TILE;
 }
 
-static int64_t count_tiles(const gathered_attributes *at) {
+static int64_t count_tiles(const esp_gathered_options *at) {
   int64_t tiles = 0;
   for (int64_t e = 0; e < at->groups; e++) tiles += tiles_of(at, e);
   return tiles;
 }
 
 static int64_t count_parts(const esp_node *node) {
-  const gathered_attributes *at = node->attributes;
+  const esp_gathered_options *at = node->attributes;
   const int64_t weights = at->selection.kept * esp_tensor_columns(node->inputs[0]);
   return count_tiles(at) < FEW_TILES && weights >= WEIGHTS_PER_TASK ? NEURON_PARTS : 1;
 }
@@ -63,7 +55,7 @@ static void *deal(char *block, size_t *used, int64_t bytes) {
 }
 
 static gathered_work place_work(const esp_node *node, char *block, size_t *used) {
-  const gathered_attributes *at = node->attributes;
+  const esp_gathered_options *at = node->attributes;
   const int64_t rows = esp_tensor_rows(node->inputs[0]), width = esp_tensor_columns(node->inputs[0]);
   const int64_t neurons = rows * most_neurons(at), parts = count_parts(node), real = (int64_t)sizeof(esp_real);
   *used = 0;
@@ -81,7 +73,7 @@ static gathered_work work_of(const esp_node *node) {
 }
 
 static void gathered_prepare(esp_node *node) {
-  const gathered_attributes *at = node->attributes;
+  const esp_gathered_options *at = node->attributes;
   const esp_tensor *x = node->inputs[0];
   esp_require(node, at->first_row[at->groups] == esp_tensor_rows(x), "the groups do not cover the rows");
   esp_require(node, at->selection.kept > 0, "must keep at least one neuron");
@@ -92,7 +84,7 @@ static void gathered_prepare(esp_node *node) {
 /* --- first: the gate of all neurons ----------------------------------------------------------------------- */
 
 static void compute_gate(const esp_node *node, const gathered_work *w) {
-  const gathered_attributes *at = node->attributes;
+  const esp_gathered_options *at = node->attributes;
   const int64_t width = esp_tensor_columns(node->inputs[0]), stride = most_neurons(at);
   for (int64_t e = 0; e < at->groups; e++) {
     const esp_expert_weights *expert = &at->experts[e];
@@ -116,7 +108,7 @@ static void compute_gate(const esp_node *node, const gathered_work *w) {
 
 /* --- second: the selected neurons of each row -------------------------------------------------------------- */
 
-static int64_t group_of_row(const gathered_attributes *at, int64_t row) {
+static int64_t group_of_row(const esp_gathered_options *at, int64_t row) {
   int64_t low = 0, high = at->groups;
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
@@ -126,7 +118,7 @@ static int64_t group_of_row(const gathered_attributes *at, int64_t row) {
   return low;
 }
 
-static int64_t kept_of(const gathered_attributes *at, int64_t group) {
+static int64_t kept_of(const esp_gathered_options *at, int64_t group) {
   const int64_t neurons = at->experts[group].neurons;
   return at->selection.kept < neurons ? at->selection.kept : neurons;
 }
@@ -145,7 +137,7 @@ static void gather_gates(const uint8_t *mask, const esp_real *gate, int64_t neur
 
 static void select_rows(void *context, int64_t begin, int64_t end) {
   const esp_node *node = context;
-  const gathered_attributes *at = node->attributes;
+  const esp_gathered_options *at = node->attributes;
   const gathered_work w = work_of(node);
   const int64_t stride = most_neurons(at);
   esp_threshold_search search = {.guess = 1};
@@ -192,7 +184,7 @@ ESP_HOT static void add_neurons(const esp_expert_weights *expert, int64_t width,
 }
 
 static void run_tile(const esp_node *node, const gathered_work *w, const gathered_tile *t) {
-  const gathered_attributes *at = node->attributes;
+  const esp_gathered_options *at = node->attributes;
   const int64_t width = esp_tensor_columns(node->inputs[0]), stride = most_neurons(at);
   const int64_t block = CACHED_WEIGHTS / width > 16 ? CACHED_WEIGHTS / width : 16;
   int64_t done[ROWS_PER_TILE];
@@ -216,7 +208,7 @@ static void run_tile(const esp_node *node, const gathered_work *w, const gathere
 /* A task is one part of one tile. */
 static void run_tasks(void *context, int64_t begin, int64_t end) {
   const esp_node *node = context;
-  const gathered_attributes *at = node->attributes;
+  const esp_gathered_options *at = node->attributes;
   const gathered_work w = work_of(node);
   const int64_t parts = count_parts(node), size = esp_tensor_count(node->outputs[0]);
   for (int64_t task = begin; task < end; task++) {
@@ -244,7 +236,7 @@ ESP_HOT static void add_row(esp_real *restrict y, const esp_real *restrict x, in
 
 static void finish_rows(void *context, int64_t begin, int64_t end) {
   const esp_node *node = context;
-  const gathered_attributes *at = node->attributes;
+  const esp_gathered_options *at = node->attributes;
   const gathered_work w = work_of(node);
   const int64_t parts = count_parts(node), width = esp_tensor_columns(node->inputs[0]);
   const int64_t size = esp_tensor_count(node->outputs[0]);
@@ -258,7 +250,7 @@ static void finish_rows(void *context, int64_t begin, int64_t end) {
 }
 
 static void gathered_forward(esp_node *node) {
-  const gathered_attributes *at = node->attributes;
+  const esp_gathered_options *at = node->attributes;
   const gathered_work w = work_of(node);
   const int64_t rows = esp_tensor_rows(node->inputs[0]), width = esp_tensor_columns(node->inputs[0]);
   const int64_t tasks = count_tiles(at) * count_parts(node);
@@ -270,7 +262,7 @@ static void gathered_forward(esp_node *node) {
 }
 
 static esp_cost gathered_cost(const esp_node *node) {
-  const gathered_attributes *at = node->attributes;
+  const esp_gathered_options *at = node->attributes;
   const double width = (double)esp_tensor_columns(node->inputs[0]);
   double flops = 0, weights = 0;
   for (int64_t e = 0; e < at->groups; e++) {
@@ -286,10 +278,6 @@ static esp_cost gathered_cost(const esp_node *node) {
 const esp_op esp_op_gathered_experts = {"gathered experts", gathered_prepare,  gathered_forward, NULL,
                                         gathered_cost,      {1e-4, 1e-7, NULL}};
 
-esp_tensor *esp_gathered_experts(esp_tape *tape, esp_tensor *x, const esp_expert_weights *experts, int64_t groups,
-                                 const int64_t *first_row, const esp_neuron_selection *selection,
-                                 esp_gate_kind activation) {
-  return esp_tape_apply(tape, &esp_op_gathered_experts, &x, 1,
-                        &(gathered_attributes){experts, first_row, groups, *selection, activation},
-                        sizeof(gathered_attributes));
+esp_tensor *esp_gathered_experts(esp_tape *tape, esp_tensor *x, const esp_gathered_options *options) {
+  return esp_tape_apply(tape, &esp_op_gathered_experts, &x, 1, options, sizeof *options);
 }

@@ -11,13 +11,6 @@
  * The wide side is a rectangle [rows, parts x f], f the largest width. A narrower group's matrix is `parts` matrices
  * one after another (gate, up), which make columns 0.., f.. and so on; its other columns are 0. */
 
-typedef struct grouped_attributes {
-  const int64_t *first_row;
-  int64_t groups, parts;
-  const int32_t *widths; /* [groups]; NULL: all have all columns */
-  bool transpose;
-} grouped_attributes;
-
 /* What one product takes: of a group's rows, and of the bank's. */
 typedef struct slice {
   int64_t row, rows;     /* of x and y */
@@ -32,7 +25,7 @@ typedef struct grouped_shape {
 } grouped_shape;
 
 static grouped_shape grouped_shape_of(const esp_node *node) {
-  const grouped_attributes *at = node->attributes;
+  const esp_grouped_map_options *at = node->attributes;
   const esp_tensor *bank = node->inputs[1];
   grouped_shape s = {.thin = bank->shape[bank->rank - 1],
                      .most = bank->shape[bank->rank - 2],
@@ -49,14 +42,14 @@ static slice *slices_of(const esp_node *node) {
   return (slice *)((esp_gemm *)node->saved + grouped_shape_of(node).slices);
 }
 
-static int64_t bank_rows(const grouped_attributes *at, const grouped_shape *s) {
+static int64_t bank_rows(const esp_grouped_map_options *at, const grouped_shape *s) {
   int64_t rows = at->widths ? 0 : at->groups * s->most;
   for (int64_t g = 0; at->widths && g < at->groups; g++) rows += at->parts * at->widths[g];
   return rows;
 }
 
 static void check_bank(const esp_node *node, const grouped_shape *s) {
-  const grouped_attributes *at = node->attributes;
+  const esp_grouped_map_options *at = node->attributes;
   const esp_tensor *bank = node->inputs[1], *bias = node->inputs[2];
   const int64_t rows = bank_rows(at, s);
   if (at->widths)
@@ -68,7 +61,7 @@ static void check_bank(const esp_node *node, const grouped_shape *s) {
 
 static void grouped_prepare(esp_node *node) {
   const esp_tensor *x = node->inputs[0], *bank = node->inputs[1];
-  const grouped_attributes *at = node->attributes;
+  const esp_grouped_map_options *at = node->attributes;
   esp_require(node, bank->rank >= 2, "needs a bank of matrices");
   const grouped_shape s = grouped_shape_of(node);
   check_bank(node, &s);
@@ -85,7 +78,7 @@ static void grouped_prepare(esp_node *node) {
 /* In the order of the parts, then of the groups. A group as wide as the rectangle is one slice: its parts are
  * neighbours on both sides. */
 static void set_slices(const esp_node *node) {
-  const grouped_attributes *at = node->attributes;
+  const esp_grouped_map_options *at = node->attributes;
   const grouped_shape s = grouped_shape_of(node);
   slice *slices = slices_of(node);
   int64_t neuron = 0;
@@ -134,7 +127,7 @@ static void list_widening(const esp_node *node, esp_gemm *products, const esp_re
 static void list_narrowing(const esp_node *node, esp_gemm *products, const esp_real *wide, esp_real *thin,
                            addition to) {
   const grouped_shape s = grouped_shape_of(node);
-  const grouped_attributes *at = node->attributes;
+  const esp_grouped_map_options *at = node->attributes;
   const slice *slices = slices_of(node);
   for (int64_t i = 0; i < s.slices; i++)
     products[i] = (esp_gemm){.m = slices[i].rows,
@@ -167,7 +160,7 @@ static void clear_padding(const esp_node *node, esp_real *wide) {
 /* Lists y or dX, and says how many of it may run at once: all, or those of one part. */
 static int64_t list_map(const esp_node *node, bool widens, esp_gemm *products, const esp_real *from, esp_real *to,
                         addition how) {
-  const grouped_attributes *at = node->attributes;
+  const esp_grouped_map_options *at = node->attributes;
   if (widens) list_widening(node, products, from, to, how);
   else list_narrowing(node, products, from, to, how);
   return widens ? grouped_shape_of(node).slices : at->groups;
@@ -227,7 +220,7 @@ static void add_sums(const esp_real *sums, int64_t count, esp_real *target, bool
 }
 
 static void grouped_bias_gradient(const esp_node *node, esp_real *dbias, bool accumulate) {
-  const grouped_attributes *at = node->attributes;
+  const esp_grouped_map_options *at = node->attributes;
   const grouped_shape s = grouped_shape_of(node);
   const slice *slices = slices_of(node);
   const int64_t out = s.transpose ? s.wide : s.thin;
@@ -254,7 +247,7 @@ static void grouped_backward(esp_node *node) {
 }
 
 static esp_cost grouped_cost(const esp_node *node) {
-  const grouped_attributes *at = node->attributes;
+  const esp_grouped_map_options *at = node->attributes;
   const grouped_shape s = grouped_shape_of(node);
   esp_cost cost = esp_cost_elementwise(node, 0);
   for (int64_t g = 0; g < at->groups; g++) {
@@ -267,13 +260,9 @@ static esp_cost grouped_cost(const esp_node *node) {
 const esp_op esp_op_grouped_map = {"grouped map",    grouped_prepare, grouped_forward,
                                    grouped_backward, grouped_cost,    {1e-4, 1e-7, NULL}};
 
-esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
-                            const int64_t *first_row, int64_t groups) {
-  return esp_ragged_map(tape, x, bank, bias, transpose, first_row, groups, NULL, 1);
-}
-
-esp_tensor *esp_ragged_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
-                           const int64_t *first_row, int64_t groups, const int32_t *widths, int parts) {
-  return esp_tape_apply(tape, &esp_op_grouped_map, (esp_tensor *[]){x, bank, bias}, 3,
-                        &(grouped_attributes){first_row, groups, parts, widths, transpose}, sizeof(grouped_attributes));
+esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias,
+                            const esp_grouped_map_options *options) {
+  esp_grouped_map_options attributes = *options;
+  if (!attributes.parts) attributes.parts = 1;
+  return esp_tape_apply(tape, &esp_op_grouped_map, (esp_tensor *[]){x, bank, bias}, 3, &attributes, sizeof attributes);
 }

@@ -48,13 +48,19 @@ static esp_status declare_router(esp_moe *moe, esp_parameters *parameters, const
   esp_token_grid(config, &rows, &columns);
   const int64_t experts = moe->layout.experts, slots = esp_soft_slots(&config->moe, (int64_t)rows * columns);
   const bool soft = config->moe.router.policy == ESP_ROUTER_SOFT;
-  const int64_t shape[] = {experts, soft ? slots : config->width, config->width};
   if (moe->policy->has_weights)
-    ESP_TRY(esp_take_parameter(&moe->router, esp_parameters_add(parameters, moe->scope, "router", ESP_KIND_ROUTER,
-                                                                soft ? 3 : 2, shape, router_deviation, 0)));
+    ESP_TRY(esp_take_parameter(
+        &moe->router,
+        esp_parameters_add(parameters, moe->scope, "router",
+                           &(esp_parameter_options){.kind = ESP_KIND_ROUTER,
+                                                    .rank = soft ? 3 : 2,
+                                                    .shape = {experts, soft ? slots : config->width, config->width},
+                                                    .deviation = router_deviation})));
   if (!(config->moe.router.bias_rate > 0)) return ESP_OK;
   return esp_take_parameter(
-      &moe->router_bias, esp_parameters_add(parameters, moe->scope, "router_bias", ESP_KIND_STATE, 1, &experts, 0, 0));
+      &moe->router_bias,
+      esp_parameters_add(parameters, moe->scope, "router_bias",
+                         &(esp_parameter_options){.kind = ESP_KIND_STATE, .rank = 1, .shape = {experts}}));
 }
 
 /* The loss is a mean over the layers that select neurons. */
@@ -64,18 +70,19 @@ static double neuron_balance_weight(const esp_model_config *config) {
   return config->moe.neuron_balance_weight / (layers ? layers : 1);
 }
 
-esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char *scope, int block,
-                           const esp_model_config *config, const esp_expert_layout *layout, double residual_scale) {
-  const esp_layer_kind kind = esp_layer_kind_of(config, block);
+esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char *scope,
+                           const esp_moe_options *options) {
+  const esp_model_config *config = options->config;
+  const esp_layer_kind kind = esp_layer_kind_of(config, options->block);
   *moe = (esp_moe){.scope = scope,
-                   .block = block,
+                   .block = options->block,
                    .kind = kind,
                    .config = config->moe,
-                   .neurons_kept = esp_neurons_kept(config, block),
+                   .neurons_kept = esp_neurons_kept(config, options->block),
                    .neuron_balance_weight = neuron_balance_weight(config),
                    .policy = esp_router_policy_of(config->moe.router.policy),
                    .has_shared = config->moe.shared_hidden > 0};
-  if (layout) moe->layout = *layout;
+  if (options->layout) moe->layout = *options->layout;
   else esp_expert_layout_full(&moe->layout, config->moe.experts);
   ESP_TRY(check_layout(moe));
   char problem[ESP_LAYOUT_PROBLEM_SIZE];
@@ -87,17 +94,23 @@ esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char 
   snprintf(bank_scope, sizeof bank_scope, "%s.experts", scope);
   snprintf(shared_scope, sizeof shared_scope, "%s.shared", scope);
   ESP_TRY(declare_router(moe, parameters, config));
-  if (moe->layout.rank)
-    ESP_TRY(esp_expert_bank_declare_factored(&moe->bank, parameters, bank_scope, &moe->layout, config->width, hidden,
-                                             &config->feed_forward));
-  else
-    ESP_TRY(esp_expert_bank_declare(&moe->bank, parameters, bank_scope, moe->layout.stored, config->width, hidden,
-                                    esp_is_ragged(&moe->layout, config->moe.hidden) ? moe->layout.widths : NULL,
-                                    &config->feed_forward, residual_scale, config->moe.identical_experts));
+  const esp_expert_bank_options bank = {.experts = moe->layout.stored,
+                                        .width = config->width,
+                                        .hidden = hidden,
+                                        .widths =
+                                            esp_is_ragged(&moe->layout, config->moe.hidden) ? moe->layout.widths : NULL,
+                                        .factored = moe->layout.rank ? &moe->layout : NULL,
+                                        .config = &config->feed_forward,
+                                        .residual_scale = options->residual_scale,
+                                        .identical = config->moe.identical_experts};
+  ESP_TRY(esp_expert_bank_declare(&moe->bank, parameters, bank_scope, &bank));
   moe->bank.ranking = config->moe.neuron_ranking;
   if (!moe->has_shared) return ESP_OK;
-  return esp_expert_bank_declare(&moe->shared, parameters, shared_scope, 0, config->width, config->moe.shared_hidden,
-                                 NULL, &config->feed_forward, residual_scale, false);
+  return esp_expert_bank_declare(&moe->shared, parameters, shared_scope,
+                                 &(esp_expert_bank_options){.width = config->width,
+                                                            .hidden = config->moe.shared_hidden,
+                                                            .config = &config->feed_forward,
+                                                            .residual_scale = options->residual_scale});
 }
 
 int64_t esp_router_vector_size(const esp_moe *moe) {
@@ -205,7 +218,8 @@ static esp_tensor *run_experts(const esp_moe *moe, esp_tape *tape, esp_tensor *r
   if (!filter && !pass->observer &&
       esp_expert_bank_gathers(&moe->bank, tape, first_row, moe->neurons_kept, pass->neurons))
     return esp_expert_bank_gather(&moe->bank, tape, rows, first_row, moe->neurons_kept);
-  return esp_expert_bank_forward(&moe->bank, tape, rows, first_row, moe->neurons_kept, filter, trace);
+  return esp_expert_bank_forward(&moe->bank, tape, rows, first_row,
+                                 &(esp_neuron_options){.kept = moe->neurons_kept, .filter = filter}, trace);
 }
 
 esp_tensor *esp_moe_forward(const esp_moe *moe, esp_tape *tape, esp_tensor *x, const esp_pass *pass,

@@ -95,11 +95,17 @@ typedef struct esp_auxiliary_losses {
   const esp_routing *routing[ESP_MAX_BLOCKS]; /* of each mixture block, for esp_model_update_router_biases() */
 } esp_auxiliary_losses;
 
-/* Declares "scope.router", "scope.experts.*" and "scope.shared.*". `layout` NULL: all experts are there.
+typedef struct esp_moe_options {
+  int block;                       /* which of the model's blocks the layer is in */
+  const esp_model_config *config;  /* of the whole model */
+  const esp_expert_layout *layout; /* copied; NULL: all experts are there */
+  double residual_scale;           /* multiplies the initial deviation of `down` */
+} esp_moe_options;
+
+/* Declares "scope.router", "scope.experts.*" and "scope.shared.*".
  * ESP_ERR_CONFIG if it stores none, or if fewer than top_k can be routed to. */
-ESP_API esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char *scope, int block,
-                                   const esp_model_config *config, const esp_expert_layout *layout,
-                                   double residual_scale) ESP_MUST_CHECK;
+ESP_API esp_status esp_moe_declare(esp_moe *moe, esp_parameters *parameters, const char *scope,
+                                   const esp_moe_options *options) ESP_MUST_CHECK;
 
 /* Router weights of one expert: width, with Soft MoE slots x width; 0 if the policy has none. */
 ESP_API int64_t esp_router_vector_size(const esp_moe *moe);

@@ -105,21 +105,27 @@ ESP_API esp_tensor *esp_route_experts(esp_tape *tape, esp_tensor *logits, const 
 /* The rows of x [T, C] in the order of the experts: [rows, C]. Its gradient sums a token's slots in their order. */
 ESP_API esp_tensor *esp_dispatch(esp_tape *tape, esp_tensor *x, const esp_routing *routing);
 
-/* Each group of rows times its own matrix. x [rows, in]; first_row [groups + 1]; bank [groups, out, in] if
- * `transpose` (y = x W^T), else [groups, in, out] (y = x W); bias [groups, out] or NULL -> [rows, out].
- * With one group bank and bias may lack the first dimension. `first_row` must outlive the step. */
-ESP_API esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
-                                    const int64_t *first_row, int64_t groups);
+typedef struct esp_grouped_map_options {
+  const int64_t *first_row; /* [groups + 1] */
+  int64_t groups;
+  const int32_t *widths; /* [groups] neurons of each, > 0, if they differ; NULL: all have the same */
+  int64_t parts;         /* with widths: matrices that lie one after another in a group (gate, up); 0 or 1: one */
+  bool transpose;
+} esp_grouped_map_options;
 
-/* The same for groups of different widths: group g has widths[g] > 0 neurons, f the largest of them. The side of the
- * neurons stays a rectangle, with zeros in the columns of a group that are no neuron's; they cost neither memory in the
- * bank nor products. `parts` matrices of a group stand one after another in the bank (gate, up), and side by side in
- * the rectangle from columns 0, f .. on.
+/* Each group of rows times its own matrix. x [rows, in]; bank [groups, out, in] if `transpose` (y = x W^T), else
+ * [groups, in, out] (y = x W); bias [groups, out] or NULL -> [rows, out]. With one group bank and bias may lack the
+ * first dimension.
+ *
+ * Groups of different widths: group g has widths[g] neurons, f is the largest of them. The side of the neurons stays a
+ * rectangle, with zeros in the columns of a group that are no neuron's; they cost neither memory in the bank nor
+ * products. `parts` matrices of a group stand one after another in the bank, and side by side in the rectangle from
+ * columns 0, f .. on.
  *   transpose: x [rows, in], bank [parts x sum of widths, in], bias [parts x sum] or NULL -> [rows, parts x f]
- *   else:      x [rows, f] (parts: 1), bank [sum of widths, out], bias [groups, out] or NULL -> [rows, out]
- * With equal widths the results have the bits of esp_grouped_map(). `first_row` and `widths` must outlive the step. */
-ESP_API esp_tensor *esp_ragged_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias, bool transpose,
-                                   const int64_t *first_row, int64_t groups, const int32_t *widths, int parts);
+ *   else:      x [rows, f] (one part), bank [sum of widths, out], bias [groups, out] or NULL -> [rows, out]
+ * Equal widths give the same bits with and without the list. `first_row` and `widths` must outlive the step. */
+ESP_API esp_tensor *esp_grouped_map(esp_tape *tape, esp_tensor *x, esp_tensor *bank, esp_tensor *bias,
+                                    const esp_grouped_map_options *options);
 
 /* Factored matrices of one side of all experts of a bank, W = U V + S. */
 typedef struct esp_factors {
@@ -166,14 +172,20 @@ typedef struct esp_expert_weights {
   esp_real *down_bias;           /* [width] */
 } esp_expert_weights;
 
+typedef struct esp_gathered_options {
+  const esp_expert_weights *experts; /* [groups], to outlive the step */
+  const int64_t *first_row;          /* [groups + 1], to outlive the step */
+  int64_t groups;
+  esp_neuron_selection selection;
+  esp_gate_kind activation;
+} esp_gathered_options;
+
 /* The whole of a MoNE's experts at inference, reading only the weights it needs: of each row of x [rows, width] the
  * gate product in full (two matrices: up's), then of the selected neurons alone their rows of up and down. Returns
  * [rows, width], equal to grouped map, activation, esp_neuron_top_k() and grouped map but for the order of sums. An
  * expert with fewer neurons than are to be kept uses them all. It has no backward, and nothing in between is there to
- * be observed. experts [groups] and first_row [groups + 1] must outlive the step. */
-ESP_API esp_tensor *esp_gathered_experts(esp_tape *tape, esp_tensor *x, const esp_expert_weights *experts,
-                                         int64_t groups, const int64_t *first_row,
-                                         const esp_neuron_selection *selection, esp_gate_kind activation);
+ * be observed. */
+ESP_API esp_tensor *esp_gathered_experts(esp_tape *tape, esp_tensor *x, const esp_gathered_options *options);
 
 /* y_t = sum over the slots of token t, in their order, of gate times its row of `rows` [rows, C] -> [T, C]. */
 ESP_API esp_tensor *esp_combine(esp_tape *tape, esp_tensor *rows, esp_tensor *gates, const esp_routing *routing);

@@ -58,11 +58,13 @@ static esp_status add_damage(damage_watch *w, const esp_moe_record *record, esp_
   esp_expert_layout without = moe->layout;
   ESP_TRY(take_memory(w, moe, batch.tokens));
   ESP_TRY(esp_run_every_expert(moe, w->tape, &batch, w->experts));
-  ESP_TRY(esp_recombine(moe, w->tape, &batch, &moe->layout, w->experts, NULL, w->y));
+  ESP_TRY(
+      esp_recombine(moe, w->tape, &batch, &(esp_recombination){.layout = &moe->layout, .experts = w->experts}, w->y));
   for (int e = 0; e < moe->layout.experts; e++) {
     if (moe->layout.index[e] < 0 || record->routing->served[e] == 0) continue;
     without.index[e] = esp_dropped_index(ESP_PRUNE_REMOVE, moe);
-    ESP_TRY(esp_recombine(moe, w->tape, &batch, &without, w->experts, NULL, w->without));
+    ESP_TRY(esp_recombine(moe, w->tape, &batch, &(esp_recombination){.layout = &without, .experts = w->experts},
+                          w->without));
     without.index[e] = moe->layout.index[e];
     plan->score[e] += lost(w, record, e);
   }

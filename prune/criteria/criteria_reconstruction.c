@@ -37,7 +37,9 @@ static esp_status loss_of(search *s, double *loss) {
   double squares = 0, norms = 0;
   for (int b = 0; b < s->input->count; b++) {
     const esp_layer_batch *batch = &s->input->batches[b];
-    ESP_TRY(esp_recombine(s->moe, s->tape, batch, &s->layout, s->experts[b], s->shared[b], s->y));
+    ESP_TRY(esp_recombine(s->moe, s->tape, batch,
+                          &(esp_recombination){.layout = &s->layout, .experts = s->experts[b], .shared = s->shared[b]},
+                          s->y));
     const double of_batch = esp_squared_distance(s->target->outputs[b], s->y, batch->tokens * s->moe->bank.width);
     squares += of_batch;
     norms += sqrt(of_batch);

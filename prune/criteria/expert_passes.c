@@ -150,7 +150,7 @@ static const esp_tensor *activations(esp_tape *tape, const esp_moe *moe, int exp
   first_row[0] = 0;
   first_row[1] = esp_tensor_rows(x);
   esp_bank_trace trace;
-  return esp_expert_bank_forward(&bank, tape, x, first_row, bank.hidden, NULL, &trace) ? trace.activation : NULL;
+  return esp_expert_bank_forward(&bank, tape, x, first_row, NULL, &trace) ? trace.activation : NULL;
 }
 
 /* [tokens, count x neurons], expert beside expert. */

@@ -37,7 +37,8 @@ static esp_status run_chunk(const esp_moe *moe, esp_tape *tape, const esp_layer_
   if (!first_row) return esp_tape_status(tape);
   for (int s = 0; s <= stored; s++) first_row[s] = s * count;
   esp_tensor *rows = repeat(tape, batch->input + begin * width, count, width, stored);
-  const esp_tensor *y = esp_expert_bank_forward(&moe->bank, tape, rows, first_row, moe->neurons_kept, NULL, NULL);
+  const esp_tensor *y = esp_expert_bank_forward(&moe->bank, tape, rows, first_row,
+                                                &(esp_neuron_options){.kept = moe->neurons_kept}, NULL);
   if (!y) return esp_tape_status(tape);
   for (int s = 0; s < stored; s++)
     memcpy(outputs + (s * batch->tokens + begin) * width, y->data + s * count * width,
@@ -114,8 +115,8 @@ static esp_tensor *take_columns(esp_tape *tape, const esp_real *values, int64_t 
 }
 
 esp_status esp_recombine(const esp_moe *moe, esp_tape *tape, const esp_layer_batch *batch,
-                         const esp_expert_layout *layout, const esp_real *experts, const esp_real *shared,
-                         esp_real *y) {
+                         const esp_recombination *what, esp_real *y) {
+  const esp_expert_layout *layout = what->layout;
   int kept[ESP_MAX_EXPERTS];
   esp_expert_layout left;
   compact(layout, &left, kept);
@@ -129,7 +130,7 @@ esp_status esp_recombine(const esp_moe *moe, esp_tape *tape, const esp_layer_bat
   if (batch->logits && !routed.logits) return esp_tape_status(tape);
   moe->policy->route(tape, &request, &routed);
   if (!routed.routing || !routed.gates) return esp_tape_status(tape);
-  combination c = {&routed, &left, experts, shared, y, moe->bank.width, batch->tokens};
+  combination c = {&routed, &left, what->experts, what->shared, y, moe->bank.width, batch->tokens};
   esp_parallel_for(batch->tokens, GRAIN, combine_tokens, &c);
   return ESP_OK;
 }

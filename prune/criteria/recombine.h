@@ -32,12 +32,16 @@ ESP_API esp_status esp_run_shared_expert(const esp_moe *moe, esp_tape *tape, con
  * one expert alone is masked there. */
 ESP_API int32_t esp_dropped_index(esp_prune_mode mode, const esp_moe *moe);
 
-/* y [tokens, width]: the layer with the experts of `layout`, whose indices are those of the layer's own bank, so that
- * only ESP_EXPERT_ZERO, ESP_EXPERT_MASKED and ESP_TARGET_REMOVED make it another one. `experts` as
- * esp_run_every_expert() made them; `shared` as above, NULL: left out. The tape is reset. */
+typedef struct esp_recombination {
+  const esp_expert_layout *layout; /* which experts there are; its indices are those of the layer's own bank, so that
+                                      only ESP_EXPERT_ZERO, _MASKED and ESP_TARGET_REMOVED make it another one */
+  const esp_real *experts;         /* [stored, tokens, width] as esp_run_every_expert() made them */
+  const esp_real *shared;          /* [tokens, width] as esp_run_shared_expert() made it; NULL: left out */
+} esp_recombination;
+
+/* y [tokens, width]: what the layer would yield with the experts of the recombination. The tape is reset. */
 ESP_API esp_status esp_recombine(const esp_moe *moe, esp_tape *tape, const esp_layer_batch *batch,
-                                 const esp_expert_layout *layout, const esp_real *experts, const esp_real *shared,
-                                 esp_real *y) ESP_MUST_CHECK;
+                                 const esp_recombination *what, esp_real *y) ESP_MUST_CHECK;
 
 /* The squared Euclidean distance of a [count] and b [count], differences and sum in double. */
 ESP_API double esp_squared_distance(const esp_real *a, const esp_real *b, int64_t count);

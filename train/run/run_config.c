@@ -147,7 +147,8 @@ static esp_status settle_renormalise(esp_run_config *config, const char *path, c
 
 static esp_status load_file(esp_run_config *config, const char *path, const char *const *overrides, size_t count) {
   const esp_run_config base = defaults();
-  ESP_TRY(esp_yaml_load_file(config, sizeof *config, &run_schema, &base, path, overrides, count));
+  const esp_yaml_options options = {sizeof *config, &run_schema, &base, overrides, count};
+  ESP_TRY(esp_yaml_load_file(config, &options, path));
   return check(config);
 }
 
@@ -166,7 +167,8 @@ esp_status esp_run_config_load(esp_run_config *config, const char *path, const c
 esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text,
                                 const char *const *overrides, size_t override_count) {
   const esp_run_config base = defaults();
-  ESP_TRY(esp_yaml_load(config, sizeof *config, &run_schema, &base, name, text, overrides, override_count));
+  const esp_yaml_options options = {sizeof *config, &run_schema, &base, overrides, override_count};
+  ESP_TRY(esp_yaml_load(config, &options, name, text));
   ESP_TRY(check(config));
   return esp_refuse_unused_overrides(config, overrides, override_count);
 }
