@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Debian packages: which are needed, and installing those that are missing. Needs neither root nor network when
-# nothing is missing. Either source it and call need_packages, or run it: bash cmake/setup.sh PACKAGE...
+# nothing is missing. Either source it and call need_packages or build_program, or run it:
+#   bash cmake/setup.sh PACKAGE...
 
 # shellcheck disable=SC2034 # used by those that source this file
 build_packages=(gcc libc6-dev cmake ninja-build pkgconf libopenblas-dev libhdf5-dev zlib1g-dev libpng-dev
@@ -11,6 +12,12 @@ test_packages=(libcmocka-dev python3 python3-h5py python3-numpy dataset-fashion-
 example_packages=(jq gnuplot-nox)
 clang_packages=(clang libclang-rt-dev libomp-dev)
 format_packages=(clang-format git)
+bare_machine_packages=(debootstrap gpgv debian-archive-keyring git)
+# What the installed program and shared library load, and what a program that uses the library is built with.
+# shellcheck disable=SC2034
+runtime_packages=(libopenblas0 libhdf5-103-1 zlib1g libpng16-16 libcyaml1 libyaml-0-2 libjansson4 libgomp1)
+# shellcheck disable=SC2034
+consumer_packages=(gcc libc6-dev pkgconf cmake ninja-build)
 
 is_installed() {
   dpkg-query --show --showformat='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed
@@ -47,6 +54,13 @@ need_packages() {
       return 1
     }
   fi
+}
+
+# build_program: build/release/espalier from the checkout that is the current folder, without asking for what only the
+# tests need. The preset turns them on again when it is configured the next time.
+build_program() {
+  cmake --preset release -DESPALIER_TESTS=OFF -DESPALIER_EXAMPLES=OFF >/dev/null
+  cmake --build --preset release --target espalier
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then need_packages "$@"; fi

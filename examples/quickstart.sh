@@ -8,8 +8,7 @@ out=${1:-runs/quickstart}
 
 . cmake/setup.sh
 need_packages "${build_packages[@]}" "${example_packages[@]}"
-cmake --preset release >/dev/null
-cmake --build --preset release --target espalier
+build_program
 export ESPALIER=$PWD/build/release/espalier
 
 rm -rf "$out"

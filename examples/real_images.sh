@@ -10,8 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 . cmake/setup.sh
 need_packages "${build_packages[@]}" "${example_packages[@]}" dataset-fashion-mnist
-cmake --preset release >/dev/null
-cmake --build --preset release --target espalier
+build_program
 export ESPALIER=$PWD/build/release/espalier
 
 train() { # RUN COMMAND...
