@@ -40,7 +40,7 @@ static void fill_doubles(double *values, int count, bool whole, uint64_t stream)
     values[i] = whole ? (double)esp_random_below(&random, 5) - 2 : esp_random_normal(&random);
 }
 
-static void row_36_assignment_equals_brute_force(void **state) {
+static void assignment_equals_brute_force(void **state) {
   (void)state;
   double gain[49];
   int32_t column[7];
@@ -55,7 +55,7 @@ static void row_36_assignment_equals_brute_force(void **state) {
 }
 
 /* At the optimum no two rows gain by changing columns. */
-static void row_36_assignment_of_768_is_done_in_seconds(void **state) {
+static void assignment_of_768_is_done_in_seconds(void **state) {
   (void)state;
   enum { N = 768 };
   double *gain = esp_alloc(N * N, sizeof *gain);
@@ -118,7 +118,7 @@ static void shuffled(int32_t *order, int count, uint64_t stream) {
 static const esp_activation_kind activations[] = {ESP_ACTIVATION_RELU, ESP_ACTIVATION_GELU, ESP_ACTIVATION_SWIGLU};
 enum { F = 20 };
 
-static void row_36_a_shuffled_copy_is_recovered_exactly(void **state) {
+static void a_shuffled_copy_is_recovered_exactly(void **state) {
   (void)state;
   double gain[F * F];
   int32_t order[F], place[F];
@@ -182,7 +182,7 @@ static void assert_same_function(const esp_model *a, const esp_model *b, double 
   esp_tape_free(two);
 }
 
-static void row_37_permuting_keeps_the_function_and_never_leads_away(void **state) {
+static void permuting_keeps_the_function_and_never_leads_away(void **state) {
   (void)state;
   for (int a = 0; a < 3; a++) {
     esp_model *model = speaking(activations[a]), *permuted;
@@ -249,10 +249,10 @@ static void zip_puts_together_what_is_alike(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_36_assignment_equals_brute_force),
-      cmocka_unit_test(row_36_assignment_of_768_is_done_in_seconds),
-      cmocka_unit_test(row_36_a_shuffled_copy_is_recovered_exactly),
-      cmocka_unit_test(row_37_permuting_keeps_the_function_and_never_leads_away),
+      cmocka_unit_test(assignment_equals_brute_force),
+      cmocka_unit_test(assignment_of_768_is_done_in_seconds),
+      cmocka_unit_test(a_shuffled_copy_is_recovered_exactly),
+      cmocka_unit_test(permuting_keeps_the_function_and_never_leads_away),
       cmocka_unit_test(correlations_are_pearsons),
       cmocka_unit_test(zip_puts_together_what_is_alike),
   };

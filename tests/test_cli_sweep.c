@@ -129,7 +129,7 @@ static void test_resumed(void **state) {
   json_decref(third);
 }
 
-static void row_20_finetuning_after_pruning_helps(void **state) {
+static void finetuning_after_pruning_helps(void **state) {
   (void)state;
   json_t *sweep = succeed_json(
       "sweep finetuned --data synthetic:narrow --limit 500 --methods random --ratios 0.5 --seeds 1,2 --finetune 0.3 --out tuned");
@@ -197,7 +197,7 @@ static void test_refused(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_numbers), cmocka_unit_test(test_ranks),
-      cmocka_unit_test(test_resumed), cmocka_unit_test(row_20_finetuning_after_pruning_helps),
+      cmocka_unit_test(test_resumed), cmocka_unit_test(finetuning_after_pruning_helps),
       cmocka_unit_test(test_shared),  cmocka_unit_test(test_calibrated),
       cmocka_unit_test(test_refused),
   };

@@ -120,7 +120,7 @@ static void assert_same_function(const esp_model *a, const esp_model *b, double 
 
 /* --- decomposition --- */
 
-static void row_41_stable_rank_of_rank_one_is_1_and_of_the_identity_n(void **state) {
+static void stable_rank_of_rank_one_is_1_and_of_the_identity_n(void **state) {
   (void)state;
   enum { ROWS = 7, COLUMNS = 4 };
   esp_svd svd;
@@ -164,7 +164,7 @@ static void singular_vectors_give_the_matrix_back(void **state) {
   }
 }
 
-static void row_41_u_v_plus_s_is_w(void **state) {
+static void u_v_plus_s_is_w(void **state) {
   (void)state;
   esp_model *factored = factor(model);
   for (int l = 0; l < esp_model_moe_count(model); l++) {
@@ -234,7 +234,7 @@ static void merged_experts_are_factored(void **state) {
 
 /* --- pruning of rows --- */
 
-static void row_42_schedule_starts_at_1_and_ends_at_a_tenth(void **state) {
+static void schedule_starts_at_1_and_ends_at_a_tenth(void **state) {
   (void)state;
   const esp_compression_config *c = &esp_compression_defaults;
   assert_true(esp_compression_share(c, 1, 10000) == 1);
@@ -350,7 +350,7 @@ static esp_training_job job_of(esp_model *of) {
       .model = of, .dataset = data, .config = &config, .folder = folder, .info = &info, .quiet = true};
 }
 
-static void row_42_a_tenth_of_the_elements_is_left_after_training(void **state) {
+static void a_tenth_of_the_elements_is_left_after_training(void **state) {
   (void)state;
   esp_model *compact;
   esp_training_result result;
@@ -369,7 +369,7 @@ static void row_42_a_tenth_of_the_elements_is_left_after_training(void **state) 
   esp_model_free(compact);
 }
 
-static void row_42_a_tenth_of_the_elements_is_left_without_training(void **state) {
+static void a_tenth_of_the_elements_is_left_without_training(void **state) {
   (void)state;
   esp_model *compact, *factored = factor(model);
   const esp_zero_shot_options options = {.samples = 64, .batch = 8, .seed = 3};
@@ -600,7 +600,7 @@ static double experts_of(const esp_model_cost *cost) {
   return sum;
 }
 
-static void row_42_a_factored_expert_has_0_7176_million_parameters(void **state) {
+static void a_factored_expert_has_0_7176_million_parameters(void **state) {
   (void)state;
   const esp_model_config c = switch_config();
   esp_expert_layout layouts[12];
@@ -618,7 +618,7 @@ static void row_42_a_factored_expert_has_0_7176_million_parameters(void **state)
 }
 
 /* One layer of 32 experts as they were, 11 with 8 merged ones each (88), or with all 32 (352); 166.8 M besides. */
-static void row_48_mc_smoe_has_381_and_c_smoe_570_million_parameters(void **state) {
+static void mc_smoe_has_381_and_c_smoe_570_million_parameters(void **state) {
   (void)state;
   const esp_model_config c = switch_config();
   const struct {
@@ -646,18 +646,18 @@ static void row_48_mc_smoe_has_381_and_c_smoe_570_million_parameters(void **stat
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      TEST(row_41_stable_rank_of_rank_one_is_1_and_of_the_identity_n),
+      TEST(stable_rank_of_rank_one_is_1_and_of_the_identity_n),
       TEST(singular_vectors_give_the_matrix_back),
-      TEST(row_41_u_v_plus_s_is_w),
+      TEST(u_v_plus_s_is_w),
       TEST(factoring_keeps_the_function),
       TEST(excluded_layers_stay),
       TEST(merged_experts_are_factored),
-      TEST(row_42_schedule_starts_at_1_and_ends_at_a_tenth),
+      TEST(schedule_starts_at_1_and_ends_at_a_tenth),
       TEST(settings_out_of_range_are_refused),
       TEST(importances_are_averaged_with_a_lag_of_one_step),
       TEST(the_least_important_rows_go_and_can_come_back),
-      TEST(row_42_a_tenth_of_the_elements_is_left_after_training),
-      TEST(row_42_a_tenth_of_the_elements_is_left_without_training),
+      TEST(a_tenth_of_the_elements_is_left_after_training),
+      TEST(a_tenth_of_the_elements_is_left_without_training),
       TEST(a_resumed_compression_has_the_same_bits),
       TEST(equal_bits_for_any_number_of_threads),
       TEST(removed_rows_are_gone_from_memory_and_disk),
@@ -665,8 +665,8 @@ int main(void) {
       TEST(layouts_that_cannot_be_are_refused),
       TEST(experts_of_a_compressed_model_can_be_pruned),
       TEST(stable_ranks_are_those_of_the_products),
-      TEST(row_42_a_factored_expert_has_0_7176_million_parameters),
-      TEST(row_48_mc_smoe_has_381_and_c_smoe_570_million_parameters),
+      TEST(a_factored_expert_has_0_7176_million_parameters),
+      TEST(mc_smoe_has_381_and_c_smoe_570_million_parameters),
   };
   return cmocka_run_group_tests(tests, open_data, close_data);
 }

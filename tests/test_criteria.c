@@ -34,7 +34,7 @@ static esp_expert_scores *pass(const esp_model *model, const esp_calibration *c)
 
 /* --- names -------------------------------------------------------------------------------------------------------- */
 
-static void row_23_variants_are_found_by_their_exponents(void **state) {
+static void variants_are_found_by_their_exponents(void **state) {
   (void)state;
   const esp_criterion *list, *none = NULL;
   assert_int_equal(esp_criterion_family(&list), 17);
@@ -55,7 +55,7 @@ static void row_23_variants_are_found_by_their_exponents(void **state) {
   assert_null(none);
 }
 
-static void row_23_names_are_variants(void **state) {
+static void names_are_variants(void **state) {
   (void)state;
   const struct {
     const char *name, *variant;
@@ -118,7 +118,7 @@ static void data_of_another_shape_are_refused(void **state) {
 
 /* --- baselines ---------------------------------------------------------------------------------------------------- */
 
-static void row_29_frequency_drops_the_fewest_counts(void **state) {
+static void frequency_drops_the_fewest_counts(void **state) {
   (void)state;
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config);
@@ -139,7 +139,7 @@ static void row_29_frequency_drops_the_fewest_counts(void **state) {
   esp_model_free(model);
 }
 
-static void row_29_equal_seeds_give_equal_masks(void **state) {
+static void equal_seeds_give_equal_masks(void **state) {
   (void)state;
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config);
@@ -161,7 +161,7 @@ static void row_29_equal_seeds_give_equal_masks(void **state) {
 
 /* --- overlap ------------------------------------------------------------------------------------------------------ */
 
-static void row_27_equal_sets_overlap_wholly_and_random_ones_by_the_ratio(void **state) {
+static void equal_sets_overlap_wholly_and_random_ones_by_the_ratio(void **state) {
   (void)state;
   enum { PLANS = 40 };
   esp_model_config config = calibration_config();
@@ -272,7 +272,7 @@ static double loss_on(const esp_model *model, const esp_dataset *of, const esp_n
 }
 
 /* Experts 0 and 1 serve red images, 2 and 3 blue ones. */
-static void row_35_matched_calibration_keeps_its_domain(void **state) {
+static void matched_calibration_keeps_its_domain(void **state) {
   (void)state;
   char folder[TESTING_PATH_SIZE], path[TESTING_PATH_SIZE];
   esp_dataset *domains[2];
@@ -325,15 +325,15 @@ static void row_35_matched_calibration_keeps_its_domain(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      TEST(row_23_variants_are_found_by_their_exponents),
-      TEST(row_23_names_are_variants),
+      TEST(variants_are_found_by_their_exponents),
+      TEST(names_are_variants),
       TEST(samples_depend_on_the_seed_and_repeat_exactly),
       TEST(data_of_another_shape_are_refused),
-      TEST(row_29_frequency_drops_the_fewest_counts),
-      TEST(row_29_equal_seeds_give_equal_masks),
-      TEST(row_27_equal_sets_overlap_wholly_and_random_ones_by_the_ratio),
+      TEST(frequency_drops_the_fewest_counts),
+      TEST(equal_seeds_give_equal_masks),
+      TEST(equal_sets_overlap_wholly_and_random_ones_by_the_ratio),
       TEST(plans_come_back_from_their_text),
-      TEST(row_35_matched_calibration_keeps_its_domain),
+      TEST(matched_calibration_keeps_its_domain),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -53,7 +53,7 @@ static esp_auxiliary_loss taught(const esp_model *student, const esp_model *teac
   return loss;
 }
 
-static void row_43_an_identical_teacher_gives_0_and_no_gradient(void **state) {
+static void an_identical_teacher_gives_0_and_no_gradient(void **state) {
   (void)state;
   const esp_model_config config = small_config();
   esp_model *model = speaking(&config, 1);
@@ -82,7 +82,7 @@ static double divergence(const esp_real *student, const esp_real *teacher, int c
   return sum;
 }
 
-static void row_43_the_loss_is_the_mean_divergence_of_the_batch(void **state) {
+static void the_loss_is_the_mean_divergence_of_the_batch(void **state) {
   (void)state;
   esp_real student[] = {0, (esp_real)log(4.0), 1, -2}, teacher[] = {0, 0, 3, 0.5F};
   esp_tensor s = {.data = student, .rank = 2, .shape = {2, 2}};
@@ -184,8 +184,8 @@ static void a_teacher_of_other_images_is_refused(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      TEST(row_43_an_identical_teacher_gives_0_and_no_gradient),
-      TEST(row_43_the_loss_is_the_mean_divergence_of_the_batch),
+      TEST(an_identical_teacher_gives_0_and_no_gradient),
+      TEST(the_loss_is_the_mean_divergence_of_the_batch),
       TEST(members_of_an_ensemble_are_taught),
       TEST(the_square_of_the_temperature_is_a_choice),
       TEST(a_teacher_of_other_images_is_refused),

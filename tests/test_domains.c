@@ -95,7 +95,7 @@ static double loss_on(const esp_model *model, const esp_dataset *dataset, const 
   return evaluation.loss;
 }
 
-static void row_35_matched_calibration_keeps_its_domain(void **state) {
+static void matched_calibration_keeps_its_domain(void **state) {
   (void)state;
   static const char *const methods[] = {"frequency", "seer", "ean", "squared-gate-energy", "reconstruction"};
   esp_checkpoint_info info = {.normalisation = {.mean = {0.5F}, .deviation = {0.5F}}};
@@ -138,7 +138,7 @@ static esp_model *through_file(const esp_model *model, const char *name) {
   return read;
 }
 
-static void row_15_delta_from_files_is_delta_in_memory(void **state) {
+static void delta_from_files_is_delta_in_memory(void **state) {
   (void)state;
   esp_model *before = make_model(), *now = make_model();
   fill_normal(now->blocks[0].moe.router->data, 4 * WIDTH, 1);
@@ -173,8 +173,8 @@ static int end(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_35_matched_calibration_keeps_its_domain),
-      cmocka_unit_test(row_15_delta_from_files_is_delta_in_memory),
+      cmocka_unit_test(matched_calibration_keeps_its_domain),
+      cmocka_unit_test(delta_from_files_is_delta_in_memory),
   };
   return cmocka_run_group_tests_name("domains", tests, begin, end);
 }

@@ -1,5 +1,5 @@
 /* label: short */
-/* Row 12 of the method checklist: E3, the efficient ensemble of experts (arXiv 2110.03360). */
+/* The efficient ensemble of experts, E3 (arXiv 2110.03360). */
 #include "testing.h"
 
 #include <espalier/layers.h>
@@ -113,7 +113,7 @@ static void run_v_moe(void *context, const esp_moe_record *record) {
   ++*layers;
 }
 
-static void row_12_one_member_is_v_moe_bit_for_bit(void **state) {
+static void one_member_is_v_moe_bit_for_bit(void **state) {
   (void)state;
   const esp_model_config one = e3_config(1);
   setup *s = set_up(&one);
@@ -152,7 +152,7 @@ static void check_members(void *context, const esp_moe_record *record) {
   c->layers++;
 }
 
-static void row_12_members_keep_to_their_own_experts(void **state) {
+static void members_keep_to_their_own_experts(void **state) {
   (void)state;
   for (int members = 2; members <= 4; members *= 2) {
     const esp_model_config config = e3_config(members);
@@ -169,7 +169,7 @@ static void row_12_members_keep_to_their_own_experts(void **state) {
 }
 
 /* Experts of member 1 are replaced: what member 0 says stays as it is. */
-static void row_12_a_member_does_not_see_the_others_experts(void **state) {
+static void a_member_does_not_see_the_others_experts(void **state) {
   (void)state;
   const esp_model_config config = e3_config(2);
   setup *s = set_up(&config);
@@ -190,7 +190,7 @@ static void row_12_a_member_does_not_see_the_others_experts(void **state) {
   tear_down(s);
 }
 
-static void row_12_the_prediction_is_the_mean_probability(void **state) {
+static void the_prediction_is_the_mean_probability(void **state) {
   (void)state;
   const esp_model_config config = e3_config(4);
   setup *s = set_up(&config);
@@ -211,7 +211,7 @@ static void row_12_the_prediction_is_the_mean_probability(void **state) {
 }
 
 /* The stem and the first, dense block work once an image; the mixtures once a member. */
-static void row_12_tokens_are_repeated_at_the_first_mixture(void **state) {
+static void tokens_are_repeated_at_the_first_mixture(void **state) {
   (void)state;
   const esp_model_config config = e3_config(2);
   setup *s = set_up(&config);
@@ -245,11 +245,11 @@ static void an_ensemble_is_the_same_with_one_thread_and_two(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_12_one_member_is_v_moe_bit_for_bit),
-      cmocka_unit_test(row_12_members_keep_to_their_own_experts),
-      cmocka_unit_test(row_12_a_member_does_not_see_the_others_experts),
-      cmocka_unit_test(row_12_the_prediction_is_the_mean_probability),
-      cmocka_unit_test(row_12_tokens_are_repeated_at_the_first_mixture),
+      cmocka_unit_test(one_member_is_v_moe_bit_for_bit),
+      cmocka_unit_test(members_keep_to_their_own_experts),
+      cmocka_unit_test(a_member_does_not_see_the_others_experts),
+      cmocka_unit_test(the_prediction_is_the_mean_probability),
+      cmocka_unit_test(tokens_are_repeated_at_the_first_mixture),
       cmocka_unit_test(an_ensemble_is_the_same_with_one_thread_and_two),
   };
   return cmocka_run_group_tests_name("E3", tests, NULL, NULL);

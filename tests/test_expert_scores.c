@@ -142,7 +142,7 @@ static void assert_same_sums(const esp_expert_scores *a, const esp_expert_scores
 
 /* --- the pass ----------------------------------------------------------------------------------------------------- */
 
-static void row_22_halves_merge_to_the_whole(void **state) {
+static void halves_merge_to_the_whole(void **state) {
   (void)state;
   random_batch(1000);
   int second[600];
@@ -168,7 +168,7 @@ static void row_22_halves_merge_to_the_whole(void **state) {
   esp_expert_scores_free(other);
 }
 
-static void row_22_the_order_of_samples_does_not_matter(void **state) {
+static void the_order_of_samples_does_not_matter(void **state) {
   (void)state;
   random_batch(1000);
   int order[1000];
@@ -179,7 +179,7 @@ static void row_22_the_order_of_samples_does_not_matter(void **state) {
   esp_expert_scores_free(b);
 }
 
-static void row_22_padding_is_not_counted(void **state) {
+static void padding_is_not_counted(void **state) {
   (void)state;
   random_batch(100);
   int kept[50];
@@ -245,7 +245,7 @@ static void five_tokens(void) {
   }
 }
 
-static void row_23_all_17_variants_of_five_tokens(void **state) {
+static void all_17_variants_of_five_tokens(void **state) {
   (void)state;
   /* Sums g^alpha n^beta [expert][alpha][beta], added up by hand. */
   const double sums[3][3][3] = {
@@ -269,7 +269,7 @@ static void row_23_all_17_variants_of_five_tokens(void **state) {
   esp_expert_scores_free(scores);
 }
 
-static void row_23_scaled_gates_scale_by_the_power(void **state) {
+static void scaled_gates_scale_by_the_power(void **state) {
   (void)state;
   random_batch(200);
   esp_expert_scores *plain = scores_of(NULL, 200, ESP_GATES_MODEL),
@@ -291,7 +291,7 @@ static void row_23_scaled_gates_scale_by_the_power(void **state) {
   esp_expert_scores_free(still);
 }
 
-static void row_24_repeated_data_double_sums_and_leave_means(void **state) {
+static void repeated_data_double_sums_and_leave_means(void **state) {
   (void)state;
   random_batch(300);
   int twice[600];
@@ -326,7 +326,7 @@ static double two_pass_deviation(int expert) {
   return sqrt(squares / (double)(count - 1));
 }
 
-static void row_25_one_pass_of_deviations_equals_two(void **state) {
+static void one_pass_of_deviations_equals_two(void **state) {
   (void)state;
   random_batch(500);
   for (int i = 0; i < 500 * K * WIDTH; i++) data.output[i] += 1000; /* where sums of squares would cancel */
@@ -338,7 +338,7 @@ static void row_25_one_pass_of_deviations_equals_two(void **state) {
   esp_expert_scores_free(scores);
 }
 
-static void row_25_constant_outputs_have_no_deviation(void **state) {
+static void constant_outputs_have_no_deviation(void **state) {
   (void)state;
   random_batch(50);
   for (int i = 0; i < 50 * K * WIDTH; i++) data.output[i] = (esp_real)0.1 * (esp_real)(i % WIDTH);
@@ -351,16 +351,16 @@ static void row_25_constant_outputs_have_no_deviation(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      TEST(row_22_halves_merge_to_the_whole),
-      TEST(row_22_the_order_of_samples_does_not_matter),
-      TEST(row_22_padding_is_not_counted),
+      TEST(halves_merge_to_the_whole),
+      TEST(the_order_of_samples_does_not_matter),
+      TEST(padding_is_not_counted),
       TEST(choices_beyond_the_capacity_are_choices_only),
       TEST(passes_have_the_same_bits_for_any_threads),
-      TEST(row_23_all_17_variants_of_five_tokens),
-      TEST(row_23_scaled_gates_scale_by_the_power),
-      TEST(row_24_repeated_data_double_sums_and_leave_means),
-      TEST(row_25_one_pass_of_deviations_equals_two),
-      TEST(row_25_constant_outputs_have_no_deviation),
+      TEST(all_17_variants_of_five_tokens),
+      TEST(scaled_gates_scale_by_the_power),
+      TEST(repeated_data_double_sums_and_leave_means),
+      TEST(one_pass_of_deviations_equals_two),
+      TEST(constant_outputs_have_no_deviation),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -89,7 +89,7 @@ static void compare_all(const bank_case *c) {
   end(&f);
 }
 
-static void row_46_gathered_experts_equal_masked_ones(void **state) {
+static void gathered_experts_equal_masked_ones(void **state) {
   (void)state;
   static const esp_activation_kind kinds[] = {ESP_ACTIVATION_SWIGLU, ESP_ACTIVATION_GLU,  ESP_ACTIVATION_GEGLU,
                                               ESP_ACTIVATION_RELU,   ESP_ACTIVATION_GELU, ESP_ACTIVATION_SQUARED_REGLU};
@@ -99,19 +99,19 @@ static void row_46_gathered_experts_equal_masked_ones(void **state) {
 }
 
 /* So wide that the neurons go through in blocks, and that those of few rows are shared out. */
-static void row_46_blocks_and_parts_of_wide_experts(void **state) {
+static void blocks_and_parts_of_wide_experts(void **state) {
   (void)state;
   compare_all(&(bank_case){.width = 300, .hidden = 500, .activation = ESP_ACTIVATION_SWIGLU, .bias = true});
 }
 
-static void row_46_ties_go_to_the_lower_index_in_both(void **state) {
+static void ties_go_to_the_lower_index_in_both(void **state) {
   (void)state;
   compare_all(
       &(bank_case){.width = 5, .hidden = 45, .activation = ESP_ACTIVATION_REGLU, .bias = true, .whole_numbers = true});
   compare_all(&(bank_case){.width = 5, .hidden = 45, .activation = ESP_ACTIVATION_RELU, .whole_numbers = true});
 }
 
-static void row_46_experts_of_different_widths(void **state) {
+static void experts_of_different_widths(void **state) {
   (void)state;
   static const int32_t widths[EXPERTS] = {9, 45, 3, 20};
   compare_all(
@@ -219,10 +219,10 @@ static void test_the_path_of_a_pass(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_46_gathered_experts_equal_masked_ones),
-      cmocka_unit_test(row_46_blocks_and_parts_of_wide_experts),
-      cmocka_unit_test(row_46_ties_go_to_the_lower_index_in_both),
-      cmocka_unit_test(row_46_experts_of_different_widths),
+      cmocka_unit_test(gathered_experts_equal_masked_ones),
+      cmocka_unit_test(blocks_and_parts_of_wide_experts),
+      cmocka_unit_test(ties_go_to_the_lower_index_in_both),
+      cmocka_unit_test(experts_of_different_widths),
       cmocka_unit_test(test_bits_do_not_depend_on_threads),
       cmocka_unit_test(test_the_rule),
       cmocka_unit_test(test_the_path_of_a_pass),

@@ -118,7 +118,7 @@ static const esp_activation_kind activations[] = {
     ESP_ACTIVATION_GLU,  ESP_ACTIVATION_GEGLU, ESP_ACTIVATION_REGLU,        ESP_ACTIVATION_SQUARED_REGLU};
 enum { ACTIVATIONS = sizeof activations / sizeof activations[0] };
 
-static void row_10_one_expert_is_the_dense_layer(void **state) {
+static void one_expert_is_the_dense_layer(void **state) {
   (void)state;
   for (int i = 0; i < ACTIVATIONS; i++) {
     esp_model_config c = layer_config(ESP_LAYER_MOE, activations[i]);
@@ -140,7 +140,7 @@ static void row_10_one_expert_is_the_dense_layer(void **state) {
   }
 }
 
-static void row_45_mone_with_all_neurons_is_the_moe(void **state) {
+static void mone_with_all_neurons_is_the_moe(void **state) {
   (void)state;
   for (int i = 0; i < ACTIVATIONS; i++) {
     esp_model_config c = layer_config(ESP_LAYER_MOE, activations[i]);
@@ -235,7 +235,7 @@ static esp_expert_layout make_layout(const int32_t *index) {
 
 enum { Z = ESP_EXPERT_ZERO, M = ESP_EXPERT_MASKED };
 
-static void row_09_the_mixture_is_the_double_loop(void **state) {
+static void the_mixture_is_the_double_loop(void **state) {
   (void)state;
   const int32_t layouts[][EXPERTS] = {{0, 1, 2, 3, 4, 5, 6, 7}, {0, Z, 1, 2, 3, Z, 4, 5}, {0, M, 1, 2, 3, M, 4, 5},
                                       {0, 0, 1, 1, 2, 2, 3, 3}, {1, M, 0, 1, Z, M, 1, 2}, {Z, Z, Z, Z, Z, Z, Z, 0}};
@@ -429,7 +429,7 @@ static void check_unselected(esp_activation_kind activation, esp_neuron_ranking 
   free_layer(&l);
 }
 
-static void row_45_unselected_neurons_learn_nothing(void **state) {
+static void unselected_neurons_learn_nothing(void **state) {
   (void)state;
   for (int i = 0; i < ACTIVATIONS; i++) {
     check_unselected(activations[i], ESP_RANK_ACTIVATION);
@@ -477,7 +477,7 @@ static const esp_real *noisy_scores(esp_tape *tape, bool training, uint64_t stre
 
 /* log p_i is the noise n_i but for a number common to the token: sum_i (log p_i - mean)^2 / (E - 1) estimates its
  * variance. 140000 degrees of freedom: a standard error of 0.2 %. */
-static void row_03_router_noise_has_deviation_one_over_experts(void **state) {
+static void router_noise_has_deviation_one_over_experts(void **state) {
   (void)state;
   esp_tape *tape = esp_tape_create();
   const esp_real *scores = noisy_scores(tape, true, 3);
@@ -527,16 +527,16 @@ static void balance_loss_is_one_at_balance(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_10_one_expert_is_the_dense_layer),
-      cmocka_unit_test(row_45_mone_with_all_neurons_is_the_moe),
-      cmocka_unit_test(row_09_the_mixture_is_the_double_loop),
+      cmocka_unit_test(one_expert_is_the_dense_layer),
+      cmocka_unit_test(mone_with_all_neurons_is_the_moe),
+      cmocka_unit_test(the_mixture_is_the_double_loop),
       cmocka_unit_test(masking_is_removing_the_router_row),
       cmocka_unit_test(zero_experts_only_lack_their_output),
       cmocka_unit_test(zero_experts_are_experts_that_give_zero),
       cmocka_unit_test(impossible_layouts_are_refused),
-      cmocka_unit_test(row_45_unselected_neurons_learn_nothing),
+      cmocka_unit_test(unselected_neurons_learn_nothing),
       cmocka_unit_test(ties_go_to_the_lower_index),
-      cmocka_unit_test(row_03_router_noise_has_deviation_one_over_experts),
+      cmocka_unit_test(router_noise_has_deviation_one_over_experts),
       cmocka_unit_test(balance_loss_is_one_at_balance),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -501,7 +501,7 @@ static void running_out_of_memory_leaves_nothing_behind(void **state) {
 
 /* methods 5.2, without biases: of an expert d (d_e + 2 K) count if W_gate does, else 3 d K, of which 2 d K are not
  * W_gate's; whatever the gate, and with a K of each layer. */
-static void row_48_counts_of_a_mone_are_the_formulas(void **state) {
+static void counts_of_a_mone_are_the_formulas(void **state) {
   (void)state;
   static const esp_activation_kind gates[] = {ESP_ACTIVATION_SWIGLU, ESP_ACTIVATION_GLU, ESP_ACTIVATION_GEGLU,
                                               ESP_ACTIVATION_REGLU, ESP_ACTIVATION_SQUARED_REGLU};
@@ -546,7 +546,7 @@ int main(void) {
       cmocka_unit_test(cost_json_has_all_blocks),
       cmocka_unit_test(files_have_a_row_for_everything),
       cmocka_unit_test(tables_say_what_was_measured),
-      cmocka_unit_test(row_48_counts_of_a_mone_are_the_formulas),
+      cmocka_unit_test(counts_of_a_mone_are_the_formulas),
   };
   fill_normal(pixels, IMAGES * PIXELS, 1);
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -39,7 +39,7 @@ static int groups_of(const esp_group_layer *layer) {
 
 static const double skewed_and_even[][E] = {{0.7, 0.1, 0.12, 0.08}, {0.24, 0.26, 0.27, 0.23}};
 
-static void row_39_an_even_layer_keeps_more_than_a_skewed_one(void **state) {
+static void an_even_layer_keeps_more_than_a_skewed_one(void **state) {
   (void)state;
   esp_group_layer layers[2];
   describe(layers, skewed_and_even, 2);
@@ -53,7 +53,7 @@ static void row_39_an_even_layer_keeps_more_than_a_skewed_one(void **state) {
   assert_true(layers[0].dominant[2] == 2 && layers[1].dominant[1] == 1);
 }
 
-static void row_39_excluded_layers_keep_all_experts(void **state) {
+static void excluded_layers_keep_all_experts(void **state) {
   (void)state;
   esp_group_layer layers[2];
   describe(layers, skewed_and_even, 2);
@@ -80,7 +80,7 @@ static void ties_at_the_threshold_yield_fewer_groups(void **state) {
   assert_true(groups_of(&layers[0]) == E && groups_of(&layers[1]) == E);
 }
 
-static void row_38_every_group_has_one_dominant_member(void **state) {
+static void every_group_has_one_dominant_member(void **state) {
   (void)state;
   esp_group_layer layers[2];
   describe(layers, skewed_and_even, 2);
@@ -257,7 +257,7 @@ static esp_model *planted(bool shuffled) {
   return made;
 }
 
-static void row_38_planted_duplicate_router_rows_group_together(void **state) {
+static void planted_duplicate_router_rows_group_together(void **state) {
   (void)state;
   static const esp_similarity_kind kinds[] = {ESP_SIMILARITY_ROUTER_LOGITS, ESP_SIMILARITY_ROUTER_WEIGHTS};
   esp_model *made = planted(false);
@@ -298,7 +298,7 @@ static esp_model *merge_twins(const esp_model *of, double weight) {
 }
 
 /* Tokens whose two choices are twins are among those: both gated outputs are summed. */
-static void row_40_merging_identical_experts_changes_nothing(void **state) {
+static void merging_identical_experts_changes_nothing(void **state) {
   (void)state;
   esp_model *made = planted(false), *merged = merge_twins(made, 0.3);
   assert_int_equal(esp_model_moe(merged, 0)->layout.stored, 4);
@@ -307,7 +307,7 @@ static void row_40_merging_identical_experts_changes_nothing(void **state) {
   esp_model_free(made);
 }
 
-static void row_40_a_token_that_hits_an_expert_twice_sums_both(void **state) {
+static void a_token_that_hits_an_expert_twice_sums_both(void **state) {
   (void)state;
   esp_model *made = planted(false);
   /* With one group both choices of every token are the same stored expert. */
@@ -333,7 +333,7 @@ static void row_40_a_token_that_hits_an_expert_twice_sums_both(void **state) {
   esp_model_free(made);
 }
 
-static void row_40_weights_of_1_and_0_return_the_first_expert(void **state) {
+static void weights_of_1_and_0_return_the_first_expert(void **state) {
   (void)state;
   esp_model *merged = merge_twins(model, 1);
   for (int i = 0; i < 2; i++) {
@@ -347,7 +347,7 @@ static void row_40_weights_of_1_and_0_return_the_first_expert(void **state) {
   esp_model_free(merged);
 }
 
-static void row_40_the_parameter_count_is_that_of_the_groups(void **state) {
+static void the_parameter_count_is_that_of_the_groups(void **state) {
   (void)state;
   const esp_merge_options options = options_of("m-smoe", 3);
   esp_model *merged = merge(model, &options, NULL);
@@ -553,17 +553,17 @@ static void layers_can_be_excluded(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_39_an_even_layer_keeps_more_than_a_skewed_one),
-      cmocka_unit_test(row_39_excluded_layers_keep_all_experts),
+      cmocka_unit_test(an_even_layer_keeps_more_than_a_skewed_one),
+      cmocka_unit_test(excluded_layers_keep_all_experts),
       cmocka_unit_test(ties_at_the_threshold_yield_fewer_groups),
-      cmocka_unit_test(row_38_every_group_has_one_dominant_member),
+      cmocka_unit_test(every_group_has_one_dominant_member),
       cmocka_unit_test(members_and_capacities_bound_groups),
       cmocka_unit_test(budgets_that_cannot_be_are_refused),
-      cmocka_unit_test(row_38_planted_duplicate_router_rows_group_together),
-      cmocka_unit_test(row_40_merging_identical_experts_changes_nothing),
-      cmocka_unit_test(row_40_a_token_that_hits_an_expert_twice_sums_both),
-      cmocka_unit_test(row_40_weights_of_1_and_0_return_the_first_expert),
-      cmocka_unit_test(row_40_the_parameter_count_is_that_of_the_groups),
+      cmocka_unit_test(planted_duplicate_router_rows_group_together),
+      cmocka_unit_test(merging_identical_experts_changes_nothing),
+      cmocka_unit_test(a_token_that_hits_an_expert_twice_sums_both),
+      cmocka_unit_test(weights_of_1_and_0_return_the_first_expert),
+      cmocka_unit_test(the_parameter_count_is_that_of_the_groups),
       cmocka_unit_test(planted_permuted_copies_merge_without_change),
       cmocka_unit_test(every_choice_works_and_repeats),
       cmocka_unit_test(members_of_an_ensemble_share_with_their_own_only),

@@ -171,7 +171,7 @@ static void steps_after_the_first_allocate_nothing(void **state) {
   }
 }
 
-static void row_11_random_images_are_learnt_by_heart(void **state) {
+static void random_images_are_learnt_by_heart(void **state) {
   (void)state;
   for (int i = 0; i < ARCHITECTURES; i++) {
     const esp_model_config c = model_config(architectures[i].stem, architectures[i].mixing);
@@ -184,7 +184,7 @@ static void row_11_random_images_are_learnt_by_heart(void **state) {
   }
 }
 
-static void row_03_evaluating_twice_gives_the_same_bits(void **state) {
+static void evaluating_twice_gives_the_same_bits(void **state) {
   (void)state;
   esp_model_config c = vit_config();
   c.dropout = 0.3;
@@ -238,7 +238,7 @@ static int64_t equal_experts(const esp_parameter *p) {
   return equal;
 }
 
-static void row_13_identical_experts_grow_apart(void **state) {
+static void identical_experts_grow_apart(void **state) {
   (void)state;
   for (int identical = 0; identical < 2; identical++) {
     esp_model_config c = vit_config();
@@ -425,10 +425,10 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(threads_do_not_matter),
       cmocka_unit_test(steps_after_the_first_allocate_nothing),
-      cmocka_unit_test(row_11_random_images_are_learnt_by_heart),
-      cmocka_unit_test(row_03_evaluating_twice_gives_the_same_bits),
+      cmocka_unit_test(random_images_are_learnt_by_heart),
+      cmocka_unit_test(evaluating_twice_gives_the_same_bits),
       cmocka_unit_test(each_layer_and_step_has_its_own_noise),
-      cmocka_unit_test(row_13_identical_experts_grow_apart),
+      cmocka_unit_test(identical_experts_grow_apart),
       cmocka_unit_test(frozen_parameters_stay),
       cmocka_unit_test(a_frozen_model_stays),
       cmocka_unit_test(models_start_alike_where_they_agree),

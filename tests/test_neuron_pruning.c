@@ -332,7 +332,7 @@ static int64_t parameters_of(const esp_model *of) {
 /* Layers with different numbers of experts, and experts of different widths: the file shrinks by what is gone, and what
  * is read again has the same bits. Sizes are compared between models of 384 and 192 neurons, whose numbers outweigh
  * HDF5's own structures (an entry a chunk). */
-static void row_19_physical_shrink_of_non_uniform_layers(void **state) {
+static void physical_shrink_of_non_uniform_layers(void **state) {
   (void)state;
   char folder[TESTING_PATH_SIZE], before[TESTING_PATH_SIZE + 16], after[TESTING_PATH_SIZE + 16];
   esp_model_config config = model->config;
@@ -440,7 +440,7 @@ int main(void) {
                                      TEST(a_pruned_model_is_the_masked_one),
                                      TEST(experts_of_a_ragged_model_are_pruned),
                                      TEST(the_surgeon_refuses_what_cannot_be),
-                                     TEST(row_19_physical_shrink_of_non_uniform_layers),
+                                     TEST(physical_shrink_of_non_uniform_layers),
                                      TEST(ragged_models_can_be_finetuned),
                                      TEST(plans_say_which_neurons_stay)};
   return cmocka_run_group_tests(tests, open_data, close_data);

@@ -56,7 +56,7 @@ static void fill(esp_real *values, int64_t count, int kind) {
   }
 }
 
-static void row_45_the_largest_stay_and_ties_go_to_the_lower_index(void **state) {
+static void the_largest_stay_and_ties_go_to_the_lower_index(void **state) {
   (void)state;
   static const int64_t widths[] = {1, 2, 7, 8, 31, 64, MOST};
   esp_real values[ROWS * MOST];
@@ -70,7 +70,7 @@ static void row_45_the_largest_stay_and_ties_go_to_the_lower_index(void **state)
 
 /* Ranges of rows, and so the rows a search begins after, depend on nothing but the shape; the mask not even on
  * these. */
-static void row_45_a_row_is_selected_alike_wherever_it_lies(void **state) {
+static void a_row_is_selected_alike_wherever_it_lies(void **state) {
   (void)state;
   enum { MANY = 300, WIDTH = 96, KEPT = 24 };
   esp_tape *tape = esp_tape_create();
@@ -128,7 +128,7 @@ static double neuron_balance_of(esp_tensor *pre, esp_tape *tape, const uint8_t *
 }
 
 /* Whatever the gates are. An expert without rows does not count. */
-static void row_47_the_loss_is_1_at_perfect_balance(void **state) {
+static void the_loss_is_1_at_perfect_balance(void **state) {
   (void)state;
   static const int64_t all[] = {0, 4, 8, 12}, idle[] = {0, 8, 8, 12};
   esp_tape *tape = esp_tape_create();
@@ -152,7 +152,7 @@ static void row_47_the_loss_is_1_at_perfect_balance(void **state) {
 
 /* The reviewers' objection: gates a hundredth as large lower `abs`, with the same imbalance; `norm` they leave
  * alone. */
-static void row_47_shrinking_gates_lower_abs_only(void **state) {
+static void shrinking_gates_lower_abs_only(void **state) {
   (void)state;
   static const int64_t all[] = {0, 4, 8, 12};
   esp_tape *tape = esp_tape_create();
@@ -253,7 +253,7 @@ static double gini_after(esp_neuron_balance_kind kind, double weight) {
 }
 
 /* With a large weight (0.5) `abs` makes usage here more uneven than it was: it shrinks the gates instead. */
-static void row_47_the_loss_evens_out_usage(void **state) {
+static void the_loss_evens_out_usage(void **state) {
   (void)state;
   const double without = gini_after(ESP_NEURON_BALANCE_NORM, 0), norm = gini_after(ESP_NEURON_BALANCE_NORM, 0.5),
                magnitude = gini_after(ESP_NEURON_BALANCE_ABS, 0.06);
@@ -263,12 +263,12 @@ static void row_47_the_loss_evens_out_usage(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_45_the_largest_stay_and_ties_go_to_the_lower_index),
-      cmocka_unit_test(row_45_a_row_is_selected_alike_wherever_it_lies),
+      cmocka_unit_test(the_largest_stay_and_ties_go_to_the_lower_index),
+      cmocka_unit_test(a_row_is_selected_alike_wherever_it_lies),
       cmocka_unit_test(the_ranking_is_a_setting),
-      cmocka_unit_test(row_47_the_loss_is_1_at_perfect_balance),
-      cmocka_unit_test(row_47_shrinking_gates_lower_abs_only),
-      cmocka_unit_test(row_47_the_loss_evens_out_usage),
+      cmocka_unit_test(the_loss_is_1_at_perfect_balance),
+      cmocka_unit_test(shrinking_gates_lower_abs_only),
+      cmocka_unit_test(the_loss_evens_out_usage),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -117,7 +117,7 @@ static esp_optimizer_config make_config(esp_optimizer_kind kind) {
   return c;
 }
 
-static void row_14_steps_follow_the_formulas(void **state) {
+static void steps_follow_the_formulas(void **state) {
   (void)state;
   for (int kind = 0; kind < 2; kind++) {
     esp_optimizer_config c = make_config(kind ? ESP_OPTIMIZER_ADAMW : ESP_OPTIMIZER_SGD);
@@ -457,7 +457,7 @@ static void short_memory_is_reported(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_14_steps_follow_the_formulas),
+      cmocka_unit_test(steps_follow_the_formulas),
       cmocka_unit_test(muon_makes_steps_orthogonal_and_leaves_the_rest_to_adam),
       cmocka_unit_test(muon_has_the_same_bits_for_any_number_of_threads),
       cmocka_unit_test(the_first_step_of_adam_has_the_size_of_the_rate),

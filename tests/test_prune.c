@@ -135,7 +135,7 @@ static void modes_have_names(void **state) {
 
 /* --- budgets ------------------------------------------------------------------------------------------------------ */
 
-static void row_28_the_lowest_scores_go(void **state) {
+static void the_lowest_scores_go(void **state) {
   (void)state;
   scored(ESP_PRUNE_ZERO, 3, -1, 2, 0);
   assert_int_equal(drop(2, 0), ESP_OK);
@@ -172,7 +172,7 @@ static void layers_are_ranked_by_themselves(void **state) {
   for (int i = 0; i < 2; i++) assert_int_equal(esp_plan_dropped(&plan->layers[i]), 1);
 }
 
-static void row_28_ratios_are_rounded_down(void **state) {
+static void ratios_are_rounded_down(void **state) {
   (void)state;
   const struct {
     double ratio;
@@ -191,7 +191,7 @@ static void row_28_ratios_are_rounded_down(void **state) {
 }
 
 /* With 4 experts and 2 choices. */
-static void row_28_too_few_survivors_are_refused(void **state) {
+static void too_few_survivors_are_refused(void **state) {
   (void)state;
   const esp_prune_mode modes[] = {ESP_PRUNE_REMOVE, ESP_PRUNE_MASK};
   for (int i = 0; i < 2; i++) {
@@ -235,7 +235,7 @@ static esp_status drop_globally(int count, double ratio, int least) {
                               &(esp_prune_budget){.drop = count, .ratio = ratio, .global = true, .floor = least});
 }
 
-static void row_28_a_global_budget_takes_the_lowest_of_all(void **state) {
+static void a_global_budget_takes_the_lowest_of_all(void **state) {
   (void)state;
   const double low[] = {1, 2, 3, 4}, high[] = {5, 6, 7, 1.5};
   set_both(low, high, ESP_PRUNE_ZERO);
@@ -258,7 +258,7 @@ static void row_28_a_global_budget_takes_the_lowest_of_all(void **state) {
   assert_int_equal(plan->layers[1].target[0], Z);
 }
 
-static void row_28_excluded_layers_keep_all_and_floors_hold(void **state) {
+static void excluded_layers_keep_all_and_floors_hold(void **state) {
   (void)state;
   scored(ESP_PRUNE_ZERO, 4, 3, 2, 1);
   esp_prune_budget budget = {.drop = 2, .exclude = "blocks.2.*"};
@@ -281,7 +281,7 @@ static void row_28_excluded_layers_keep_all_and_floors_hold(void **state) {
 }
 
 /* Members have experts 0, 1 and 2, 3. */
-static void row_28_members_of_an_ensemble_lose_as_many(void **state) {
+static void members_of_an_ensemble_lose_as_many(void **state) {
   (void)state;
   esp_model_config config = small_config();
   config.moe.members = 2;
@@ -355,7 +355,7 @@ static void set_known_rows(const pair *p) {
     }
 }
 
-static void row_16_known_rows_have_known_scores(void **state) {
+static void known_rows_have_known_scores(void **state) {
   (void)state;
   const struct {
     const char *name;
@@ -376,7 +376,7 @@ static void row_16_known_rows_have_known_scores(void **state) {
   free_pair(&p);
 }
 
-static void row_16_frozen_routers_are_refused(void **state) {
+static void frozen_routers_are_refused(void **state) {
   (void)state;
   const char *const changing[] = {"router-norm-change", "router-norm-change-absolute", "router-difference-norm"};
   pair p = make_pair();
@@ -430,7 +430,7 @@ static void references_of_another_architecture_are_refused(void **state) {
   free_pair(&p);
 }
 
-static void row_29_random_scores_depend_on_the_seed_and_the_layer(void **state) {
+static void random_scores_depend_on_the_seed_and_the_layer(void **state) {
   (void)state;
   pair p = make_pair();
   double first[2][4];
@@ -479,21 +479,21 @@ int main(void) {
       TEST(plans_need_mixture_layers),
       TEST(json_says_it_all),
       TEST(modes_have_names),
-      TEST(row_28_the_lowest_scores_go),
+      TEST(the_lowest_scores_go),
       TEST(of_equal_scores_the_lower_index_stays),
       TEST(layers_are_ranked_by_themselves),
-      TEST(row_28_ratios_are_rounded_down),
-      TEST(row_28_too_few_survivors_are_refused),
+      TEST(ratios_are_rounded_down),
+      TEST(too_few_survivors_are_refused),
       TEST(what_was_dropped_before_stays_dropped),
-      TEST(row_28_a_global_budget_takes_the_lowest_of_all),
-      TEST(row_28_excluded_layers_keep_all_and_floors_hold),
-      TEST(row_28_members_of_an_ensemble_lose_as_many),
-      TEST(row_16_known_rows_have_known_scores),
-      TEST(row_16_frozen_routers_are_refused),
+      TEST(a_global_budget_takes_the_lowest_of_all),
+      TEST(excluded_layers_keep_all_and_floors_hold),
+      TEST(members_of_an_ensemble_lose_as_many),
+      TEST(known_rows_have_known_scores),
+      TEST(frozen_routers_are_refused),
       TEST(unmoved_routers_are_refused),
       TEST(missing_references_are_refused),
       TEST(references_of_another_architecture_are_refused),
-      TEST(row_29_random_scores_depend_on_the_seed_and_the_layer),
+      TEST(random_scores_depend_on_the_seed_and_the_layer),
       TEST(criteria_are_found_by_name),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -83,7 +83,7 @@ static void assert_best_subset(const esp_model *model, esp_prune_mode mode, bool
 
 /* --- the cache ---------------------------------------------------------------------------------------------------- */
 
-static void row_30_cached_outputs_are_the_layer_of_cached_inputs(void **state) {
+static void cached_outputs_are_the_layer_of_cached_inputs(void **state) {
   (void)state;
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config);
@@ -118,7 +118,7 @@ static void row_30_cached_outputs_are_the_layer_of_cached_inputs(void **state) {
   esp_model_free(model);
 }
 
-static void row_30_too_much_to_keep_is_refused_with_its_bytes(void **state) {
+static void too_much_to_keep_is_refused_with_its_bytes(void **state) {
   (void)state;
   esp_model_config config = calibration_config();
   config.stem.patch = 2;
@@ -139,7 +139,7 @@ static void row_30_too_much_to_keep_is_refused_with_its_bytes(void **state) {
 
 /* --- subsets ------------------------------------------------------------------------------------------------------ */
 
-static void row_31_the_best_subset_is_that_of_brute_force(void **state) {
+static void the_best_subset_is_that_of_brute_force(void **state) {
   (void)state;
   esp_model_config configs[5];
   for (int i = 0; i < 5; i++) configs[i] = calibration_config();
@@ -164,7 +164,7 @@ static void silence(const esp_model *model, int layer, int expert) {
   memset(w.down, 0, (size_t)(w.neurons * model->config.width) * sizeof *w.down);
 }
 
-static void row_31_experts_that_yield_nothing_go(void **state) {
+static void experts_that_yield_nothing_go(void **state) {
   (void)state;
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config);
@@ -186,7 +186,7 @@ static void row_31_experts_that_yield_nothing_go(void **state) {
 }
 
 /* A model whose experts are all alike: every subset costs the same, nothing, so that the first ones go. */
-static void row_31_of_equal_subsets_the_first_goes(void **state) {
+static void of_equal_subsets_the_first_goes(void **state) {
   (void)state;
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config);
@@ -218,7 +218,7 @@ static void greedy_is_exact_for_one_and_never_better_for_two(void **state) {
 
 /* --- the order of layers ------------------------------------------------------------------------------------------ */
 
-static void row_32_with_one_layer_both_orders_agree(void **state) {
+static void with_one_layer_both_orders_agree(void **state) {
   (void)state;
   esp_model_config config = calibration_config();
   config.blocks = 2;
@@ -235,7 +235,7 @@ static void row_32_with_one_layer_both_orders_agree(void **state) {
 
 /* X of the second layer comes of the pruned first one, Z of the unpruned model: its loss is the distance between the
  * whole pruned model and the unpruned one at that layer. */
-static void row_32_progressive_sees_what_comes_of_earlier_pruning(void **state) {
+static void progressive_sees_what_comes_of_earlier_pruning(void **state) {
   (void)state;
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config), *pruned;
@@ -330,7 +330,7 @@ static double brute_damage(const esp_model *model, int layer, int expert) {
   return sum;
 }
 
-static void row_26_damage_is_what_the_surgeon_does(void **state) {
+static void damage_is_what_the_surgeon_does(void **state) {
   (void)state;
   esp_model_config config = calibration_config();
   config.moe.router.bias_rate = 0.1; /* for a selection bias */
@@ -355,17 +355,17 @@ static void row_26_damage_is_what_the_surgeon_does(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      TEST(row_30_cached_outputs_are_the_layer_of_cached_inputs),
-      TEST(row_30_too_much_to_keep_is_refused_with_its_bytes),
-      TEST(row_31_the_best_subset_is_that_of_brute_force),
-      TEST(row_31_experts_that_yield_nothing_go),
-      TEST(row_31_of_equal_subsets_the_first_goes),
+      TEST(cached_outputs_are_the_layer_of_cached_inputs),
+      TEST(too_much_to_keep_is_refused_with_its_bytes),
+      TEST(the_best_subset_is_that_of_brute_force),
+      TEST(experts_that_yield_nothing_go),
+      TEST(of_equal_subsets_the_first_goes),
       TEST(greedy_is_exact_for_one_and_never_better_for_two),
-      TEST(row_32_with_one_layer_both_orders_agree),
-      TEST(row_32_progressive_sees_what_comes_of_earlier_pruning),
+      TEST(with_one_layer_both_orders_agree),
+      TEST(progressive_sees_what_comes_of_earlier_pruning),
       TEST(members_lose_as_many_each),
       TEST(what_cannot_be_recombined_is_refused),
-      TEST(row_26_damage_is_what_the_surgeon_does),
+      TEST(damage_is_what_the_surgeon_does),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,5 @@
 /* label: short */
-/* Auxiliary losses of routers against hand calculations and naive references in double precision. Tests are named after
- * the rows of the method checklist where there is one. */
+/* Auxiliary losses of routers against hand calculations and naive references in double precision. */
 #include "testing.h"
 
 #include <espalier/layers.h>
@@ -55,7 +54,7 @@ static double squared_variation(const double *v) {
 
 /* --- row 7 ------------------------------------------------------------------------------------------------ */
 
-static void row_07_importance_loss_is_its_formula(void **state) {
+static void importance_loss_is_its_formula(void **state) {
   (void)state;
   fixture f;
   set_up(&f, 2);
@@ -70,7 +69,7 @@ static void row_07_importance_loss_is_its_formula(void **state) {
   tear_down(&f);
 }
 
-static void row_07_load_loss_is_its_formula(void **state) {
+static void load_loss_is_its_formula(void **state) {
   (void)state;
   fixture f;
   set_up(&f, 2);
@@ -91,7 +90,7 @@ static void row_07_load_loss_is_its_formula(void **state) {
 }
 
 /* Equal logits: nothing to gain, and the gradient is 0, where the standard deviation's would be undefined. */
-static void row_07_uniform_gates_cost_nothing(void **state) {
+static void uniform_gates_cost_nothing(void **state) {
   (void)state;
   fixture f;
   set_up(&f, 1);
@@ -104,7 +103,7 @@ static void row_07_uniform_gates_cost_nothing(void **state) {
 }
 
 /* A router trained by plain gradient descent on the load loss alone. */
-static void row_07_load_loss_falls_when_trained_on_alone(void **state) {
+static void load_loss_falls_when_trained_on_alone(void **state) {
   (void)state;
   fixture f;
   set_up(&f, 1);
@@ -132,7 +131,7 @@ static void row_07_load_loss_falls_when_trained_on_alone(void **state) {
 /* --- row 8 ------------------------------------------------------------------------------------------------ */
 
 /* Token t prefers experts t, t + 1, ...: every expert is chosen as often, in every place. */
-static void row_08_balance_loss_is_one_at_perfect_balance(void **state) {
+static void balance_loss_is_one_at_perfect_balance(void **state) {
   (void)state;
   for (int k = 1; k <= 2; k++)
     for (int kind = ESP_BALANCE_ALL_CHOICES; kind <= ESP_BALANCE_FIRST_CHOICE; kind++) {
@@ -152,7 +151,7 @@ static void row_08_balance_loss_is_one_at_perfect_balance(void **state) {
 }
 
 /* Two tokens, k = 2. Switch counts slots: expert 0 twice, experts 1 and 2 once; GShard first choices: 0 twice. */
-static void row_08_switch_and_gshard_count_differently(void **state) {
+static void switch_and_gshard_count_differently(void **state) {
   (void)state;
   fixture f;
   set_up(&f, 2);
@@ -235,12 +234,12 @@ static void losses_of_members_are_the_mean_of_their_own(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_07_importance_loss_is_its_formula),
-      cmocka_unit_test(row_07_load_loss_is_its_formula),
-      cmocka_unit_test(row_07_uniform_gates_cost_nothing),
-      cmocka_unit_test(row_07_load_loss_falls_when_trained_on_alone),
-      cmocka_unit_test(row_08_balance_loss_is_one_at_perfect_balance),
-      cmocka_unit_test(row_08_switch_and_gshard_count_differently),
+      cmocka_unit_test(importance_loss_is_its_formula),
+      cmocka_unit_test(load_loss_is_its_formula),
+      cmocka_unit_test(uniform_gates_cost_nothing),
+      cmocka_unit_test(load_loss_falls_when_trained_on_alone),
+      cmocka_unit_test(balance_loss_is_one_at_perfect_balance),
+      cmocka_unit_test(switch_and_gshard_count_differently),
       cmocka_unit_test(entropy_of_undecided_routers_is_log_of_the_experts),
       cmocka_unit_test(losses_of_members_are_the_mean_of_their_own),
   };

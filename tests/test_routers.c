@@ -1,6 +1,5 @@
 /* label: short */
-/* Routers: token choice with its settings and capacities, expert choice, Soft MoE, hash, even, the selection bias.
- * Tests are named after the rows of the method checklist where there is one. */
+/* Routers: token choice with its settings and capacities, expert choice, Soft MoE, hash, even, the selection bias. */
 #include "testing.h"
 
 #include <espalier/layers.h>
@@ -35,7 +34,7 @@ static double gate(const fixture *f, int64_t slot) { return (double)f->routed.ga
 
 /* --- row 1 ------------------------------------------------------------------------------------------------ */
 
-static void row_01_orders_of_softmax_and_top_k_agree(void **state) {
+static void orders_of_softmax_and_top_k_agree(void **state) {
   (void)state;
   fixture after, before;
   set_up(&after, EXPERTS, 3, TOKENS);
@@ -52,7 +51,7 @@ static void row_01_orders_of_softmax_and_top_k_agree(void **state) {
   tear_down(&before);
 }
 
-static void row_01_raw_gates_sum_to_less_than_one(void **state) {
+static void raw_gates_sum_to_less_than_one(void **state) {
   (void)state;
   fixture f;
   set_up(&f, EXPERTS, 3, TOKENS);
@@ -61,7 +60,7 @@ static void row_01_raw_gates_sum_to_less_than_one(void **state) {
   tear_down(&f);
 }
 
-static void row_01_sigmoid_gates_are_the_logits_own(void **state) {
+static void sigmoid_gates_are_the_logits_own(void **state) {
   (void)state;
   fixture f;
   set_up(&f, EXPERTS, 2, TOKENS);
@@ -76,7 +75,7 @@ static void row_01_sigmoid_gates_are_the_logits_own(void **state) {
 
 /* --- row 2 ------------------------------------------------------------------------------------------------ */
 
-static void row_02_equal_logits_go_to_the_first_experts(void **state) {
+static void equal_logits_go_to_the_first_experts(void **state) {
   (void)state;
   fixture f;
   set_up(&f, EXPERTS, 3, TOKENS);
@@ -88,7 +87,7 @@ static void row_02_equal_logits_go_to_the_first_experts(void **state) {
 
 /* --- row 4 ------------------------------------------------------------------------------------------------ */
 
-static void row_04_capacities_of_v_moe(void **state) {
+static void capacities_of_v_moe(void **state) {
   (void)state;
   assert_int_equal(esp_expert_capacity(520, 2, 1.05, 8), 140);
   assert_int_equal(esp_expert_capacity(520, 2, 1.5, 8), 196);
@@ -97,7 +96,7 @@ static void row_04_capacities_of_v_moe(void **state) {
 
 /* Six tokens, two experts, k = 2: capacity 6 x 2 x 0.6 / 2 = 3.6, rounded up to 4. First choices: tokens 0 to 4 expert
  * 0, token 5 expert 1. Expert 0 serves 0 to 3; expert 1 serves 5 first and then the second choices of 0, 1 and 2. */
-static void row_04_first_choices_go_before_second_ones(void **state) {
+static void first_choices_go_before_second_ones(void **state) {
   (void)state;
   fixture f;
   set_up(&f, 2, 2, 6);
@@ -118,7 +117,7 @@ static void row_04_first_choices_go_before_second_ones(void **state) {
 }
 
 /* Rows of ones: a token's output is the sum of the gates that were served. */
-static void row_04_overflow_contributes_exactly_nothing(void **state) {
+static void overflow_contributes_exactly_nothing(void **state) {
   (void)state;
   fixture f;
   set_up(&f, EXPERTS, 2, TOKENS);
@@ -143,7 +142,7 @@ static void row_04_overflow_contributes_exactly_nothing(void **state) {
 }
 
 /* Three images of 32 tokens in groups of two: capacities hold in each group by itself. */
-static void row_04_groups_have_their_own_capacity(void **state) {
+static void groups_have_their_own_capacity(void **state) {
   (void)state;
   fixture f;
   set_up(&f, EXPERTS, 1, TOKENS);
@@ -159,7 +158,7 @@ static void row_04_groups_have_their_own_capacity(void **state) {
 
 /* --- row 5 ------------------------------------------------------------------------------------------------ */
 
-static void row_05_batch_priority_keeps_the_surest_tokens(void **state) {
+static void batch_priority_keeps_the_surest_tokens(void **state) {
   (void)state;
   fixture f;
   set_up(&f, 1, 1, 64);
@@ -180,7 +179,7 @@ static void row_05_batch_priority_keeps_the_surest_tokens(void **state) {
 
 /* --- row 6 ------------------------------------------------------------------------------------------------ */
 
-static void row_06_each_expert_takes_the_same_number(void **state) {
+static void each_expert_takes_the_same_number(void **state) {
   (void)state;
   fixture f;
   set_up(&f, EXPERTS, 2, TOKENS);
@@ -203,7 +202,7 @@ static void row_06_each_expert_takes_the_same_number(void **state) {
   tear_down(&f);
 }
 
-static void row_06_gates_over_the_chosen_tokens_sum_to_one(void **state) {
+static void gates_over_the_chosen_tokens_sum_to_one(void **state) {
   (void)state;
   fixture f;
   set_up(&f, EXPERTS, 2, TOKENS);
@@ -483,17 +482,17 @@ static void settings_name_the_rows_of_the_table(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(settings_name_the_rows_of_the_table),
-      cmocka_unit_test(row_01_orders_of_softmax_and_top_k_agree),
-      cmocka_unit_test(row_01_raw_gates_sum_to_less_than_one),
-      cmocka_unit_test(row_01_sigmoid_gates_are_the_logits_own),
-      cmocka_unit_test(row_02_equal_logits_go_to_the_first_experts),
-      cmocka_unit_test(row_04_capacities_of_v_moe),
-      cmocka_unit_test(row_04_first_choices_go_before_second_ones),
-      cmocka_unit_test(row_04_overflow_contributes_exactly_nothing),
-      cmocka_unit_test(row_04_groups_have_their_own_capacity),
-      cmocka_unit_test(row_05_batch_priority_keeps_the_surest_tokens),
-      cmocka_unit_test(row_06_each_expert_takes_the_same_number),
-      cmocka_unit_test(row_06_gates_over_the_chosen_tokens_sum_to_one),
+      cmocka_unit_test(orders_of_softmax_and_top_k_agree),
+      cmocka_unit_test(raw_gates_sum_to_less_than_one),
+      cmocka_unit_test(sigmoid_gates_are_the_logits_own),
+      cmocka_unit_test(equal_logits_go_to_the_first_experts),
+      cmocka_unit_test(capacities_of_v_moe),
+      cmocka_unit_test(first_choices_go_before_second_ones),
+      cmocka_unit_test(overflow_contributes_exactly_nothing),
+      cmocka_unit_test(groups_have_their_own_capacity),
+      cmocka_unit_test(batch_priority_keeps_the_surest_tokens),
+      cmocka_unit_test(each_expert_takes_the_same_number),
+      cmocka_unit_test(gates_over_the_chosen_tokens_sum_to_one),
       cmocka_unit_test(soft_moe_is_its_formula),
       cmocka_unit_test(soft_moe_serves_every_slot),
       cmocka_unit_test(hash_depends_on_the_position_only),

@@ -78,7 +78,7 @@ static const esp_routing *route(esp_tape *tape, esp_real *logits, int k, double 
 }
 
 /* A slot is skipped exactly where g_2 < beta g_1 of the gates without skipping; the first then has all the weight. */
-static void row_33_the_rule_for_two(void **state) {
+static void the_rule_for_two(void **state) {
   (void)state;
   esp_real logits[TOKENS * EXPERTS];
   esp_tensor *plain, *gates;
@@ -107,7 +107,7 @@ static void row_33_the_rule_for_two(void **state) {
 
 /* The general rule, sum of the tail < b / (1 + b) of all, keeps the smallest number of choices; with two it is the
  * simple one. */
-static void row_33_the_rule_for_more(void **state) {
+static void the_rule_for_more(void **state) {
   (void)state;
   esp_real logits[TOKENS * EXPERTS];
   esp_tensor *plain, *gates;
@@ -135,7 +135,7 @@ static void row_33_the_rule_for_more(void **state) {
   }
 }
 
-static void row_33_training_does_not_skip(void **state) {
+static void training_does_not_skip(void **state) {
   (void)state;
   esp_real logits[TOKENS * EXPERTS];
   esp_tensor *gates;
@@ -158,7 +158,7 @@ static void count(void *context, const esp_moe_record *record) {
 
 /* beta is the median over the tokens of a layer, so half of them are below it on the calibration images. A later layer
  * sees other inputs once the first one skips, so each is looked at with the others' skipping off. */
-static void row_33_half_is_skipped_where_it_was_calibrated(void **state) {
+static void half_is_skipped_where_it_was_calibrated(void **state) {
   const fixture *f = *state;
   const esp_calibration calibration = sample(f, 200);
   double beta[ESP_MAX_BLOCKS];
@@ -189,7 +189,7 @@ static void forward(const esp_model *model, esp_real *images, esp_real logits[5]
   esp_tape_free(tape);
 }
 
-static void row_33_a_beta_of_0_changes_no_bit(void **state) {
+static void a_beta_of_0_changes_no_bit(void **state) {
   const fixture *f = *state;
   static esp_real images[32 * 32 * 3];
   static const double none[2] = {0}, all[2] = {2, 2};
@@ -208,7 +208,7 @@ static void row_33_a_beta_of_0_changes_no_bit(void **state) {
 }
 
 /* After pruning, the counters of statistics are the executed calls, counted by hand; kept in the checkpoint. */
-static void row_34_pruned_and_skipping_counts_its_calls(void **state) {
+static void pruned_and_skipping_counts_its_calls(void **state) {
   const fixture *f = *state;
   const esp_calibration calibration = sample(f, 64);
   const esp_method_inputs inputs = {
@@ -272,12 +272,12 @@ static void test_one_expert_a_token_is_refused(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_33_the_rule_for_two),
-      cmocka_unit_test(row_33_the_rule_for_more),
-      cmocka_unit_test(row_33_training_does_not_skip),
-      cmocka_unit_test(row_33_half_is_skipped_where_it_was_calibrated),
-      cmocka_unit_test(row_33_a_beta_of_0_changes_no_bit),
-      cmocka_unit_test(row_34_pruned_and_skipping_counts_its_calls),
+      cmocka_unit_test(the_rule_for_two),
+      cmocka_unit_test(the_rule_for_more),
+      cmocka_unit_test(training_does_not_skip),
+      cmocka_unit_test(half_is_skipped_where_it_was_calibrated),
+      cmocka_unit_test(a_beta_of_0_changes_no_bit),
+      cmocka_unit_test(pruned_and_skipping_counts_its_calls),
       cmocka_unit_test(test_one_expert_a_token_is_refused),
   };
   return cmocka_run_group_tests_name("skip", tests, begin, end);

@@ -90,7 +90,7 @@ static void check_curves(const esp_sparsify_point *points) {
   assert_true(mean_loss(points, ESP_SPARSIFY_CONTRIBUTION) < random);
 }
 
-static void row_49_sparsification_of_a_trained_model(void **state) {
+static void sparsification_of_a_trained_model(void **state) {
   (void)state;
   trained t = train_quickly(settings, "synthetic:narrow");
   const esp_sparsify_options options = {
@@ -118,6 +118,6 @@ static void row_49_sparsification_of_a_trained_model(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_filters),
-                                     cmocka_unit_test(row_49_sparsification_of_a_trained_model)};
+                                     cmocka_unit_test(sparsification_of_a_trained_model)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

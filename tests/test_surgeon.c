@@ -168,7 +168,7 @@ static void check_outputs(const esp_moe_record *whole, const esp_moe_record *pru
 }
 
 /* One layer at a time, so that its input stays the same. */
-static void row_17_zeroed_experts_only_lack_their_output(void **state) {
+static void zeroed_experts_only_lack_their_output(void **state) {
   (void)state;
   const int32_t *targets = TARGETS(Z, 1, Z, 3);
   for (int i = 0; i < LAYERS; i++) {
@@ -197,7 +197,7 @@ static void keeping_all_is_a_copy(void **state) {
 
 /* --- modes remove and mask ---------------------------------------------------------------------------------------- */
 
-static void row_18_removing_is_masking(void **state) {
+static void removing_is_masking(void **state) {
   (void)state;
   const int32_t removals[][EXPERTS] = {{R, 1, 2, 3}, {0, 1, R, 3}, {0, R, R, 3}, {0, 1, 2, R}};
   enum { CASES = sizeof removals / sizeof removals[0] };
@@ -436,9 +436,9 @@ static void pruned_models_can_be_finetuned(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      TEST(row_17_zeroed_experts_only_lack_their_output),
+      TEST(zeroed_experts_only_lack_their_output),
       TEST(keeping_all_is_a_copy),
-      TEST(row_18_removing_is_masking),
+      TEST(removing_is_masking),
       TEST(the_model_shrinks_by_what_is_dropped),
       TEST(merged_experts_share_weights),
       TEST(merging_identical_experts_changes_nothing),

@@ -67,7 +67,7 @@ static void check_random(int d) {
   theory_free(&t);
 }
 
-static void row_21_the_theory_holds_in_simulation(void **state) {
+static void the_theory_holds_in_simulation(void **state) {
   (void)state;
   static const int sizes[] = {64, 256, 1024};
   double largest = 0;
@@ -78,6 +78,6 @@ static void row_21_the_theory_holds_in_simulation(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(row_21_the_theory_holds_in_simulation)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(the_theory_holds_in_simulation)};
   return cmocka_run_group_tests_name("theory", tests, NULL, NULL);
 }

@@ -101,7 +101,7 @@ static double overlap_of(esp_plan *const *plans, int count) {
 /* The proxy leaves out what comes of rerouting, which weighs the more the fewer experts a token has: this model has 4
  * of 32, the ratio of the paper's OLMoE. Seen: 14 of 16 experts in common, 0.875; with top-2 of 16 experts, far from
  * the paper's models, 6 of 8, 0.75. */
-static void row_26_damage_drops_what_the_gated_norm_drops(void **state) {
+static void damage_drops_what_the_gated_norm_drops(void **state) {
   (void)state;
   const esp_calibration c = calibration_on(t.dataset);
   esp_plan *damage = drop_by_name("damage", &c), *proxy = drop_by_name("S(0,1,1)", &c);
@@ -132,7 +132,7 @@ static const double chance = 0.25 + 4 * 0.055;
  * has
  * 0.854; with top-2 of 16 experts S(1,0,2) has 0.833, as high as any, as have S(1,1,2), S(1,2,0) and S(1,2,2), and
  * S(1,0,1) has 0.708. Without norms (beta = 0) it is lowest here, 0.58 to 0.67. All are far above chance. */
-static void row_27_overlap_of_all_variants_across_domains(void **state) {
+static void overlap_of_all_variants_across_domains(void **state) {
   (void)state;
   const esp_criterion *family;
   const int variants = (int)esp_criterion_family(&family);
@@ -156,8 +156,8 @@ static void row_27_overlap_of_all_variants_across_domains(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(row_26_damage_drops_what_the_gated_norm_drops),
-      cmocka_unit_test(row_27_overlap_of_all_variants_across_domains),
+      cmocka_unit_test(damage_drops_what_the_gated_norm_drops),
+      cmocka_unit_test(overlap_of_all_variants_across_domains),
   };
   return cmocka_run_group_tests_name("criteria on a trained model", tests, set_up, tear_down);
 }

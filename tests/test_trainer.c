@@ -448,7 +448,7 @@ static void test_poisoned_at_the_end(void **state) {
 
 /* ---- freezing ---- */
 
-static void row_44_frozen_tensors_stay_bit_identical(void **state) {
+static void frozen_tensors_stay_bit_identical(void **state) {
   (void)state;
   static const char patterns[] = "stem.*,blocks.*.router";
   training t;
@@ -764,7 +764,7 @@ int main(void) {
       cmocka_unit_test(test_diverged),
       cmocka_unit_test(test_poisoned),
       cmocka_unit_test(test_poisoned_at_the_end),
-      cmocka_unit_test(row_44_frozen_tensors_stay_bit_identical),
+      cmocka_unit_test(frozen_tensors_stay_bit_identical),
       cmocka_unit_test(test_resumed_with_a_teacher),
       cmocka_unit_test(test_freeze_nothing),
       cmocka_unit_test(test_metrics),
