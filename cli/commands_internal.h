@@ -8,6 +8,7 @@
 #include <espalier/checkpoint.h>
 #include <espalier/evaluate.h>
 #include <espalier/expert_scores.h>
+#include <espalier/json_file.h>
 #include <espalier/neurons.h>
 #include <espalier/plan.h>
 #include <espalier/run_folder.h>
@@ -73,9 +74,6 @@ esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a);
 
 /* Writes plan.json beside the checkpoint `target`, if --out is a folder. */
 esp_status write_plan(const esp_plan *plan, const char *target, const arguments *a);
-
-/* Writes folder/name and drops the reference; NULL: memory was short. */
-esp_status write_json(const char *folder, const char *name, json_t *json);
 
 /* inspect_layers.c: what became of the experts, added to the blocks' objects and printed. */
 void put_experts_json(json_t *layers, const esp_model *model);

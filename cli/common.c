@@ -124,16 +124,6 @@ esp_status write_plan(const esp_plan *plan, const char *target, const arguments 
   return status;
 }
 
-esp_status write_json(const char *folder, const char *name, json_t *json) {
-  char path[ESP_PATH_SIZE];
-  char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
-  json_decref(json);
-  esp_status status = text ? esp_folder_path(path, folder, name) : esp_fail(ESP_ERR_MEMORY, "out of memory");
-  if (status == ESP_OK) status = esp_file_write(path, text);
-  free(text);
-  return status;
-}
-
 void draw_figure(const arguments *a, const char *folder, const char *name) {
   const esp_drawing drawn = esp_figure_draw(folder, name);
   if (a->quiet || drawn == ESP_DRAWN) return;

@@ -94,7 +94,7 @@ static esp_status sparsify(sparsifying *s, const arguments *a) {
   snprintf(title, sizeof title, "%s on %s without a share of the neurons", a->operands[0],
            esp_dataset_info_of(s->dataset)->name);
   ESP_TRY(esp_sparsify_write(s->l.model, s->points, s->count, title, s->folder));
-  ESP_TRY(write_json(s->folder, "sparsify.json", points_json(s)));
+  ESP_TRY(esp_json_write(s->folder, "sparsify.json", points_json(s), ESP_JSON_DIGITS));
   draw_figure(a, s->folder, "sparsify");
   if (s->options.end_layer > s->options.first_layer) draw_figure(a, s->folder, "sparsify_layers");
   return ESP_OK;

@@ -150,7 +150,7 @@ esp_status training_run(training *t, esp_training_result *result) {
   const recipe *r = t->recipe;
   ESP_TRY(r && r->work ? r->work(t, result) : esp_train(&job, result));
   if (r && r->complete) ESP_TRY(r->complete(t, result));
-  return write_json(t->folder, "results.json", training_results_json(t, result));
+  return esp_json_write(t->folder, "results.json", training_results_json(t, result), ESP_JSON_DIGITS);
 }
 
 void training_release(training *t) {

@@ -6,6 +6,7 @@
 #include <espalier/distillation.h>
 #include <espalier/evaluate.h>
 #include <espalier/figure.h>
+#include <espalier/json_file.h>
 #include <espalier/metrics.h>
 #include <espalier/progress.h>
 #include <espalier/routing_log.h>

@@ -153,7 +153,7 @@ static esp_status save(const comparison *c, const char *folder) {
   json_t *result = result_json(c);
   esp_status status = result ? esp_folder_make(folder) : esp_fail(ESP_ERR_MEMORY, "out of memory");
   if (status == ESP_OK) status = esp_file_compose(folder, "overlap.csv", write_rows, result);
-  if (status == ESP_OK) return write_json(folder, "overlap.json", result);
+  if (status == ESP_OK) return esp_json_write(folder, "overlap.json", result, ESP_JSON_DIGITS);
   json_decref(result);
   return status;
 }

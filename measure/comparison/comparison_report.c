@@ -1,5 +1,6 @@
 #include <espalier/comparison.h>
 #include <espalier/core.h>
+#include <espalier/json_file.h>
 
 #include <jansson.h>
 #include <math.h>
@@ -180,18 +181,6 @@ json_t *esp_comparison_json(const esp_comparison *c) {
                    "variants", variants);
 }
 
-static esp_status write_json(const esp_comparison *c, const char *folder) {
-  char path[ESP_PATH_SIZE];
-  ESP_TRY(esp_folder_path(path, folder, "compare.json"));
-  json_t *json = esp_comparison_json(c);
-  char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(10)) : NULL;
-  json_decref(json);
-  const esp_status status =
-      text ? esp_file_write(path, text) : esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path);
-  free(text);
-  return status;
-}
-
 /* --- figure --------------------------------------------------------------------------------------------- */
 
 static esp_status write_figure(const esp_comparison *c, const summary_list *list, const char *folder) {
@@ -240,7 +229,7 @@ esp_status esp_comparison_write(const esp_comparison *c, const char *folder) {
   list.summaries = summaries;
   esp_status status = esp_file_compose(folder, "compare.csv", write_runs, c);
   if (status == ESP_OK) status = esp_file_compose(folder, "compare_summary.csv", write_summaries, &list);
-  if (status == ESP_OK) status = write_json(c, folder);
+  if (status == ESP_OK) status = esp_json_write(folder, "compare.json", esp_comparison_json(c), 10);
   if (status == ESP_OK) status = write_figure(c, &list, folder);
   esp_free(summaries);
   return status;

@@ -1,9 +1,7 @@
+#include <espalier/json_file.h>
 #include <espalier/report.h>
 #include <espalier/run_folder.h>
 #include <espalier/statistics_rows.h>
-
-#include <jansson.h>
-#include <stdlib.h>
 
 /* --- rows ----------------------------------------------------------------------------------------------- */
 
@@ -109,18 +107,6 @@ static void write_neurons(const esp_measurement *m, FILE *file) {
 
 /* --- files ---------------------------------------------------------------------------------------------- */
 
-static esp_status write_json(const esp_measurement *m, const char *folder) {
-  char path[ESP_PATH_SIZE];
-  ESP_TRY(esp_folder_path(path, folder, "measure.json"));
-  json_t *json = esp_measurement_json(m);
-  char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(10)) : NULL;
-  json_decref(json);
-  const esp_status status =
-      text ? esp_file_write(path, text) : esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path);
-  free(text);
-  return status;
-}
-
 typedef void csv_writer(const esp_measurement *m, FILE *file);
 
 typedef struct csv_file {
@@ -138,7 +124,7 @@ static esp_status write_csv(const esp_measurement *m, const char *folder, const 
 }
 
 esp_status esp_measurement_write(const esp_measurement *measurement, const char *folder) {
-  ESP_TRY(write_json(measurement, folder));
+  ESP_TRY(esp_json_write(folder, "measure.json", esp_measurement_json(measurement), 10));
   ESP_TRY(write_csv(measurement, folder, "experts.csv", write_experts));
   if (!measurement->statistics) return ESP_OK;
   ESP_TRY(write_csv(measurement, folder, "routing.csv", write_routing));
