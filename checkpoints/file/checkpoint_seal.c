@@ -25,12 +25,23 @@ static uint64_t get_word(const unsigned char *place) {
   return word;
 }
 
-void esp_seal(esp_image *image) {
+static void seal_image(esp_image *image) {
   unsigned char *const seal = (unsigned char *)image->bytes + image->size;
   memcpy(seal, magic, WORD);
   put_word(seal + WORD, image->size);
   put_word(seal + 2 * WORD, esp_fnv(ESP_FNV_START, image->bytes, image->size));
   image->size += ESP_SEAL_SIZE;
+}
+
+esp_status esp_sealed_file_write(const char *path, size_t expected, esp_image_writer *write, const void *context) {
+  esp_image image;
+  esp_status status = esp_image_make(&image, expected, write, context);
+  if (status == ESP_OK) {
+    seal_image(&image);
+    status = esp_replace_file(path, image.bytes, image.size);
+  }
+  esp_free(image.bytes);
+  return status;
 }
 
 static esp_status read_at(int file, void *bytes, size_t size, off_t offset) {

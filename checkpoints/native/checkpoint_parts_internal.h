@@ -73,8 +73,10 @@ typedef esp_status esp_image_writer(hid_t file, const void *context);
 /* `expected`: at least as many bytes as the file will have. */
 esp_status esp_image_make(esp_image *image, size_t expected, esp_image_writer *write, const void *context);
 
-/* Adds a checksum over all bytes behind them; the other says whether a file that has one is as it was written. */
-void esp_seal(esp_image *image);
+/* Makes the file in memory, adds a checksum over all bytes behind them, and replaces `path` by it. */
+esp_status esp_sealed_file_write(const char *path, size_t expected, esp_image_writer *write, const void *context);
+
+/* Whether a file that has such a checksum is as it was written. */
 esp_status esp_seal_check(const char *path);
 
 /* Writes `size` bytes to a new file that takes the place of `path` whole or not at all. */

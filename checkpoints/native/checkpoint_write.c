@@ -1,6 +1,5 @@
 #include "checkpoint_parts_internal.h"
 #include <espalier/cost.h>
-#include <espalier/memory.h>
 
 #include <string.h>
 
@@ -52,15 +51,8 @@ static size_t most_bytes(const contents *c) {
 }
 
 static esp_status save(const char *path, const contents *c) {
-  esp_image image;
   ESP_TRY(esp_architecture_check(c->architecture));
-  esp_status status = esp_image_make(&image, most_bytes(c), write_contents, c);
-  if (status == ESP_OK) {
-    esp_seal(&image);
-    status = esp_replace_file(path, image.bytes, image.size);
-  }
-  esp_free(image.bytes);
-  return status;
+  return esp_sealed_file_write(path, most_bytes(c), write_contents, c);
 }
 
 esp_status esp_checkpoint_save(const char *path, const esp_model *model, const esp_optimizer *optimizer,

@@ -83,14 +83,7 @@ static esp_status save(const char *path, const esp_routing_trace *trace) {
     if (trace->layers[i].images != trace->images)
       return esp_fail(ESP_ERR_MISMATCH, "%s has been traced for %lld of %lld images", trace->layers[i].scope,
                       (long long)trace->layers[i].images, (long long)trace->images);
-  esp_image image;
-  esp_status status = esp_image_make(&image, most_bytes(trace), write_trace, trace);
-  if (status == ESP_OK) {
-    esp_seal(&image);
-    status = esp_replace_file(path, image.bytes, image.size);
-  }
-  esp_free(image.bytes);
-  return status;
+  return esp_sealed_file_write(path, most_bytes(trace), write_trace, trace);
 }
 
 esp_status esp_routing_trace_save(const char *path, const esp_routing_trace *trace) {
