@@ -8,12 +8,6 @@
 #include <math.h>
 #include <string.h>
 
-void esp_sweep_curve_name(const esp_sweep *sweep, const esp_sweep_row *row, char name[SWEEP_NAME_SIZE]) {
-  if (row->calibration > 0)
-    snprintf(name, SWEEP_NAME_SIZE, "%s on %s", row->method.name, esp_sweep_calibration(sweep, row->calibration));
-  else snprintf(name, SWEEP_NAME_SIZE, "%s", row->method.name);
-}
-
 /* The names of all curves, each once; `names` [rows]. */
 static int list_curves(const esp_sweep *sweep, char (*names)[SWEEP_NAME_SIZE], esp_figure_series *curves) {
   int count = 0;

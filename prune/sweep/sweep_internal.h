@@ -1,3 +1,4 @@
+/* The parts of a sweep: sweep.c calls all others, each of them calls sweep_grid.c, and that none. */
 #ifndef ESPALIER_SWEEP_INTERNAL_H
 #define ESPALIER_SWEEP_INTERNAL_H
 
@@ -19,11 +20,22 @@ struct esp_sweep {
 
 enum { SWEEP_NAME_SIZE = sizeof((esp_sweep_cell *)0)->same_as };
 
+/* --- sweep_grid.c: which cells there are, and names ------------------------------------------------------- */
+
+/* ESP_ERR_USAGE, ESP_ERR_MISMATCH. */
+esp_status esp_sweep_check(const esp_sweep_settings *settings) ESP_MUST_CHECK;
+
+/* Adds the methods "unpruned" and "random" to the settings, and makes the cells. */
+esp_status esp_sweep_make_grid(esp_sweep *sweep) ESP_MUST_CHECK;
+
 /* "matched", or the name of the data set; "none" for -1. */
 const char *esp_sweep_calibration(const esp_sweep *sweep, int calibration);
 
 /* The model's digest, method, ratio, seed and calibration data: the same in every sweep over the folder. */
 void esp_sweep_cell_name(const esp_sweep *sweep, const esp_sweep_cell *cell, char name[SWEEP_NAME_SIZE]);
+
+/* What a row's curve is called: its method, and the data if they are mismatched. */
+void esp_sweep_curve_name(const esp_sweep *sweep, const esp_sweep_row *row, char name[SWEEP_NAME_SIZE]);
 
 /* --- sweep_record.c: what is kept ------------------------------------------------------------------------ */
 
@@ -46,9 +58,6 @@ esp_status esp_sweep_compute(esp_sweep *sweep, esp_sweep_cell *cell) ESP_MUST_CH
 void esp_sweep_forget_scores(esp_sweep *sweep);
 
 /* --- sweep_figure.c --------------------------------------------------------------------------------------- */
-
-/* What a row's curve is called: its method, and the data if they are mismatched. */
-void esp_sweep_curve_name(const esp_sweep *sweep, const esp_sweep_row *row, char name[SWEEP_NAME_SIZE]);
 
 /* sweep.gp, and sweep.svg and .png where gnuplot is installed. */
 esp_status esp_sweep_draw(const esp_sweep *sweep) ESP_MUST_CHECK;

@@ -1,6 +1,7 @@
 /* What a sweep keeps: its settings, a JSON file a cell, and tables of them all. */
 #include "sweep_internal.h"
 
+#include <espalier/json_file.h>
 #include <espalier/memory.h>
 #include <espalier/parallel.h>
 #include <espalier/blas.h>
@@ -10,15 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-static esp_status write_json(const char *folder, const char *name, const json_t *json) {
-  char path[ESP_PATH_SIZE];
-  char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(17)) : NULL;
-  esp_status status = text ? esp_folder_path(path, folder, name) : esp_fail(ESP_ERR_MEMORY, "out of memory");
-  if (status == ESP_OK) status = esp_file_write(path, text);
-  free(text);
-  return status;
-}
 
 /* --- settings: what the numbers of a cell depend on besides its own name ----------------------------------- */
 
@@ -84,7 +76,8 @@ esp_status esp_sweep_record_open(const esp_sweep *sweep) {
   esp_status status =
       now ? check_settings(sweep->settings.folder, path, now) : esp_fail(ESP_ERR_MEMORY, "out of memory");
   if (status == ESP_OK) status = make_folders(&sweep->settings);
-  if (status == ESP_OK) status = write_json(sweep->settings.folder, "settings.json", now);
+  if (status == ESP_OK)
+    status = esp_json_write(sweep->settings.folder, "settings.json", json_incref(now), ESP_JSON_DIGITS);
   json_decref(now);
   return status;
 }
@@ -190,10 +183,8 @@ esp_status esp_sweep_record_read(const esp_sweep *sweep, esp_sweep_cell *cell) {
 esp_status esp_sweep_record_write(const esp_sweep *sweep, const esp_sweep_cell *cell) {
   char path[ESP_PATH_SIZE];
   ESP_TRY(cell_path(sweep, cell, path));
-  json_t *json = cell_json(sweep, cell);
-  const esp_status status = write_json(sweep->settings.folder, path + strlen(sweep->settings.folder) + 1, json);
-  json_decref(json);
-  return status;
+  return esp_json_write(sweep->settings.folder, path + strlen(sweep->settings.folder) + 1, cell_json(sweep, cell),
+                        ESP_JSON_DIGITS);
 }
 
 /* --- tables ----------------------------------------------------------------------------------------------- */
@@ -319,9 +310,5 @@ esp_status esp_sweep_record_close(const esp_sweep *sweep) {
   if (esp_folder_path(work, sweep->settings.folder, "work") == ESP_OK) rmdir(work);
   ESP_TRY(write_table(sweep, "cells.csv", write_cells));
   ESP_TRY(write_table(sweep, "summary.csv", write_summary));
-  ESP_TRY(esp_sweep_draw(sweep));
-  json_t *json = esp_sweep_json(sweep);
-  const esp_status status = write_json(sweep->settings.folder, "sweep.json", json);
-  json_decref(json);
-  return status;
+  return esp_json_write(sweep->settings.folder, "sweep.json", esp_sweep_json(sweep), ESP_JSON_DIGITS);
 }
