@@ -1,6 +1,7 @@
 #include <espalier/bench.h>
 #include <espalier/evaluate.h>
 #include <espalier/memory.h>
+#include <espalier/compare.h>
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -39,13 +40,8 @@ static esp_status choose_runs(const esp_bench *bench, const esp_bench_case *c, i
   }
 }
 
-static int by_value(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 double esp_bench_median(double *values, int count) {
-  qsort(values, (size_t)count, sizeof *values, by_value);
+  qsort(values, (size_t)count, sizeof *values, esp_ascending);
   return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 

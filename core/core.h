@@ -3,6 +3,7 @@
 #define ESPALIER_CORE_H
 
 #include <espalier/status.h>
+#include <espalier/compare.h>
 #include <espalier/memory.h>
 #include <espalier/random.h>
 #include <espalier/parallel.h>

@@ -1,4 +1,5 @@
 #include <espalier/parallel.h>
+#include <espalier/compare.h>
 
 #include <omp.h>
 #include <stdatomic.h>
@@ -12,8 +13,6 @@ int esp_threads(void) { return chosen_threads ? chosen_threads : omp_get_max_thr
 /* Fewer elements than so many are not worth another thread. */
 enum { LEAST_ELEMENTS = 2048, UNIT = 64, MOST_SHARES = 128 };
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 void esp_parallel_for(int64_t count, int64_t grain, esp_range_body *body, void *context) {
   const int64_t chunks = (count + grain - 1) / grain;
   if (chunks <= 1) {
@@ -21,19 +20,19 @@ void esp_parallel_for(int64_t count, int64_t grain, esp_range_body *body, void *
     return;
   }
 #pragma omp parallel for schedule(static) num_threads(esp_threads())
-  for (int64_t i = 0; i < chunks; i++) body(context, i * grain, smaller((i + 1) * grain, count));
+  for (int64_t i = 0; i < chunks; i++) body(context, i * grain, esp_smaller((i + 1) * grain, count));
 }
 
 /* `count` elements in units of `unit`, of which a range has `least` at least. */
 static void share(int64_t count, int64_t unit, int64_t least, esp_range_body *body, void *context) {
-  const int64_t units = (count + unit - 1) / unit, ranges = smaller(esp_threads(), units / (least > 0 ? least : 1));
+  const int64_t units = (count + unit - 1) / unit, ranges = esp_smaller(esp_threads(), units / (least > 0 ? least : 1));
   if (ranges <= 1) {
     if (count > 0) body(context, 0, count);
     return;
   }
 #pragma omp parallel for schedule(static) num_threads((int)ranges)
   for (int64_t i = 0; i < ranges; i++)
-    body(context, units * i / ranges * unit, smaller(units * (i + 1) / ranges * unit, count));
+    body(context, units * i / ranges * unit, esp_smaller(units * (i + 1) / ranges * unit, count));
 }
 
 void esp_parallel_rows(int64_t rows, int64_t columns, esp_range_body *body, void *context) {
@@ -62,7 +61,7 @@ static void run_pieces(share_left *share, esp_range_body *body, void *context) {
 void esp_parallel_for_uneven(int64_t count, int64_t grain, esp_range_body *body, void *context) {
   share_left shares[MOST_SHARES];
   const int64_t pieces = (count + grain - 1) / grain;
-  const int threads = (int)smaller(smaller(esp_threads(), MOST_SHARES), pieces);
+  const int threads = (int)esp_smaller(esp_smaller(esp_threads(), MOST_SHARES), pieces);
   if (threads <= 1) {
     if (count > 0) body(context, 0, count);
     return;

@@ -1,8 +1,7 @@
 #include <espalier/cost.h>
+#include <espalier/compare.h>
 
 #include <stdio.h>
-
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Running averages of a batch norm are no parameters. */
 static int64_t norm_size(const esp_model_config *config, int64_t width) {
@@ -84,7 +83,7 @@ static void sum_experts(const place *at, int kept, expert_cost *stored, expert_c
     const int width = at->layout ? esp_stored_width(at->layout, s, hidden) : hidden;
     const bool factored = at->layout && at->layout->rank;
     const expert_cost cost = factored ? cost_of_factored(at->config, at->layout, s)
-                                      : cost_of_expert(at->config, width, smaller(kept, width));
+                                      : cost_of_expert(at->config, width, esp_smaller(kept, width));
     add_expert(stored, &cost);
     for (int e = 0; e < logical_experts(at); e++)
       if ((at->layout ? at->layout->index[e] : e) == s) add_expert(served, &cost);
@@ -121,7 +120,7 @@ static double taken_rows(const place *at) {
   const int64_t group = moe->router.group_images, own = moe->experts / moe->members, tokens = group * at->tokens;
   int served, routable;
   count_experts(at, 0, logical_experts(at), &served, &routable);
-  return (double)(served * smaller(tokens, (tokens * moe->top_k + own - 1) / own)) / (double)group;
+  return (double)(served * esp_smaller(tokens, (tokens * moe->top_k + own - 1) / own)) / (double)group;
 }
 
 /* Rows of the router matrix; 0 without one. */
@@ -181,8 +180,8 @@ static void count_moe(esp_layer_cost *layer, const place *at) {
   const expert_cost shared = cost_of_expert(at->config, moe->shared_hidden, moe->shared_hidden);
   const int64_t always = always_size(at, shared), stored = stored_experts(at);
   const bool soft = moe->router.policy == ESP_ROUTER_SOFT, taken = moe->router.policy == ESP_ROUTER_EXPERT_CHOICE;
-  const int64_t of_token = soft ? stored : smaller(at->runs * moe->top_k, stored);
-  const int64_t of_image = soft || taken ? stored : smaller(at->runs * at->tokens * moe->top_k, stored);
+  const int64_t of_token = soft ? stored : esp_smaller(at->runs * moe->top_k, stored);
+  const int64_t of_image = soft || taken ? stored : esp_smaller(at->runs * at->tokens * moe->top_k, stored);
   const double rows = expert_rows(at), base = (double)(at->runs * at->tokens) * always_flops(at, shared);
   layer->experts = logical_experts(at);
   layer->stored_experts = (int)stored;

@@ -93,7 +93,8 @@ ESP_HOT static void adamw_range(void *context, int64_t begin, int64_t end) {
   }
 }
 
-static update make_update(const esp_optimizer *o, const esp_parameter *p, double rate_share, double gradient_norm) {
+static update make_update(const esp_optimizer *o, const esp_parameter *p, double learning_rate_multiplier,
+                          double gradient_norm) {
   const esp_optimizer_config *c = &o->config;
   const bool decays = p->kind == ESP_KIND_WEIGHT || p->kind == ESP_KIND_ROUTER;
   const bool clips = c->clip_norm > 0 && gradient_norm > c->clip_norm;
@@ -101,7 +102,8 @@ static update make_update(const esp_optimizer *o, const esp_parameter *p, double
                   .g = p->tensor.grad,
                   .m = o->first + p->offset,
                   .v = o->second ? o->second + p->offset : NULL,
-                  .rate = (esp_real)(rate_share * c->learning_rate * (p->kind == ESP_KIND_ROUTER ? c->router_rate : 1)),
+                  .rate = (esp_real)(learning_rate_multiplier * c->learning_rate *
+                                     (p->kind == ESP_KIND_ROUTER ? c->router_rate : 1)),
                   .decay = (esp_real)(decays ? c->weight_decay : 0),
                   .scale = (esp_real)(clips ? c->clip_norm / gradient_norm : 1),
                   .momentum = (esp_real)c->momentum,
@@ -114,7 +116,7 @@ static update make_update(const esp_optimizer *o, const esp_parameter *p, double
                   .correction2 = (esp_real)(1 / (1 - pow(c->beta2, (double)o->steps)))};
 }
 
-void esp_optimizer_step(esp_optimizer *optimizer, double rate_share, double gradient_norm) {
+void esp_optimizer_step(esp_optimizer *optimizer, double learning_rate_multiplier, double gradient_norm) {
   optimizer->steps++;
   esp_range_body *range = optimizer->config.kind == ESP_OPTIMIZER_SGD ? sgd_range : adamw_range;
   for (int64_t i = 0; i < esp_parameters_count(optimizer->parameters); i++) {
@@ -122,7 +124,7 @@ void esp_optimizer_step(esp_optimizer *optimizer, double rate_share, double grad
     if (p->frozen || p->kind == ESP_KIND_STATE) continue;
     if (!p->tensor.grad_written) memset(p->tensor.grad, 0, (size_t)p->count * sizeof *p->tensor.grad);
     p->tensor.grad_written = false;
-    update u = make_update(optimizer, p, rate_share, gradient_norm);
+    update u = make_update(optimizer, p, learning_rate_multiplier, gradient_norm);
     if (optimizer->config.kind == ESP_OPTIMIZER_MUON && esp_muon_takes(p)) {
       const esp_muon_update muon = {(double)u.rate, (double)u.decay, (double)u.scale, (double)u.momentum};
       esp_muon_step(&optimizer->muon, p, u.m, &muon);

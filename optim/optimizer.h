@@ -41,8 +41,8 @@ ESP_API extern const esp_optimizer_config esp_optimizer_defaults;
 /* ESP_ERR_CONFIG, naming the key, if a setting is out of range. */
 ESP_API esp_status esp_optimizer_config_check(const esp_optimizer_config *config) ESP_MUST_CHECK;
 
-/* The share of the peak rate at step `step` (from 0) of `steps`: the warm-up reaches 1 with its last step. */
-ESP_API double esp_schedule_share(const esp_schedule_config *schedule, int64_t step, int64_t steps);
+/* The learning-rate multiplier, a share of the peak rate, at step `step` (from 0) of `steps`: the warm-up reaches 1 with its last step. */
+ESP_API double esp_schedule_multiplier(const esp_schedule_config *schedule, int64_t step, int64_t steps);
 
 typedef struct esp_optimizer esp_optimizer;
 
@@ -56,8 +56,8 @@ ESP_API void esp_optimizer_free(esp_optimizer *optimizer);
 ESP_API double esp_gradient_norm(const esp_parameters *parameters);
 
 /* One update with the gradients as they are, scaled down if their norm, `gradient_norm`, exceeds clip_norm, at
- * `rate_share` of the peak rate. Frozen parameters stay as they are. */
-ESP_API void esp_optimizer_step(esp_optimizer *optimizer, double rate_share, double gradient_norm);
+ * the peak rate times `learning_rate_multiplier`. Frozen parameters stay as they are. */
+ESP_API void esp_optimizer_step(esp_optimizer *optimizer, double learning_rate_multiplier, double gradient_norm);
 
 /* Steps done; part of AdamW's state. */
 ESP_API int64_t esp_optimizer_steps(const esp_optimizer *optimizer);

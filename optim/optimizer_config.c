@@ -61,7 +61,7 @@ esp_status esp_optimizer_config_check(const esp_optimizer_config *c) {
   return ESP_OK;
 }
 
-double esp_schedule_share(const esp_schedule_config *schedule, int64_t step, int64_t steps) {
+double esp_schedule_multiplier(const esp_schedule_config *schedule, int64_t step, int64_t steps) {
   const double warmup = schedule->warmup * (double)steps, done = (double)step + 1;
   if (done <= warmup) return done / warmup;
   const double rest = (double)steps - warmup;

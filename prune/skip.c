@@ -1,5 +1,6 @@
 #include <espalier/memory.h>
 #include <espalier/skip.h>
+#include <espalier/compare.h>
 
 #include <stdlib.h>
 
@@ -61,17 +62,12 @@ static void add_ratios(void *context, const esp_moe_record *record) {
   }
 }
 
-static int ascending(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 static esp_status take_medians(ratios *r, const esp_calibration *calibration, double *beta) {
   const esp_observer observer = {add_ratios, r};
   ESP_TRY(esp_calibration_pass(r->model, calibration, &observer));
   for (int i = 0; i < esp_model_moe_count(r->model); i++) {
     double *values = r->values + i * r->capacity;
-    qsort(values, (size_t)r->count[i], sizeof *values, ascending);
+    qsort(values, (size_t)r->count[i], sizeof *values, esp_ascending);
     beta[i] = 0.5 * (values[(r->count[i] - 1) / 2] + values[r->count[i] / 2]);
   }
   return ESP_OK;

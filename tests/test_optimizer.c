@@ -79,12 +79,12 @@ static void hand_update(setting *s, int i, int j, double g, int step, double rat
   *w -= rate * (groups[i].kind == ESP_KIND_ROUTER ? c->router_rate : 1) * (move + decay * *w);
 }
 
-static void hand_step(setting *s, int step, double rate_share, double norm) {
+static void hand_step(setting *s, int step, double multiplier, double norm) {
   const esp_optimizer_config *c = &s->config;
   const double scale = c->clip_norm > 0 && norm > c->clip_norm ? c->clip_norm / norm : 1;
   for (int i = 0; i < PARAMETERS; i++)
     for (int j = 0; j < COUNT && !s->parameter[i]->frozen; j++)
-      hand_update(s, i, j, scale * (double)s->parameter[i]->tensor.grad[j], step, rate_share * c->learning_rate);
+      hand_update(s, i, j, scale * (double)s->parameter[i]->tensor.grad[j], step, multiplier * c->learning_rate);
 }
 
 static void check_steps(const esp_optimizer_config *config) {
@@ -358,7 +358,7 @@ static void state_and_steps_are_all_there_is(void **state) {
 
 static void assert_share(esp_schedule_kind kind, double warmup, double final_share, int64_t step, double expected) {
   const esp_schedule_config c = {kind, warmup, final_share};
-  const double share = esp_schedule_share(&c, step, 100);
+  const double share = esp_schedule_multiplier(&c, step, 100);
   if (fabs(share - expected) > 1e-12)
     fail_msg("kind %d, warm-up %g, final share %g, step %d: %.15g instead of %.15g", (int)kind, warmup, final_share,
              (int)step, share, expected);
@@ -394,7 +394,7 @@ static void schedules_never_rise_after_the_warmup(void **state) {
   for (int kind = ESP_SCHEDULE_CONSTANT; kind <= ESP_SCHEDULE_COSINE; kind++) {
     const esp_schedule_config c = {(esp_schedule_kind)kind, 0.13, 0.02};
     for (int64_t step = 1; step < 77; step++) {
-      const double before = esp_schedule_share(&c, step - 1, 77), now = esp_schedule_share(&c, step, 77);
+      const double before = esp_schedule_multiplier(&c, step - 1, 77), now = esp_schedule_multiplier(&c, step, 77);
       assert_true(now > 0 && now <= 1);
       assert_true(step < 10 ? now > before : step < 11 || now <= before);
     }

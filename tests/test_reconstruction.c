@@ -61,7 +61,8 @@ static esp_plan *choose(const esp_model *model, const char *name, esp_prune_mode
 static bool goes(const esp_plan *plan, int layer, int expert) { return plan->layers[layer].target[expert] < 0; }
 
 static void assert_best_subset(const esp_model *model, esp_prune_mode mode, bool batches) {
-  esp_plan *plan = choose(model, "reconstruction", mode, 2, batches ? ESP_LOSS_BATCH_NORMS : ESP_LOSS_ONE_NORM);
+  esp_plan *plan =
+      choose(model, "reconstruction", mode, 2, batches ? ESP_RECONSTRUCTION_BATCH_NORMS : ESP_RECONSTRUCTION_ONE_NORM);
   for (int layer = 0; layer < plan->layer_count; layer++) {
     double losses[SUBSETS];
     int best = 0;
@@ -174,7 +175,7 @@ static void experts_that_yield_nothing_go(void **state) {
   }
   const char *const names[] = {"reconstruction", "reconstruction-progressive", "reconstruction-greedy"};
   for (int i = 0; i < 3; i++) {
-    esp_plan *plan = choose(model, names[i], ESP_PRUNE_ZERO, 2, ESP_LOSS_ONE_NORM);
+    esp_plan *plan = choose(model, names[i], ESP_PRUNE_ZERO, 2, ESP_RECONSTRUCTION_ONE_NORM);
     for (int layer = 0; layer < 2; layer++) {
       assert_true(goes(plan, layer, 1 - layer) && goes(plan, layer, 3));
       assert_true(plan->layers[layer].score[3] < 1e-5 && plan->layers[layer].score[2] > 1e-2);
@@ -192,7 +193,7 @@ static void of_equal_subsets_the_first_goes(void **state) {
   esp_model *model = random_model(&config);
   for (int layer = 0; layer < 2; layer++)
     for (int e = 0; e < EXPERTS; e++) silence(model, layer, e);
-  esp_plan *plan = choose(model, "reconstruction", ESP_PRUNE_REMOVE, 2, ESP_LOSS_ONE_NORM);
+  esp_plan *plan = choose(model, "reconstruction", ESP_PRUNE_REMOVE, 2, ESP_RECONSTRUCTION_ONE_NORM);
   for (int layer = 0; layer < 2; layer++) assert_true(goes(plan, layer, 0) && goes(plan, layer, 1));
   esp_plan_free(plan);
   esp_model_free(model);
@@ -203,8 +204,8 @@ static void greedy_is_exact_for_one_and_never_better_for_two(void **state) {
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config);
   for (int drop = 1; drop <= 2; drop++) {
-    esp_plan *all = choose(model, "reconstruction", ESP_PRUNE_REMOVE, drop, ESP_LOSS_ONE_NORM);
-    esp_plan *greedy = choose(model, "reconstruction-greedy", ESP_PRUNE_REMOVE, drop, ESP_LOSS_ONE_NORM);
+    esp_plan *all = choose(model, "reconstruction", ESP_PRUNE_REMOVE, drop, ESP_RECONSTRUCTION_ONE_NORM);
+    esp_plan *greedy = choose(model, "reconstruction-greedy", ESP_PRUNE_REMOVE, drop, ESP_RECONSTRUCTION_ONE_NORM);
     for (int layer = 0; layer < 2; layer++) {
       assert_true(greedy->layers[layer].loss >= all->layers[layer].loss);
       assert_int_equal(esp_plan_dropped(&greedy->layers[layer]), drop);
@@ -223,8 +224,8 @@ static void with_one_layer_both_orders_agree(void **state) {
   esp_model_config config = calibration_config();
   config.blocks = 2;
   esp_model *model = random_model(&config);
-  esp_plan *a = choose(model, "reconstruction", ESP_PRUNE_REMOVE, 2, ESP_LOSS_ONE_NORM);
-  esp_plan *b = choose(model, "reconstruction-progressive", ESP_PRUNE_REMOVE, 2, ESP_LOSS_ONE_NORM);
+  esp_plan *a = choose(model, "reconstruction", ESP_PRUNE_REMOVE, 2, ESP_RECONSTRUCTION_ONE_NORM);
+  esp_plan *b = choose(model, "reconstruction-progressive", ESP_PRUNE_REMOVE, 2, ESP_RECONSTRUCTION_ONE_NORM);
   assert_int_equal(a->layer_count, 1);
   assert_memory_equal(a->layers[0].target, b->layers[0].target, EXPERTS * sizeof(int32_t));
   assert_true(a->layers[0].loss == b->layers[0].loss && a->layers[0].loss > 0);
@@ -239,8 +240,8 @@ static void progressive_sees_what_comes_of_earlier_pruning(void **state) {
   (void)state;
   const esp_model_config config = calibration_config();
   esp_model *model = random_model(&config), *pruned;
-  esp_plan *a = choose(model, "reconstruction", ESP_PRUNE_REMOVE, 2, ESP_LOSS_ONE_NORM);
-  esp_plan *b = choose(model, "reconstruction-progressive", ESP_PRUNE_REMOVE, 2, ESP_LOSS_ONE_NORM);
+  esp_plan *a = choose(model, "reconstruction", ESP_PRUNE_REMOVE, 2, ESP_RECONSTRUCTION_ONE_NORM);
+  esp_plan *b = choose(model, "reconstruction-progressive", ESP_PRUNE_REMOVE, 2, ESP_RECONSTRUCTION_ONE_NORM);
   assert_true(a->layers[0].loss == b->layers[0].loss);
   assert_true(fabs(a->layers[1].loss - b->layers[1].loss) > 1e-3 * a->layers[1].loss);
   esp_layer_cache z, other;
@@ -265,7 +266,7 @@ static void members_lose_as_many_each(void **state) {
   config.moe.members = 2;
   config.moe.top_k = 1;
   esp_model *model = random_model(&config);
-  esp_plan *plan = choose(model, "reconstruction", ESP_PRUNE_REMOVE, 2, ESP_LOSS_ONE_NORM);
+  esp_plan *plan = choose(model, "reconstruction", ESP_PRUNE_REMOVE, 2, ESP_RECONSTRUCTION_ONE_NORM);
   for (int layer = 0; layer < 2; layer++) {
     double least = INFINITY;
     esp_layer_cache z;
@@ -339,7 +340,7 @@ static void damage_is_what_the_surgeon_does(void **state) {
     esp_real *bias = esp_model_moe(model, layer)->router_bias->data;
     for (int e = 0; e < EXPERTS; e++) bias[e] = e == 2 ? -10 : 0; /* expert 2 is never routed to */
   }
-  esp_plan *plan = choose(model, "damage", ESP_PRUNE_REMOVE, 1, ESP_LOSS_ONE_NORM);
+  esp_plan *plan = choose(model, "damage", ESP_PRUNE_REMOVE, 1, ESP_RECONSTRUCTION_ONE_NORM);
   for (int layer = 0; layer < 2; layer++)
     for (int e = 0; e < EXPERTS; e++) {
       const double damage = plan->layers[layer].score[e], expected = brute_damage(model, layer, e);

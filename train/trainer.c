@@ -122,7 +122,7 @@ static esp_status close_window(run *r) {
   if (w->steps == 0) return ESP_OK;
   const esp_run_config *config = r->job->config;
   const double rate =
-      config->optimizer.learning_rate * esp_schedule_share(&config->optimizer.schedule, r->step - 1, r->steps);
+      config->optimizer.learning_rate * esp_schedule_multiplier(&config->optimizer.schedule, r->step - 1, r->steps);
   r->bar.loss = esp_window_mean(w, w->loss);
   r->last_distillation = esp_window_mean(w, w->raw[ESP_LOSS_DISTILLATION]);
   r->bar.accuracy = w->correct / (double)w->images;
@@ -162,12 +162,12 @@ static esp_status do_step(run *r) {
   const esp_observer observer = esp_window_observer(&r->window);
   const esp_pass pass = {
       .training = true, .seed = config->training.seed, .step = (uint64_t)r->step, .observer = &observer};
-  const double share = esp_schedule_share(&config->optimizer.schedule, r->step, r->steps);
+  const double multiplier = esp_schedule_multiplier(&config->optimizer.schedule, r->step, r->steps);
   esp_step_result result;
   ESP_TRY(esp_training_step(r->job->model, r->optimizer, r->tape, batch,
                             &(esp_step_options){.pass = pass,
                                                 .label_smoothing = config->training.label_smoothing,
-                                                .learning_rate_multiplier = share,
+                                                .learning_rate_multiplier = multiplier,
                                                 .distillation = r->distillation},
                             &result));
   r->step++;

@@ -45,8 +45,8 @@ static esp_status read_budget(pruning *p, const arguments *a) {
 }
 
 static esp_status read_loss(pruning *p, const arguments *a) {
-  p->loss = a->loss && strcmp(a->loss, "batches") == 0 ? ESP_LOSS_BATCH_NORMS : ESP_LOSS_ONE_NORM;
-  if (!a->loss || p->loss == ESP_LOSS_BATCH_NORMS || strcmp(a->loss, "norm") == 0) return ESP_OK;
+  p->loss = a->loss && strcmp(a->loss, "batches") == 0 ? ESP_RECONSTRUCTION_BATCH_NORMS : ESP_RECONSTRUCTION_ONE_NORM;
+  if (!a->loss || p->loss == ESP_RECONSTRUCTION_BATCH_NORMS || strcmp(a->loss, "norm") == 0) return ESP_OK;
   return esp_fail(ESP_ERR_USAGE, "--loss is \"%s\"; it must be norm (one over all tokens) or batches (their sum)",
                   a->loss);
 }

@@ -3,6 +3,7 @@
 #include <espalier/blas.h>
 #include <espalier/parallel.h>
 #include <espalier/row_products.h>
+#include <espalier/compare.h>
 
 #include <cblas.h>
 #include <stdatomic.h>
@@ -145,7 +146,8 @@ static const gemm_kernels *kernels_for(const esp_gemm *p) {
 
 gemm_tiling gemm_tiling_of(const esp_gemm *p, const gemm_algorithm *algorithm, int64_t tiles) {
   if (p->m <= 0 || p->n <= 0) return (gemm_tiling){.rows = 1, .columns = 1};
-  if (!algorithm->kernels) return choose_tiling(p, smaller(p->m, TILE_ROWS), smaller(p->n, TILE_COLUMNS), 16, tiles);
+  if (!algorithm->kernels)
+    return choose_tiling(p, esp_smaller(p->m, TILE_ROWS), esp_smaller(p->n, TILE_COLUMNS), 16, tiles);
   const int64_t most =
       gemm_keeps_packed(p, algorithm->kernels, algorithm->order) ? OWN_TILE_ROWS_PACKED : OWN_TILE_ROWS;
   const int64_t rows = algorithm->order == GEMM_COLUMNS ? even(p->m, most, OWN_TILE) : p->m;

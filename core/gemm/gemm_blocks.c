@@ -1,4 +1,5 @@
 #include "gemm_blocks_internal.h"
+#include <espalier/compare.h>
 
 #ifndef ESP_DOUBLE
 
@@ -112,7 +113,7 @@ static void pack_panels(const gemm_kernels *kernels, const operand *from, int64_
     return;
   }
   for (int64_t x = 0; x < from->count; x += wide) {
-    const int64_t width = smaller(wide, from->count - x), stride = round_up(width, least);
+    const int64_t width = esp_smaller(wide, from->count - x), stride = round_up(width, least);
     kernels->pack_transposed(to + x * steps_of(kernels, length), stride, from->data + x * from->ld + first, from->ld,
                              length, width);
   }
@@ -190,13 +191,14 @@ static gemm_ahead look_ahead(const operand *o, int64_t first, int64_t length, in
 static void set_ahead(const gemm_work *w, gemm_block *b, bool is_packed) {
   const int64_t panels = (w->vector.count + w->wide - 1) / w->wide;
   const int64_t tiles = panels * ((b->rows + w->kernels->rows - 1) / w->kernels->rows);
-  const int64_t row = b->row + b->rows, first = b->first + b->length, next = smaller(w->length, w->piece->k - first);
+  const int64_t row = b->row + b->rows, first = b->first + b->length,
+                next = esp_smaller(w->length, w->piece->k - first);
   b->next_broadcast = b->next_vector = (gemm_ahead){.lines = 0};
   if (row < w->broadcast.count) {
     b->next_broadcast =
-        look_ahead(&w->broadcast, b->first, b->length, row, smaller(w->rows, w->broadcast.count - row), tiles);
+        look_ahead(&w->broadcast, b->first, b->length, row, esp_smaller(w->rows, w->broadcast.count - row), tiles);
   } else if (next > 0) {
-    b->next_broadcast = look_ahead(&w->broadcast, first, next, 0, smaller(w->rows, w->broadcast.count), tiles);
+    b->next_broadcast = look_ahead(&w->broadcast, first, next, 0, esp_smaller(w->rows, w->broadcast.count), tiles);
     if (!is_packed) b->next_vector = look_ahead(&w->vector, first, next, 0, w->vector.count, tiles);
   }
 }
@@ -221,7 +223,7 @@ static void run_tiles(const gemm_work *w, gemm_block *b, gemm_tile tile, int64_t
     tile.broadcast = broadcast_row(w, &all, row + r);
     tile.c = all.c + r * all.c_row;
     tile.add = all.add + r * all.add_row;
-    w->kernels->multiply(&tile, (int)smaller(height, rows - r), vectors);
+    w->kernels->multiply(&tile, (int)esp_smaller(height, rows - r), vectors);
     tile.ahead = 0; /* the first of the tiles has asked */
   }
 }
@@ -236,7 +238,7 @@ static void run_swapped_panel(const gemm_work *w, gemm_block *b, gemm_tile tile,
   float *sums = w->scratch->sums;
   for (int64_t row = 0; row < b->rows; row += SWAPPED_ROWS) {
     gemm_tile part = tile, result = {.broadcast = sums, .row = MOST_TILE_COLUMNS, .columns = tile.columns};
-    result.steps = smaller(SWAPPED_ROWS, b->rows - row);
+    result.steps = esp_smaller(SWAPPED_ROWS, b->rows - row);
     part.c = sums;
     part.add = sums;
     part.c_row = MOST_TILE_COLUMNS;
@@ -251,7 +253,7 @@ static void run_swapped_panel(const gemm_work *w, gemm_block *b, gemm_tile tile,
 static void run_block(const gemm_work *w, gemm_block *b) {
   gemm_tile tile = set_tile(w, b);
   for (int64_t column = 0; column < w->vector.count; column += w->wide) {
-    tile.columns = smaller(w->wide, w->vector.count - column);
+    tile.columns = esp_smaller(w->wide, w->vector.count - column);
     tile.vector_step = w->vector_in_place ? w->vector.ld : round_up(tile.columns, w->kernels->lanes);
     tile.vector = b->vector + (w->vector_in_place ? column : column * tile.steps);
     const bool is_last = column + w->wide >= w->vector.count;
@@ -265,10 +267,10 @@ static void run_blocks(const gemm_work *w, bool is_packed) {
   const int64_t k = w->piece->k;
   gemm_block b;
   for (b.first = 0; b.first < k; b.first += w->length) {
-    b.length = smaller(w->length, k - b.first);
+    b.length = esp_smaller(w->length, k - b.first);
     b.vector = find_vector(w, &b, is_packed);
     for (b.row = 0; b.row < w->broadcast.count; b.row += w->rows) {
-      b.rows = smaller(w->rows, w->broadcast.count - b.row);
+      b.rows = esp_smaller(w->rows, w->broadcast.count - b.row);
       set_ahead(w, &b, is_packed || w->keeps);
       run_block(w, &b);
     }
@@ -289,11 +291,11 @@ static void run_dots(const esp_gemm *p, const gemm_kernels *kernels) {
   for (int64_t column = 0; column < p->n; column += kernels->lanes) {
     gemm_tile tile = whole;
     gemm_ahead next = {.lines = 0};
-    tile.columns = smaller(kernels->lanes, p->n - column);
+    tile.columns = esp_smaller(kernels->lanes, p->n - column);
     tile.vector = p->b + column * p->ldb;
     if (column + kernels->lanes < p->n)
-      next = look_ahead(&b, 0, p->k, column + kernels->lanes, smaller(kernels->lanes, p->n - column - kernels->lanes),
-                        parts);
+      next = look_ahead(&b, 0, p->k, column + kernels->lanes,
+                        esp_smaller(kernels->lanes, p->n - column - kernels->lanes), parts);
     for (int64_t part = 0; part < parts; part++) {
       const int64_t row = p->m * part / parts;
       ask_ahead(&next);
@@ -324,7 +326,7 @@ gemm_order gemm_order_for(const esp_gemm *p, const gemm_kernels *kernels) {
 bool gemm_keeps_packed(const esp_gemm *p, const gemm_kernels *kernels, gemm_order order) {
   if (order == GEMM_SUMS) return false;
   const int64_t columns = round_up(order == GEMM_ROWS ? p->m : p->n, kernels->lanes);
-  return smaller(columns, GEMM_MOST_COLUMNS) * steps_of(kernels, p->k) <= MOST_STEPS * GEMM_MOST_COLUMNS;
+  return esp_smaller(columns, GEMM_MOST_COLUMNS) * steps_of(kernels, p->k) <= MOST_STEPS * GEMM_MOST_COLUMNS;
 }
 
 static gemm_work set_work(const esp_gemm *p, const gemm_kernels *kernels, gemm_order order) {
@@ -338,9 +340,9 @@ static gemm_work set_work(const esp_gemm *p, const gemm_kernels *kernels, gemm_o
   w.vector_in_place =
       may_stay && !w.vector.along && w.broadcast.count <= IN_PLACE_ROWS && w.vector.count % kernels->lanes == 0;
   const bool in_panels = !w.broadcast_in_place && !w.broadcast.along;
-  w.rows = in_panels ? smaller(PACKED_ROWS, round_up(w.broadcast.count, kernels->panel)) : BLOCK_ROWS;
+  w.rows = in_panels ? esp_smaller(PACKED_ROWS, round_up(w.broadcast.count, kernels->panel)) : BLOCK_ROWS;
   w.length =
-      block_length(kernels, p->k, in_panels ? smaller(MOST_STEPS, PACKED_ELEMENTS / w.rows / 16 * 16) : MOST_STEPS);
+      block_length(kernels, p->k, in_panels ? esp_smaller(MOST_STEPS, PACKED_ELEMENTS / w.rows / 16 * 16) : MOST_STEPS);
   w.keeps = gemm_keeps_packed(p, kernels, order);
   return w;
 }

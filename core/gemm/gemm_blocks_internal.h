@@ -4,8 +4,7 @@
 
 #include "gemm_kernels_internal.h"
 #include <espalier/blas.h>
-
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+#include <espalier/compare.h>
 
 static inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 

@@ -1,6 +1,7 @@
 /* Lists of products: which piece of which product a thread computes. */
 #include "blas_internal.h"
 #include <espalier/parallel.h>
+#include <espalier/compare.h>
 
 #include <stdatomic.h>
 
@@ -31,8 +32,8 @@ static gemm_algorithm algorithm_in_list(const esp_gemm *p, int64_t products) {
 static void run_tile(esp_gemm p, const gemm_algorithm *algorithm, int64_t index, uint64_t list) {
   const gemm_tiling *t = &algorithm->tiles;
   const int64_t row = index / t->across * t->rows, column = index % t->across * t->columns;
-  p.m = smaller(t->rows, p.m - row);
-  p.n = smaller(t->columns, p.n - column);
+  p.m = esp_smaller(t->rows, p.m - row);
+  p.n = esp_smaller(t->columns, p.n - column);
   p.a += p.transpose_a ? row : row * p.lda;
   p.b += p.transpose_b ? column * p.ldb : column;
   p.c += row * p.ldc + column;
@@ -108,7 +109,7 @@ static void run_rows(void *context, int64_t begin, int64_t end) {
   const product_list *list = context;
   int64_t before = 0;
   for (int64_t i = 0; i < list->count && before < end; before += list->products[i++].m)
-    run_rows_of(list->products[i], begin > before ? begin - before : 0, smaller(list->products[i].m, end - before),
+    run_rows_of(list->products[i], begin > before ? begin - before : 0, esp_smaller(list->products[i].m, end - before),
                 list->number);
 }
 
@@ -120,7 +121,7 @@ static void run_by_rows(const esp_gemm *products, int64_t count) {
     work += (double)products[i].m * (double)products[i].n * (double)products[i].k;
   }
   const int64_t share = work < LEAST_WORK ? list.rows : (list.rows + esp_threads() - 1) / esp_threads();
-  esp_parallel_for_uneven(list.rows, smaller(share, ROWS_AT_ONCE), run_rows, &list);
+  esp_parallel_for_uneven(list.rows, esp_smaller(share, ROWS_AT_ONCE), run_rows, &list);
 }
 
 void esp_gemm_run(esp_gemm *products, int64_t count) {
@@ -137,7 +138,7 @@ static void run_part(const product_list *list, int64_t part, int64_t tile) {
   int64_t before = 0;
   for (int64_t i = 0; i < list->count; before += list->products[i++].k) {
     esp_gemm p = list->products[i];
-    const int64_t first = begin > before ? begin - before : 0, last = smaller(p.k, end - before);
+    const int64_t first = begin > before ? begin - before : 0, last = esp_smaller(p.k, end - before);
     const gemm_algorithm algorithm = gemm_algorithm_for(&p, 1);
     if ((first >= last && (p.k > 0 || part > 0)) || tile >= algorithm.tiles.count) continue;
     p.k = last > first ? last - first : 0;

@@ -13,8 +13,8 @@ extern "C" {
 
 /* How the losses of a layer's tokens become one (methods by reconstruction). */
 typedef enum esp_reconstruction_loss {
-  ESP_LOSS_ONE_NORM,   /* the Frobenius norm of the difference over all tokens */
-  ESP_LOSS_BATCH_NORMS /* the sum of the batches' norms, as the code of arXiv 2402.14800 has it */
+  ESP_RECONSTRUCTION_ONE_NORM,   /* the Frobenius norm of the difference over all tokens */
+  ESP_RECONSTRUCTION_BATCH_NORMS /* the sum of the batches' norms, as the code of arXiv 2402.14800 has it */
 } esp_reconstruction_loss;
 
 /* What a criterion may look at. */

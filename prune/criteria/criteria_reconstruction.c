@@ -44,7 +44,7 @@ static esp_status loss_of(search *s, double *loss) {
     squares += of_batch;
     norms += sqrt(of_batch);
   }
-  *loss = s->form == ESP_LOSS_ONE_NORM ? sqrt(squares) : norms;
+  *loss = s->form == ESP_RECONSTRUCTION_ONE_NORM ? sqrt(squares) : norms;
   if (isfinite(*loss)) return ESP_OK;
   return esp_fail(ESP_ERR_NOT_FINITE, "the reconstruction loss of %s is not finite: are all parameters of the model?",
                   s->moe->scope);

@@ -72,7 +72,7 @@ static void add_rows(double *target, const esp_real *rows, int64_t neurons, int6
   }
 }
 
-/* One group: its members and where their neurons go. */
+/* One group: its experts and where their neurons go. */
 typedef struct group {
   const esp_layer_plan *plan;
   const esp_moe *source;
@@ -88,7 +88,7 @@ static esp_real *gate_bias_of(const esp_expert_weights *v) { return v->gate_bias
 static esp_real *up_bias_of(const esp_expert_weights *v) { return v->up_bias; }
 static esp_real *down_bias_of(const esp_expert_weights *v) { return v->down_bias; }
 
-/* target [rows, columns] = the weighted sum over the members, each row over its share if there are `shares`. */
+/* target [rows, columns] = the weighted sum over the group's experts, each row over its share if there are `shares`. */
 static void average(const group *g, const esp_expert_weights *target, member_rows *part, int64_t rows, int64_t columns,
                     double *total, bool placed, const double *shares) {
   esp_real *out = part(target);

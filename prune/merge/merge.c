@@ -210,10 +210,10 @@ static esp_status align(const merge *m) {
 
 /* --- ZipIt-like matching ------------------------------------------------------------------------------------ */
 
-static int members_of(const esp_group_layer *layer, int dominant, int32_t *members) {
+static int experts_of_group(const esp_group_layer *layer, int dominant, int32_t *experts) {
   int count = 0;
   for (int e = 0; e < layer->experts; e++)
-    if (layer->dominant[e] == dominant) members[count++] = e;
+    if (layer->dominant[e] == dominant) experts[count++] = e;
   return count;
 }
 
@@ -242,7 +242,7 @@ static esp_status prepare_zip(const merge *m, neuron_match *matches, int *count)
     for (int d = 0; is_averaged(m, i) && d < m->layers[i].experts; d++) {
       neuron_match *match = &matches[*count];
       match->layer = i;
-      match->row_count = match->column_count = members_of(&m->layers[i], d, match->rows);
+      match->row_count = match->column_count = experts_of_group(&m->layers[i], d, match->rows);
       if (match->row_count < 2) continue;
       memcpy(match->columns, match->rows, sizeof match->columns);
       const int64_t all = (int64_t)match->row_count * m->plan->layers[i].neurons;
@@ -310,11 +310,11 @@ static double raw_weight(const merge *m, int layer, int e) {
  * weighs nothing is averaged evenly, and all others' weights sum to 1. */
 static void weigh_group(const merge *m, int layer, int dominant) {
   esp_layer_plan *plan = &m->plan->layers[layer];
-  int32_t members[ESP_MAX_EXPERTS];
-  const int count = members_of(&m->layers[layer], dominant, members);
+  int32_t experts[ESP_MAX_EXPERTS];
+  const int count = experts_of_group(&m->layers[layer], dominant, experts);
   double sum = 0;
-  for (int i = 0; i < count; i++) sum += plan->weight[members[i]] = raw_weight(m, layer, members[i]);
-  for (int i = 0; i < count; i++) plan->weight[members[i]] = sum > 0 ? plan->weight[members[i]] / sum : 1.0 / count;
+  for (int i = 0; i < count; i++) sum += plan->weight[experts[i]] = raw_weight(m, layer, experts[i]);
+  for (int i = 0; i < count; i++) plan->weight[experts[i]] = sum > 0 ? plan->weight[experts[i]] / sum : 1.0 / count;
 }
 
 static esp_status check_routable(const esp_group_layer *layer, int top_k) {

@@ -4,6 +4,7 @@
 #include <espalier/cost.h>
 #include <espalier/memory.h>
 #include <espalier/trainer.h>
+#include <espalier/compare.h>
 
 #include <math.h>
 #include <stdlib.h>
@@ -60,13 +61,8 @@ static esp_status evaluate(const esp_sweep *sweep, esp_sweep_cell *cell, const e
 
 /* --- how fast it is, and in how much memory --------------------------------------------------------------- */
 
-static int ascending(const void *a, const void *b) {
-  const double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 static double median(double *values, int count) {
-  qsort(values, (size_t)count, sizeof *values, ascending);
+  qsort(values, (size_t)count, sizeof *values, esp_ascending);
   return 0.5 * (values[(count - 1) / 2] + values[count / 2]);
 }
 
