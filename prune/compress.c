@@ -113,7 +113,7 @@ static void copy_tensor(const esp_tensor *target, const esp_tensor *source) {
   if (target) memcpy(target->data, source->data, (size_t)esp_tensor_count(target) * sizeof *target->data);
 }
 
-/* Of a layer that stays as it is the whole bank, else the biases. */
+/* Copies the whole bank of a layer that stays as it is, else the biases. */
 static void copy_rest(const esp_moe *target, const esp_moe *source) {
   copy_tensor(target->bank.up_bias, source->bank.up_bias);
   copy_tensor(target->bank.down_bias, source->bank.down_bias);

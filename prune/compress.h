@@ -26,7 +26,7 @@ ESP_API esp_status esp_factor_experts(esp_model **factored, const esp_model *mod
  * ESP_ERR_MISMATCH if no layer is being pruned. */
 ESP_API esp_status esp_remove_zero_rows(esp_model **compact, const esp_model *model) ESP_MUST_CHECK;
 
-/* Of the calibration without training. */
+/* How the calibration without training goes. */
 typedef struct esp_zero_shot_options {
   int64_t samples; /* training images, in random order; the paper has 512 */
   int64_t batch;   /* of them in a step */

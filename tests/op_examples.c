@@ -689,7 +689,7 @@ static esp_tensor *balance_loss_of_selected_scores(example *e) {
   return esp_balance_loss(e->tape, example_normal(e, SHAPE(5, 5)), &routing, &request);
 }
 
-/* Of every gate, with q both ways; four experts, one without rows, and once of different widths. */
+/* Every gate has its turn, with q both ways; there are four experts, one without rows, and once of different widths. */
 static esp_tensor *neuron_balance_loss(example *e) {
   static const int32_t widths[] = {2, 3, 5, 4};
   esp_tensor *pre = example_apart(e, SHAPE(8, 10)), *sum = NULL;

@@ -26,7 +26,7 @@ static int make_place(void **state) {
   return 0;
 }
 
-/* Of the second moment one half is zero, the other normal numbers; the first moment is all zero. */
+/* One half of the second moment is zero, the other has normal numbers; the first moment is all zero. */
 static void fill_second_moment(void) {
   const char *name;
   fill_normal(esp_optimizer_state(optimizer, 1, &name), esp_parameters_size(model->parameters) / 2, 1);

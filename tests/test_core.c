@@ -219,7 +219,7 @@ static void bounded_numbers_have_no_bias(void **state) {
   for (int i = 0; i < COUNT; i++) seen[esp_random_below(&stream, 7)]++;
   for (int v = 0; v < 7; v++) assert_true(abs(seen[v] - COUNT / 7) < 5 * sqrt(COUNT / 7.0));
   for (int i = 0; i < 100; i++) assert_int_equal(esp_random_below(&stream, 1), 0);
-  /* Of 3 x 2^30 numbers, remainders alone would make the lower third twice as likely as each other. */
+  /* With 3 x 2^30 numbers, remainders alone would make the lower third twice as likely as each other. */
   for (int i = 0; i < COUNT; i++) low += esp_random_below(&stream, 3u << 30) < 1u << 30;
   assert_true(fabs(low - COUNT / 3.0) < 5 * sqrt(COUNT * 2.0 / 9));
 }

@@ -398,7 +398,7 @@ static void impossible_layouts_are_refused(void **state) {
 
 /* --- selection and routing --------------------------------------------------------------------------------------- */
 
-/* Of one token, so that a neuron that is not selected is so for all tokens of its expert. */
+/* There is one token, so that a neuron that is not selected is so for all tokens of its expert. */
 static void check_unselected(esp_activation_kind activation, esp_neuron_ranking ranking) {
   esp_model_config c = layer_config(ESP_LAYER_MONE, activation);
   const bool gated = esp_activation_is_gated(activation);

@@ -32,8 +32,8 @@ static void make_method(const char *name, const esp_model *model, double ratio, 
   if (esp_method_make(&method, &inputs, made) != ESP_OK) fail_msg("%s: %s", name, esp_error_message());
 }
 
-/* Of 8 experts a layer sqrt(1 - ratio) are kept, rounded up; then U V + S has the rest of the way. Rows of S are whole,
- * and the rank is: of 480 numbers an expert, a row of down is 20. */
+/* A layer keeps sqrt(1 - ratio) of its 8 experts, rounded up; then U V + S goes the rest of the way. Rows of S are
+ * whole, and so is the rank: an expert has 480 numbers, a row of down 20. */
 static void merging_and_factoring_leave_what_the_ratio_says(void **state) {
   (void)state;
   const struct {

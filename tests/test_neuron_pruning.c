@@ -134,7 +134,7 @@ static void planted_dead_neurons_are_cut_and_nothing_changes(void **state) {
   }
 }
 
-/* Of an MoE frequency says nothing, so that it stays as it is. */
+/* Frequency says nothing of an MoE, so that it stays as it is. */
 static void frequency_leaves_layers_without_selection(void **state) {
   (void)state;
   esp_plan *plan = plan_of(model, "neuron-frequency", (esp_neuron_budget){.ratio = 0.5});

@@ -138,7 +138,7 @@ static double dot(const esp_real *a, const esp_real *b, int64_t count) {
   return sum;
 }
 
-/* Of the activations h the `kept` largest |by| stay, ties going to the lower index. */
+/* Those `kept` activations h stay whose |by| is largest; ties go to the lower index. */
 static void select_neurons(double *h, const double *by, int64_t count, int kept) {
   for (int64_t j = 0; j < count; j++) {
     int before = 0;

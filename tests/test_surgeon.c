@@ -222,7 +222,7 @@ static int64_t count_parameters(const esp_model *of) {
   return count;
 }
 
-/* Of one expert: SwiGLU with biases, 20 neurons. */
+/* An expert is a SwiGLU with biases and 20 neurons. */
 enum { EXPERT_SIZE = 3 * 20 * WIDTH + 2 * 20 + WIDTH };
 
 static void the_model_shrinks_by_what_is_dropped(void **state) {

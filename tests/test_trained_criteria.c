@@ -123,7 +123,7 @@ static double check_overlap(esp_plan *const plans[DOMAINS]) {
   return overlap;
 }
 
-/* Of QUARTER experts of EXPERTS that two random rankings drop, the common ones have a variance of 8 x 1/4 x 3/4 x
+/* Two random rankings drop QUARTER of EXPERTS experts each; the number of common ones has a variance of 8 x 1/4 x 3/4 x
  * 24/31, so that the mean of 6 pairs of sets, which are independent two by two, deviates from 1/4 by 0.055. */
 static const double chance = 0.25 + 4 * 0.055;
 

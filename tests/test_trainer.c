@@ -621,7 +621,7 @@ static void test_evaluation(void **state) {
   tear_down(&t);
 }
 
-/* Of test image i and its mirror image. */
+/* Averages the logits of test image i and of its mirror image. */
 static void mean_logits(const training *t, int64_t i, esp_real mean[ESP_MAX_EXPERTS]) {
   const esp_model_config *c = &t->config.model;
   const int64_t width = c->image_width, channels = c->image_channels;

@@ -9,7 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-/* Of each batch in a batch norm's running averages: as in PyTorch. */
+/* A batch's share in a batch norm's running averages is that of PyTorch. */
 static const double batch_norm_share = 0.1;
 
 int64_t esp_training_steps(const esp_training_config *config, int64_t batches_per_epoch) {

@@ -30,7 +30,7 @@ static void add_patch(moments *m) {
   m->count++;
 }
 
-/* Of patches that lie inside the image. */
+/* Patches that lie inside the image are counted. */
 static void add_image(moments *m, const float *image, const esp_model_config *config) {
   const int64_t channels = config->image_channels, row_values = config->image_width * channels;
   for (int64_t y = 0; y + ESP_STAGE_KERNEL <= config->image_height; y++)

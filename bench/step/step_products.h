@@ -19,10 +19,10 @@ typedef struct esp_step_product {
   bool attention; /* of queries, keys and values: within an op that does more than products */
 } esp_step_product;
 
-/* Of a step of `images` images: forward, and with `training` the gradients of inputs (dX) and of weights (dW), the
- * latter alone for the stem, whose input is an image. Experts have even loads. Models of patches, attention and
- * mixtures of one member whose tokens choose; blocks of a kind are alike. Returns how many, at most
- * ESP_MOST_STEP_PRODUCTS. */
+/* Lists the products of a step of `images` images: forward, and with `training` the gradients of inputs (dX) and of
+ * weights (dW), the latter alone for the stem, whose input is an image. Experts have even loads. The models are those of
+ * patches, attention and mixtures of one member whose tokens choose; blocks of a kind are alike. Returns how many
+ * products there are, at most ESP_MOST_STEP_PRODUCTS. */
 int esp_step_products(const esp_model_config *config, int64_t images, bool training, esp_step_product *products);
 
 /* Multiply-adds times two of all uses in a step. */

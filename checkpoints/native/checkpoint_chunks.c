@@ -10,7 +10,7 @@
 
 enum { CHECKSUM_BYTES = 4, WINDOW_BITS = 15, MEMORY_LEVEL = 8, BYTE_VALUES = 256 };
 
-/* Of bytes that are all equally likely, two random ones are equal with probability 1 / 256. Up to this much more often,
+/* Two random ones of bytes that are all equally likely are equal with probability 1 / 256. Up to this much more often,
  * Huffman codes save less than about one per cent. */
 static const double noise_excess = 1.02;
 

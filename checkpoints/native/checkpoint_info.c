@@ -19,7 +19,7 @@ typedef struct column {
 #define COLUMN(type, member, kind) \
   { #member, offsetof(type, member), sizeof((type *)0)->member, kind }
 
-/* Of data set and normalisation; in esp_checkpoint_info they are no struct of their own. */
+/* Data set and normalisation; in esp_checkpoint_info they are no struct of their own. */
 typedef struct data_row {
   char name[64], digest[64];
   float mean[ESP_MAX_CHANNELS], deviation[ESP_MAX_CHANNELS];

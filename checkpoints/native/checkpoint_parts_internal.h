@@ -15,7 +15,8 @@ typedef struct esp_architecture {
   esp_expert_layout *layouts; /* [config.blocks] */
 } esp_architecture;
 
-/* Of a model; `text` and `layouts` from esp_alloc(), freed by esp_architecture_clear(), also after a failure. */
+/* Describes a model; `text` and `layouts` come from esp_alloc() and are freed by esp_architecture_clear(), also after a
+ * failure. */
 esp_status esp_architecture_of(esp_architecture *architecture, const esp_model *model);
 void esp_architecture_clear(esp_architecture *architecture);
 /* ESP_ERR_FORMAT if config and layouts cannot be a model. */

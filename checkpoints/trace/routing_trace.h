@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-/* Of one mixture layer. */
+/* What one mixture layer chose. */
 typedef struct esp_trace_layer {
   char scope[32]; /* "blocks.1.moe" */
   int block, experts, k;

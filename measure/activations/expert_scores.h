@@ -22,7 +22,7 @@ typedef enum esp_gate_form {
 
 enum { ESP_MOMENTS = 3 };
 
-/* Of one logical expert. */
+/* What the pass says of one logical expert. */
 typedef struct esp_expert_sums {
   int64_t count;                           /* N: routed tokens (Soft MoE: slots) */
   double moment[ESP_MOMENTS][ESP_MOMENTS]; /* [alpha][beta] sum of g^alpha n^beta; [0][0] = N */

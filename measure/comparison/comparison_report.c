@@ -34,7 +34,7 @@ static const esp_compared_run *find_baseline(const esp_comparison *c, uint64_t s
   return NULL;
 }
 
-/* Of the runs of one variant, or of their differences to the baseline's. Returns how many there are. */
+/* Averages the runs of one variant, or their differences to the baseline's. Returns how many there are. */
 static int mean_of(const esp_comparison *c, const esp_variant *variant, int value, bool differences, double *mean,
                    double *deviation) {
   int count = 0;

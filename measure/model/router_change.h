@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-/* Of one expert, w its row of the router now and w0 in the reference, || || the Euclidean norm. */
+/* How one expert's row of the router moved: w is the row now, w0 that of the reference, || || the Euclidean norm. */
 typedef struct esp_router_change {
   double norm, reference_norm; /* ||w||, ||w0|| */
   double signed_change;        /* ||w|| - ||w0||: negative if the vector shrank */

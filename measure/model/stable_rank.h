@@ -23,7 +23,7 @@ typedef struct esp_stable_ranks {
   esp_matrix_rank *of; /* layer after layer, expert after expert, gate, up, down */
 } esp_stable_ranks;
 
-/* Of all experts of all mixture layers. On failure *ranks is NULL. */
+/* Finds the ranks of all experts of all mixture layers. On failure *ranks is NULL. */
 ESP_API esp_status esp_stable_ranks_create(esp_stable_ranks **ranks, const esp_model *model) ESP_MUST_CHECK;
 ESP_API void esp_stable_ranks_free(esp_stable_ranks *ranks);
 

@@ -75,7 +75,7 @@ static bool next_subset(int *places, int size, int from) {
   return true;
 }
 
-/* Of candidates[from] the `size` whose loss is least: best[size]. */
+/* Finds the `size` among candidates[from] whose loss is least: best[size]. */
 static esp_status try_all(search *s, const int *candidates, int from, int size, int *best, double *least) {
   int places[ESP_MAX_EXPERTS], subset[ESP_MAX_EXPERTS];
   for (int i = 0; i < size; i++) places[i] = i;

@@ -22,7 +22,7 @@ typedef struct weight_sums {
   double count, magnitudes, squares;
 } weight_sums;
 
-/* Of factored experts it is the product that counts. */
+/* What counts of factored experts is the product. */
 static esp_status add_matrix(weight_sums *sums, const esp_expert_bank *bank, int stored, int index) {
   const esp_expert_matrix m = esp_expert_matrix_at(bank, stored, index);
   const int64_t size = m.out * m.in;

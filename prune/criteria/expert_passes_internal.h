@@ -39,7 +39,7 @@ esp_status esp_match_neurons(neuron_match *matches, int count, const esp_model *
 
 /* --- gradients ---------------------------------------------------------------------------------------------- */
 
-/* Of the mean cross-entropy of each batch, summed over the batches: as they are and squared, in the places of the
+/* Sums the gradients of each batch's mean cross-entropy over the batches: as they are and squared, in the places of the
  * model's flat parameter arrays. ESP_ERR_MISMATCH if the data's classes are not the model's. Freed by esp_free(). */
 esp_status esp_sum_gradients(esp_real **sum, esp_real **squares, const esp_model *model,
                              const esp_calibration *calibration);

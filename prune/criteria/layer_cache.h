@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-/* Of one layer. */
+/* What is kept of one layer. */
 typedef struct esp_layer_cache {
   int block;
   int count, capacity;      /* batches seen, and in all */

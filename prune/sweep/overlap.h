@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-/* Of one layer of two plans for the same model. */
+/* How two plans for the same model agree on one layer. */
 typedef struct esp_layer_overlap {
   int dropped; /* by the plan that drops more; experts that the model lacked before do not count */
   int common;  /* dropped by both */

@@ -9,8 +9,8 @@
 
 extern char **environ;
 
-/* Of Okabe and Ito (2008), which people with any kind of colour blindness can tell apart; the palest one is left
- * out. */
+/* These are the colours of Okabe and Ito (2008), which people with any kind of colour blindness can tell apart; the
+ * palest one is left out. */
 static const char *const colours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"};
 static const int symbols[] = {7, 5, 9, 11, 13, 4, 6, 8, 10, 12}; /* filled ones first */
 enum {

@@ -63,7 +63,7 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* Of counts in ascending order x_1 .. x_n: 2 sum i x_i / (n sum x_i) - (n + 1) / n. */
+/* The Gini coefficient of counts in ascending order x_1 .. x_n is 2 sum i x_i / (n sum x_i) - (n + 1) / n. */
 static double gini_of(const int64_t *sorted, int n) {
   double sum = 0, weighted = 0;
   for (int i = 0; i < n; i++) {

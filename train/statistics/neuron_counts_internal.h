@@ -17,7 +17,7 @@ void esp_neuron_counts_add(esp_neuron_counts *counts, const esp_moe_record *reco
 void esp_neuron_counts_reset(esp_neuron_counts *counts);
 void esp_neuron_counts_merge(esp_neuron_counts *counts, const esp_neuron_counts *other);
 
-/* Of one stored expert with `neurons` neurons. */
+/* Sums up one stored expert with `neurons` neurons. */
 esp_neuron_usage esp_neuron_counts_usage(const esp_neuron_counts *counts, int expert, int neurons);
 
 #endif

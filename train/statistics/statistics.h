@@ -25,7 +25,7 @@ ESP_API double esp_histogram_edge(int index);
 ESP_API extern const double esp_near_zero_levels[ESP_NEAR_ZERO_LEVELS]; /* 0.001, 0.01, 0.1 */
 ESP_API extern const int esp_top_mass_percents[ESP_TOP_MASS_LEVELS];    /* 1, 5, 10, 20, 30, 50 */
 
-/* Of one logical expert. A token's k choices are its slots; an expert is at most one of them. */
+/* What is known of one logical expert. A token's k choices are its slots; an expert is at most one of them. */
 typedef struct esp_expert_statistics {
   int64_t count;         /* tokens that chose it; with Soft MoE its slots */
   int64_t served;        /* of them within its capacity */
@@ -37,7 +37,7 @@ typedef struct esp_expert_statistics {
   double mean_score;     /* over all tokens */
 } esp_expert_statistics;
 
-/* Of one stored expert of a layer that selects neurons (MoNE). Every row counts, whatever the stride. */
+/* How a stored expert of a layer that selects neurons (MoNE) uses them. Every row counts, whatever the stride. */
 typedef struct esp_neuron_usage {
   int64_t rows;            /* tokens the expert served */
   int neurons;             /* of the expert */
@@ -46,7 +46,7 @@ typedef struct esp_neuron_usage {
   int dead;    /* neurons selected less often than 0.1 of the mean; 0 if the expert served no token */
 } esp_neuron_usage;
 
-/* Of one mixture layer. "Routable" experts are those that are not masked. */
+/* What is known of one mixture layer. "Routable" experts are those that are not masked. */
 typedef struct esp_layer_statistics {
   const char *scope; /* "blocks.1.moe"; lives as long as the statistics */
   esp_layer_kind kind;
@@ -63,11 +63,11 @@ typedef struct esp_layer_statistics {
   int dead_experts;          /* routable ones with a share below 0.1 / routable */
   double logit_rms;          /* root of the mean of their squares */
 
-  /* Of a MoNE, over the experts that served a token; 0 otherwise. */
+  /* In a MoNE these are taken over the experts that served a token; they are 0 otherwise. */
   double neuron_gini; /* mean of the experts' */
   int dead_neurons, counted_neurons;
 
-  /* Of the sampled rows; a row is one token in one expert. */
+  /* These tell of the sampled rows; a row is one token in one expert. */
   int64_t rows, values; /* looked at; rows x neurons */
   int64_t not_finite;   /* gate activations that are no number or infinite; counted nowhere below */
   int64_t histogram[ESP_HISTOGRAM_BINS];

@@ -51,7 +51,7 @@ static void add_classes(layer_sums *layer, const esp_moe_record *record) {
   }
 }
 
-/* Of scores over their sum: softmax scores sum to 1 already, sigmoid scores do not. */
+/* Scores are divided by their sum first: softmax scores sum to 1 already, sigmoid scores do not. */
 static double entropy_of_scores(const esp_real *scores, int count) {
   double sum = 0, weighted = 0; /* H = log S - (sum of p log p) / S */
   for (int e = 0; e < count; e++) {
