@@ -34,7 +34,7 @@ typedef struct esp_progress {
   int64_t step, steps; /* done, planned */
   int64_t batches;     /* dealt by the loader since epoch 0 */
   uint64_t seed;
-  double best_accuracy; /* so far, on the test split; -1: not evaluated yet */
+  double best_accuracy; /* so far, on the validation split; -1: not evaluated yet */
   int64_t best_step;
 } esp_progress;
 

@@ -19,7 +19,7 @@ typedef struct arguments {
   int operand_count;
   const char *data, *out, *reference, *criterion, *mode, *split, *new_head, *trace, *replay, *logits, *teacher;
   const char *method, *similarity, *align, *average, *groups, *capacity; /* of a merge */
-  const char *gates, *budget, *exclude, *loss, *plan;
+  const char *gates, *budget, *exclude, *loss, *plan, *validation;
   repeated data_sets, criteria; /* every --data and --criterion; the last ones are `data` and `criterion` too */
   const char *seeds, *variants, *layers;
   bool sparsify, flip;

@@ -46,8 +46,14 @@ typedef struct loaded {
 esp_status load(loaded *l, const char *run_or_checkpoint);
 void unload(loaded *l);
 
-/* Opens --data, which must be there. */
+/* Refuses a command line without --data. */
+esp_status need_data(const arguments *a);
+
+/* Opens --data, which must be there, with the usual share held out for validation. */
 esp_status open_data(esp_dataset **dataset, const arguments *a);
+
+/* Opens data for a trained model, with the same share held out as in its training, or as --validation says. */
+esp_status open_data_of(esp_dataset **dataset, const char *data, const loaded *l, const arguments *a);
 
 /* Opens calibration data of the model's image shape, and reads --calibration and --seed. */
 esp_status open_calibration(esp_calibration *calibration, esp_dataset **dataset, const char *data, const loaded *l,

@@ -2,6 +2,7 @@
 
 #include <espalier/core.h>
 #include <espalier/figure.h>
+#include <espalier/run_config.h>
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,10 +40,33 @@ void unload(loaded *l) {
 
 esp_status open_data(esp_dataset **dataset, const arguments *a) {
   *dataset = NULL;
-  if (!a->data)
-    return esp_fail(ESP_ERR_USAGE,
-                    "--data is missing: which data? For example --data synthetic; `espalier data list` shows all");
+  ESP_TRY(need_data(a));
   return esp_dataset_open(dataset, a->data);
+}
+
+/* As the training of the model held out, unless the command line says otherwise. */
+static esp_status validation_share(const loaded *l, const arguments *a, double *share) {
+  esp_run_config config;
+  if (a->validation) return real_number("--validation", a->validation, 0, 1, share);
+  ESP_TRY(esp_run_config_parse(&config, l->path, l->info.run_config, a->overrides, a->override_count));
+  *share = config.data.validation;
+  return ESP_OK;
+}
+
+esp_status open_data_of(esp_dataset **dataset, const char *data, const loaded *l, const arguments *a) {
+  double share;
+  *dataset = NULL;
+  ESP_TRY(validation_share(l, a, &share));
+  ESP_TRY(esp_dataset_open(dataset, data));
+  const esp_status status = esp_dataset_hold_out(*dataset, share);
+  if (status != ESP_ERR_CONFIG || a->validation) return status;
+  return esp_dataset_hold_out(*dataset, 0); /* other data than the training's, with no image to spare */
+}
+
+esp_status need_data(const arguments *a) {
+  if (a->data) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE,
+                  "--data is missing: which data? For example --data synthetic; `espalier data list` shows all");
 }
 
 esp_status open_calibration(esp_calibration *c, esp_dataset **dataset, const char *data, const loaded *l,
@@ -50,7 +74,7 @@ esp_status open_calibration(esp_calibration *c, esp_dataset **dataset, const cha
   long long images, seed;
   ESP_TRY(whole_number("--calibration", a->calibration, 1, INT64_MAX, ESP_CALIBRATION_IMAGES, &images));
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &seed));
-  ESP_TRY(esp_dataset_open(dataset, data));
+  ESP_TRY(open_data_of(dataset, data, l, a));
   *c = (esp_calibration){.dataset = *dataset,
                          .normalisation = &l->info.normalisation,
                          .split = ESP_TRAIN,
@@ -72,10 +96,10 @@ esp_status parse_gates(const arguments *a, esp_gate_form *gates) {
 
 esp_status parse_split(const arguments *a, esp_split_name *split) {
   *split = ESP_TEST;
-  if (!a->split || strcmp(a->split, "test") == 0) return ESP_OK;
-  *split = ESP_TRAIN;
-  if (strcmp(a->split, "train") == 0) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "--split is \"%s\"; it must be test or train", a->split);
+  if (!a->split) return ESP_OK;
+  for (*split = ESP_TRAIN; *split < ESP_SPLITS; (*split)++)
+    if (strcmp(a->split, esp_split_text(*split)) == 0) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "--split is \"%s\"; it must be test, validation or train", a->split);
 }
 
 enum { EVALUATION_BATCH = 128 };
@@ -85,9 +109,9 @@ esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset,
   *options = (esp_evaluation_options){.batch = EVALUATION_BATCH};
   ESP_TRY(parse_split(a, &options->split));
   ESP_TRY(whole_number("--limit", a->limit, 1, INT64_MAX, 0, &limit));
-  ESP_TRY(open_data(dataset, a));
-  const int64_t count = esp_dataset_info_of(*dataset)->count[options->split];
-  options->limit = limit < count ? limit : 0;
+  ESP_TRY(need_data(a));
+  ESP_TRY(open_data_of(dataset, a->data, l, a));
+  options->limit = limit;
   return esp_check_data_fits(&l->model->config, *dataset, true);
 }
 

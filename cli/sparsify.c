@@ -54,9 +54,9 @@ static esp_status open_inputs(sparsifying *s, const arguments *a) {
   s->options.seed = (uint64_t)seed;
   ESP_TRY(load(&s->l, a->operands[0]));
   ESP_TRY(parse_layers(s, a));
-  ESP_TRY(open_data(&s->dataset, a));
-  const int64_t count = esp_dataset_info_of(s->dataset)->count[s->options.evaluation.split];
-  s->options.evaluation.limit = limit < count ? limit : 0;
+  ESP_TRY(need_data(a));
+  ESP_TRY(open_data_of(&s->dataset, a->data, &s->l, a));
+  s->options.evaluation.limit = limit;
   ESP_TRY(esp_check_data_fits(&s->l.model->config, s->dataset, true));
   return choose_measure_folder(s->folder, a);
 }
@@ -71,10 +71,10 @@ static json_t *points_json(const sparsifying *s) {
                                             "loss", p->loss, "active", p->active));
   }
   const esp_dataset_info *data = esp_dataset_info_of(s->dataset);
-  const int64_t limit = s->options.evaluation.limit;
-  return json_pack("{s:s, s:s, s:I, s:I, s:o}", "checkpoint", s->l.path, "data", data->name, "examples",
-                   (json_int_t)(limit ? limit : data->count[s->options.evaluation.split]), "seed",
-                   (json_int_t)s->options.seed, "points", points);
+  return json_pack("{s:s, s:s, s:s, s:I, s:I, s:o}", "checkpoint", s->l.path, "data", data->name, "split",
+                   esp_split_text(s->options.evaluation.split), "examples",
+                   (json_int_t)esp_evaluated_images(data, &s->options.evaluation), "seed", (json_int_t)s->options.seed,
+                   "points", points);
 }
 
 static esp_status sparsify(sparsifying *s, const arguments *a) {

@@ -52,6 +52,9 @@ esp_status training_place(training *t, const char *folder, bool resume, bool ove
 /* Sets the model's sizes that the data decide. */
 void training_take_sizes(training *t);
 
+/* Holds out of the data what the settings say. */
+esp_status training_split_data(training *t);
+
 /* A new model by t->config, whose seed is set. */
 esp_status training_create(training *t);
 

@@ -22,8 +22,11 @@ esp_status training_place(training *t, const char *folder, bool resume, bool ove
 
 void training_take_sizes(training *t) { esp_run_take_sizes(&t->config, t->dataset); }
 
+esp_status training_split_data(training *t) { return esp_dataset_hold_out(t->dataset, t->config.data.validation); }
+
 esp_status training_create(training *t) {
   esp_trained made;
+  ESP_TRY(training_split_data(t));
   ESP_TRY(esp_run_create(&made, &t->config, t->dataset));
   t->model = made.model;
   t->info = made.info;
@@ -86,9 +89,9 @@ static void print_start(const training *t) {
   esp_model_cost cost;
   esp_model_cost_of(t->model, &cost);
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
-  fprintf(stderr, "%s on %s: %lld training images, %lld test images, %d classes%s%s\n", t->action, data->name,
-          (long long)data->count[ESP_TRAIN], (long long)data->count[ESP_TEST], data->classes, *data->note ? "; " : "",
-          data->note);
+  fprintf(stderr, "%s on %s: %lld training, %lld validation and %lld test images, %d classes%s%s\n", t->action,
+          data->name, (long long)data->count[ESP_TRAIN], (long long)data->count[ESP_VALIDATION],
+          (long long)data->count[ESP_TEST], data->classes, *data->note ? "; " : "", data->note);
   fprintf(stderr, "model: %.3f M parameters, %.3f M activated", 1e-6 * (double)cost.parameters,
           1e-6 * (double)cost.activated);
   if (cost.activated_selected < cost.activated)
@@ -103,14 +106,36 @@ static void print_start(const training *t) {
   if (!t->resumes) fprintf(stderr, "---\n%s---\n", t->info.run_config);
 }
 
+/* Keys of an evaluation; null where no image was looked at. */
+static void put_evaluation(json_t *json, const char *prefix, const esp_evaluation *e) {
+  const struct {
+    const char *key;
+    json_t *value;
+  } entries[] = {{"accuracy", e->examples ? json_real(e->accuracy) : json_null()},
+                 {"loss", e->examples ? json_real(e->loss) : json_null()},
+                 {"examples", json_integer(e->examples)}};
+  for (size_t i = 0; i < sizeof entries / sizeof entries[0]; i++) {
+    char key[64];
+    snprintf(key, sizeof key, "%s%s", prefix, entries[i].key);
+    json_object_set_new(json, key, entries[i].value);
+  }
+}
+
+/* "accuracy", "loss" and "best_..." are of the test split. */
 json_t *training_results_json(const training *t, const esp_training_result *r) {
-  json_t *json = json_pack("{s:s, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s, s:s}", "run",
-                           t->folder, "action", t->action, "accuracy", r->final.accuracy, "loss", r->final.loss,
-                           "best_accuracy", r->best_accuracy, "best_step", (json_int_t)r->best_step, "step",
+  json_t *json = json_pack("{s:s, s:s}", "run", t->folder, "action", t->action);
+  put_evaluation(json, "", &r->final);
+  put_evaluation(json, "validation_", &r->validation);
+  put_evaluation(json, "best_", &r->best);
+  put_evaluation(json, "best_validation_", &r->best_validation);
+  json_t *rest = json_pack("{s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s, s:s}", "validation_share",
+                           esp_dataset_info_of(t->dataset)->validation, "best_step", (json_int_t)r->best_step, "step",
                            (json_int_t)r->step, "steps", (json_int_t)r->steps, "seconds", r->seconds,
                            "images_per_second", r->images_per_second, "step_memory_bytes", (json_int_t)r->step_memory,
                            "threads", esp_threads(), "blas_kernel", esp_blas_kernel(), "product_kernel",
                            esp_gemm_kernel(), "data", t->info.data_name, "digest", t->info.digest);
+  json_object_update(json, rest);
+  json_decref(rest);
   if (t->teacher.model)
     json_object_set_new(json, "distillation",
                         json_pack("{s:s, s:f, s:f, s:b, s:f}", "teacher", t->teacher.info.digest, "weight",

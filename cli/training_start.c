@@ -26,7 +26,18 @@ static esp_status read_settings_again(training *t, const arguments *a) {
 static esp_status resume(training *t, const arguments *a) {
   ESP_TRY(training_load(t));
   ESP_TRY(read_settings_again(t, a));
+  ESP_TRY(training_split_data(t));
   return training_check_settings_kept(t);
+}
+
+static esp_evaluation recall_evaluation(const json_t *results, const char *prefix) {
+  char accuracy[64], loss[64], examples[64];
+  snprintf(accuracy, sizeof accuracy, "%saccuracy", prefix);
+  snprintf(loss, sizeof loss, "%sloss", prefix);
+  snprintf(examples, sizeof examples, "%sexamples", prefix);
+  return (esp_evaluation){.accuracy = json_number_value(json_object_get(results, accuracy)),
+                          .loss = json_number_value(json_object_get(results, loss)),
+                          .examples = json_integer_value(json_object_get(results, examples))};
 }
 
 /* A run that was completed before: its results are taken from its folder. */
@@ -40,9 +51,10 @@ static esp_status recall(training *t, esp_training_result *result) {
                     "%s is finished, but %s does not hold its results; `espalier evaluate %s` measures it again",
                     t->folder, path, t->folder);
   *result =
-      (esp_training_result){.final = {.accuracy = json_number_value(json_object_get(t->more, "accuracy")),
-                                      .loss = json_number_value(json_object_get(t->more, "loss"))},
-                            .best_accuracy = json_number_value(json_object_get(t->more, "best_accuracy")),
+      (esp_training_result){.final = recall_evaluation(t->more, ""),
+                            .validation = recall_evaluation(t->more, "validation_"),
+                            .best = recall_evaluation(t->more, "best_"),
+                            .best_validation = recall_evaluation(t->more, "best_validation_"),
                             .best_step = json_integer_value(json_object_get(t->more, "best_step")),
                             .seconds = json_number_value(json_object_get(t->more, "seconds")),
                             .images_per_second = json_number_value(json_object_get(t->more, "images_per_second"))};
@@ -50,15 +62,24 @@ static esp_status recall(training *t, esp_training_result *result) {
   return ESP_OK;
 }
 
+/* What is reported is of the test split; what chose best.h5 is beside it. */
+static void print_end(const training *t, const esp_training_result *r) {
+  printf("%s: test accuracy %.2f %%, loss %.4f (%lld images)", t->action, 100 * r->final.accuracy, r->final.loss,
+         (long long)r->final.examples);
+  if (r->validation.examples)
+    printf("; validation accuracy %.2f %% (%lld images)", 100 * r->validation.accuracy,
+           (long long)r->validation.examples);
+  if (r->best_step != r->step)
+    printf("; best.h5, of step %lld: validation %.2f %%, test %.2f %%", (long long)r->best_step,
+           100 * r->best_validation.accuracy, 100 * r->best.accuracy);
+  printf("; %.0f s, %.0f images/s; checkpoint %s/last.h5\n", r->seconds, r->images_per_second, t->folder);
+}
+
 static int finish(training *t, const arguments *a, esp_status status, const esp_training_result *result) {
   int code = EXIT_DONE;
   if (status != ESP_OK) code = report_failure(status);
   else if (a->json) code = print_json(training_results_json(t, result));
-  else
-    printf(
-        "%s: test accuracy %.2f %% (best %.2f %% at step %lld), loss %.4f, %.0f s, %.0f images/s; checkpoint %s/last.h5\n",
-        t->action, 100 * result->final.accuracy, 100 * result->best_accuracy, (long long)result->best_step,
-        result->final.loss, result->seconds, result->images_per_second, t->folder);
+  else print_end(t, result);
   training_release(t);
   esp_dataset_close(t->dataset);
   return code;
@@ -101,6 +122,7 @@ esp_status start_from_model(training *t, const arguments *a,
   if (status == ESP_OK) status = settle(t, a, &source);
   if (status == ESP_OK) status = apply_seed(t, a);
   if (status == ESP_OK) status = build_from(t, a, &source);
+  if (status == ESP_OK) status = training_split_data(t);
   if (status == ESP_OK) {
     t->info = source.info;
     t->info.run_config = NULL;

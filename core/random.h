@@ -27,7 +27,8 @@ typedef enum esp_purpose {
   ESP_PURPOSE_UPCYCLE,     /* index = hash of the parameter's name */
   ESP_PURPOSE_SAMPLE,      /* index = 0 */
   ESP_PURPOSE_SPARSIFY,    /* index = row of a pass */
-  ESP_PURPOSE_FLIP         /* index = image of the split */
+  ESP_PURPOSE_FLIP,        /* index = image of the split */
+  ESP_PURPOSE_VALIDATION   /* index = class */
 } esp_purpose;
 
 typedef struct esp_random {

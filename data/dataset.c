@@ -211,8 +211,9 @@ static esp_status choose_path(const esp_dataset_kind *kind, const char *given, c
 static void set_digest(esp_dataset *dataset) {
   uLong crc = crc32_z(0, NULL, 0);
   const size_t image = (size_t)esp_dataset_image_size(dataset);
-  for (int split = 0; split < 2; split++) {
+  for (int split = 0; split < ESP_SPLITS; split++) {
     const esp_split *const s = &dataset->splits[split];
+    if (s->count == 0) continue; /* zlib starts anew where there are no bytes */
     const size_t values = (size_t)s->count * image;
     if (s->bytes) crc = crc32_z(crc, s->bytes, values);
     if (s->floats) crc = crc32_z(crc, (const Bytef *)s->floats, values * sizeof *s->floats);
@@ -233,7 +234,8 @@ static esp_status read_dataset(esp_dataset *dataset, const esp_dataset_kind *kin
   dataset->info.source = dataset->source;
   ESP_TRY(kind->read(dataset, path));
   if (!dataset->info.digest) set_digest(dataset);
-  return ESP_OK;
+  const esp_status status = esp_dataset_hold_out(dataset, ESP_VALIDATION_SHARE);
+  return status == ESP_ERR_CONFIG ? ESP_OK : status; /* too few images for a validation split can still be looked at */
 }
 
 esp_status esp_dataset_open(esp_dataset **dataset, const char *spec) {
@@ -254,7 +256,8 @@ esp_status esp_dataset_open(esp_dataset **dataset, const char *spec) {
 
 void esp_dataset_close(esp_dataset *dataset) {
   if (!dataset) return;
-  for (int split = 0; split < 2; split++) {
+  for (int split = 0; split < ESP_SPLITS; split++) {
+    esp_free(dataset->rows[split]);
     esp_free(dataset->splits[split].bytes);
     esp_free(dataset->splits[split].floats);
     esp_free(dataset->splits[split].labels);
@@ -269,15 +272,9 @@ void esp_dataset_close(esp_dataset *dataset) {
 
 const esp_dataset_info *esp_dataset_info_of(const esp_dataset *dataset) { return &dataset->info; }
 
-static void check_index(const esp_dataset *dataset, esp_split_name split, int64_t index) {
-  if (index < 0 || index >= dataset->info.count[split])
-    esp_panic("%s: image %lld of %lld was asked for", dataset->info.name, (long long)index,
-              (long long)dataset->info.count[split]);
-}
-
 esp_pixels esp_dataset_pixels(const esp_dataset *dataset, esp_split_name split, int64_t index,
                               uint8_t scratch[ESP_DRAWN_BYTES]) {
-  check_index(dataset, split, index);
+  esp_dataset_locate(dataset, &split, &index);
   const esp_split *const s = &dataset->splits[split];
   const int64_t start = index * esp_dataset_image_size(dataset);
   if (s->floats) return (esp_pixels){.floats = s->floats + start};
@@ -296,7 +293,7 @@ void esp_dataset_image(const esp_dataset *dataset, esp_split_name split, int64_t
 }
 
 int32_t esp_dataset_label(const esp_dataset *dataset, esp_split_name split, int64_t index) {
-  check_index(dataset, split, index);
+  esp_dataset_locate(dataset, &split, &index);
   return dataset->splits[split].labels[index];
 }
 

@@ -1,7 +1,7 @@
 /* Data sets of labelled images: opened by name, read into memory whole (bytes stay bytes), dealt by index.
  *
  * A dataset owns all it holds; what its functions return is valid until esp_dataset_close(). An open dataset
- * never changes, so any number of threads may read it at once. */
+ * changes by esp_dataset_hold_out() alone, so any number of threads may read it at once. */
 #ifndef ESPALIER_DATASET_H
 #define ESPALIER_DATASET_H
 
@@ -14,7 +14,14 @@ extern "C" {
 
 enum { ESP_MAX_CHANNELS = 8 };
 
-typedef enum esp_split_name { ESP_TRAIN, ESP_TEST } esp_split_name;
+/* What is learnt from, what choices look at, and what is reported on at the end. */
+typedef enum esp_split_name { ESP_TRAIN, ESP_VALIDATION, ESP_TEST, ESP_SPLITS } esp_split_name;
+
+/* "train", "validation" or "test". */
+ESP_API const char *esp_split_text(esp_split_name split);
+
+/* The share of the training images that is the validation split unless something else is asked for. */
+#define ESP_VALIDATION_SHARE 0.05
 
 typedef struct esp_dataset esp_dataset;
 
@@ -28,11 +35,22 @@ typedef struct esp_dataset esp_dataset;
 ESP_API esp_status esp_dataset_open(esp_dataset **dataset, const char *spec) ESP_MUST_CHECK;
 ESP_API void esp_dataset_close(esp_dataset *dataset); /* NULL is allowed */
 
+/* Makes `share` of the training images the validation split, in the place of what was held out before; 0: none. Of a
+ * class of n training images round(share n) are held out, but at least one if n > 1 and none if n = 1. Which ones is
+ * drawn with a fixed key: the same data and share give the same split in every run, whatever its seed, and a smaller
+ * share is part of a larger one. Where the source has a validation split of its own that one stays.
+ * esp_dataset_open() does this with ESP_VALIDATION_SHARE, or holds out nothing where that cannot be. ESP_ERR_CONFIG,
+ * with the split as it was, unless 0 <= share < 1, or if a class would keep no training image or no class has an image
+ * to spare. Nobody may read the dataset at the same time, nor may a loader of it be open. */
+ESP_API esp_status esp_dataset_hold_out(esp_dataset *dataset, double share) ESP_MUST_CHECK;
+
 typedef struct esp_dataset_info {
   const char *name;   /* "cifar10", "synthetic:narrow" */
   const char *source; /* the path read, or "compiled in" */
   int channels, height, width, classes;
-  int64_t count[2];               /* images in [ESP_TRAIN], [ESP_TEST] */
+  int64_t count[ESP_SPLITS];      /* images in [ESP_TRAIN], [ESP_VALIDATION] and [ESP_TEST] */
+  bool own_validation;            /* the source has a validation split, which no setting changes */
+  double validation;              /* share of the source's training images that is held out instead; 0: none */
   const char *const *class_names; /* [classes]; NULL if the source names none */
   const char *digest;             /* "crc32:xxxxxxxx" of images and labels; of a generated set its version */
   const char *note;               /* what a reader of figures should know (how the split was made); "" if nothing */

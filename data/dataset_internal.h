@@ -6,7 +6,7 @@
 #include <espalier/memory.h>
 #include <zlib.h>
 
-/* A split holds its images as bytes, as floats, or (generated) not at all: [count, height, width,
+/* A split as its source has it holds its images as bytes, as floats, or (generated) not at all: [count, height, width,
  * channels]. */
 typedef struct esp_split {
   int64_t count;
@@ -17,7 +17,9 @@ typedef struct esp_split {
 
 struct esp_dataset {
   esp_dataset_info info;
-  esp_split splits[2];
+  esp_split splits[ESP_SPLITS]; /* as stored: [ESP_VALIDATION] is empty unless the source has one */
+  uint32_t *rows[ESP_SPLITS];   /* [count of the split] places in splits[ESP_TRAIN], ascending, of what is dealt as
+                                    training and as validation while images are held out; else NULL */
   /* Generated sets: draws image `index` as bytes [height, width, channels]. NULL otherwise. */
   void (*draw)(const esp_dataset *dataset, esp_split_name split, int64_t index, uint8_t *out);
   char *source;
@@ -41,6 +43,8 @@ esp_pixels esp_dataset_pixels(const esp_dataset *dataset, esp_split_name split, 
 /* For readers. `path` is for messages. */
 esp_status esp_dataset_set_shape(esp_dataset *dataset, const char *path, uint64_t channels, uint64_t height,
                                  uint64_t width);
+/* Where image `index` of a split is stored: both become those of `splits`. */
+void esp_dataset_locate(const esp_dataset *dataset, esp_split_name *split, int64_t *index);
 /* Room for the labels and, unless the set is generated, for the images of a split. The shape must be set. */
 typedef enum esp_storage { ESP_STORE_BYTES, ESP_STORE_FLOATS, ESP_STORE_NOTHING } esp_storage;
 esp_status esp_dataset_allocate(esp_dataset *dataset, esp_split_name split, int64_t count, esp_storage storage);

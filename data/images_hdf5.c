@@ -1,6 +1,6 @@
 /* Images from an HDF5 file: `images` [N, C, H, W] (uint8: 0 to 255; float32 or float64: as stored) and
- * `labels` [N] (integers), `test_images` and `test_labels` alike if the file has a test split,
- * `class_names` (text) if it names the classes. */
+ * `labels` [N] (integers), `validation_images`, `validation_labels`, `test_images` and `test_labels` alike
+ * if the file has these splits, `class_names` (text) if it names the classes. */
 #include "dataset_internal.h"
 
 #include <hdf5.h>
@@ -246,69 +246,75 @@ static esp_status read_names(esp_dataset *dataset, const table *t, const char *p
 
 /* ---- the file ---- */
 
-/* Training images and labels, then those of the test split. */
 typedef struct tables {
-  table images[2], labels[2], names;
-  bool has_test, has_names;
+  table images[ESP_SPLITS], labels[ESP_SPLITS], names;
+  bool has[ESP_SPLITS], has_names;
 } tables;
+
+/* What a split is called in the file. */
+static const char *const image_names[ESP_SPLITS] = {"images", "validation_images", "test_images"};
+static const char *const label_names[ESP_SPLITS] = {"labels", "validation_labels", "test_labels"};
 
 static bool holds(hid_t file, const char *name) { return H5Lexists(file, name, H5P_DEFAULT) > 0; }
 
-static esp_status open_pair(tables *t, int split, hid_t file, const char *path, const char *images,
-                            const char *labels) {
-  ESP_TRY(open_table(&t->images[split], file, path, images, RANK));
-  ESP_TRY(open_table(&t->labels[split], file, path, labels, 1));
+static esp_status open_pair(tables *t, int split, hid_t file, const char *path) {
+  ESP_TRY(open_table(&t->images[split], file, path, image_names[split], RANK));
+  ESP_TRY(open_table(&t->labels[split], file, path, label_names[split], 1));
   ESP_TRY(check_images(&t->images[split], path));
   ESP_TRY(check_stored(&t->images[split], path));
+  t->has[split] = true;
   return check_labels(&t->labels[split], &t->images[split], path);
 }
 
-static esp_status check_same(const table *train, const table *test, const char *path) {
-  const bool same_shape = memcmp(train->shape + 1, test->shape + 1, (RANK - 1) * sizeof *train->shape) == 0;
-  if (same_shape && holds_bytes(train) == holds_bytes(test)) return ESP_OK;
+static esp_status check_same(const table *train, const table *other, const char *path) {
+  const bool same_shape = memcmp(train->shape + 1, other->shape + 1, (RANK - 1) * sizeof *train->shape) == 0;
+  if (same_shape && holds_bytes(train) == holds_bytes(other)) return ESP_OK;
   return esp_fail(ESP_ERR_FORMAT,
-                  "%s: `test_images` (%llu x %llu x %llu) differs from `images` (%llu x %llu x %llu) in shape "
+                  "%s: `%s` (%llu x %llu x %llu) differs from `images` (%llu x %llu x %llu) in shape "
                   "or type; expected the same",
-                  path, (unsigned long long)test->shape[1], (unsigned long long)test->shape[2],
-                  (unsigned long long)test->shape[3], (unsigned long long)train->shape[1],
+                  path, other->name, (unsigned long long)other->shape[1], (unsigned long long)other->shape[2],
+                  (unsigned long long)other->shape[3], (unsigned long long)train->shape[1],
                   (unsigned long long)train->shape[2], (unsigned long long)train->shape[3]);
 }
 
 static esp_status open_tables(tables *t, hid_t file, const char *path) {
-  ESP_TRY(open_pair(t, ESP_TRAIN, file, path, "images", "labels"));
-  t->has_test = holds(file, "test_images") || holds(file, "test_labels");
-  if (t->has_test) {
-    ESP_TRY(open_pair(t, ESP_TEST, file, path, "test_images", "test_labels"));
-    ESP_TRY(check_same(&t->images[ESP_TRAIN], &t->images[ESP_TEST], path));
-  } else if (t->images[ESP_TRAIN].shape[0] < 2)
+  ESP_TRY(open_pair(t, ESP_TRAIN, file, path));
+  for (int split = ESP_VALIDATION; split < ESP_SPLITS; split++) {
+    if (!holds(file, image_names[split]) && !holds(file, label_names[split])) continue;
+    ESP_TRY(open_pair(t, split, file, path));
+    ESP_TRY(check_same(&t->images[ESP_TRAIN], &t->images[split], path));
+  }
+  if (!t->has[ESP_TEST] && t->images[ESP_TRAIN].shape[0] < 2)
     return esp_fail(ESP_ERR_FORMAT, "%s: 1 image cannot be split in training and test; expected more, or `test_images`",
                     path);
   t->has_names = holds(file, "class_names");
   return t->has_names ? open_table(&t->names, file, path, "class_names", 1) : ESP_OK;
 }
 
-/* The test split of the file, or else its last tenth (one image at least). */
-static void divide(const tables *t, portion parts[2]) {
+/* What each split is of the file. The test split is the file's own, or else its last tenth (one image at least); no
+ * images: the file has no such split. */
+static void divide(const tables *t, portion parts[ESP_SPLITS]) {
   const hsize_t count = t->images[ESP_TRAIN].shape[0];
   const hsize_t tenth = count / HELD_OUT > 0 ? count / HELD_OUT : 1;
-  const hsize_t train = t->has_test ? count : count - tenth;
-  parts[ESP_TRAIN] = (portion){&t->images[ESP_TRAIN], &t->labels[ESP_TRAIN], 0, train};
-  if (t->has_test)
-    parts[ESP_TEST] = (portion){&t->images[ESP_TEST], &t->labels[ESP_TEST], 0, t->images[ESP_TEST].shape[0]};
-  else parts[ESP_TEST] = (portion){&t->images[ESP_TRAIN], &t->labels[ESP_TRAIN], train, tenth};
+  for (int split = 0; split < ESP_SPLITS; split++)
+    parts[split] = (portion){&t->images[split], &t->labels[split], 0, t->has[split] ? t->images[split].shape[0] : 0};
+  if (t->has[ESP_TEST]) return;
+  parts[ESP_TRAIN].count = count - tenth;
+  parts[ESP_TEST] = (portion){&t->images[ESP_TRAIN], &t->labels[ESP_TRAIN], count - tenth, tenth};
 }
 
 static esp_status read_tables(esp_dataset *dataset, const tables *t, const char *path) {
   const hsize_t *const shape = t->images[ESP_TRAIN].shape;
-  portion parts[2];
+  portion parts[ESP_SPLITS];
   divide(t, parts);
   ESP_TRY(esp_dataset_set_shape(dataset, path, shape[1], shape[2], shape[3]));
   if (t->has_names) ESP_TRY(read_names(dataset, &t->names, path));
-  else
-    for (int split = 0; split < 2; split++)
-      ESP_TRY(each_label(dataset, (esp_split_name)split, &parts[split], path, count_class));
-  for (int split = 0; split < 2; split++) ESP_TRY(read_split(dataset, (esp_split_name)split, &parts[split], path));
-  if (!t->has_test) dataset->info.note = "the file has no test_images: its last 10 % are the test split";
+  for (int split = 0; !t->has_names && split < ESP_SPLITS; split++)
+    ESP_TRY(each_label(dataset, (esp_split_name)split, &parts[split], path, count_class));
+  for (int split = 0; split < ESP_SPLITS; split++)
+    if (parts[split].count > 0) ESP_TRY(read_split(dataset, (esp_split_name)split, &parts[split], path));
+  dataset->info.own_validation = t->has[ESP_VALIDATION];
+  if (!t->has[ESP_TEST]) dataset->info.note = "the file has no test_images: its last 10 % are the test split";
   return ESP_OK;
 }
 
@@ -319,10 +325,10 @@ static esp_status read_file(esp_dataset *dataset, const char *path) {
     return esp_fail(ESP_ERR_FORMAT,
                     "%s is no HDF5 file, is cut short, or is being written; expected `images` and `labels`", path);
   const table none = {.data = -1, .space = -1, .type = -1};
-  tables t = {.images = {none, none}, .labels = {none, none}, .names = none};
+  tables t = {.images = {none, none, none}, .labels = {none, none, none}, .names = none};
   esp_status status = open_tables(&t, file, path);
   if (status == ESP_OK) status = read_tables(dataset, &t, path);
-  for (int split = 0; split < 2; split++) {
+  for (int split = 0; split < ESP_SPLITS; split++) {
     close_table(&t.images[split]);
     close_table(&t.labels[split]);
   }

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* One batch with the caller, the others being prepared. */
@@ -84,6 +85,7 @@ static void make_batch(esp_loader *loader, esp_batch *batch, int64_t number) {
                                              .epoch = (uint64_t)batch->epoch,
                                              .position = (uint64_t)position},
                       batch->images + i * loader->image_size);
+    batch->places[i] = index;
     batch->labels[i] = batch->mixed_labels[i] = esp_dataset_label(loader->dataset, loader->split, index);
     batch->mix[i] = 1.0f;
   }
@@ -127,9 +129,12 @@ esp_status esp_loader_next(esp_loader *loader, const esp_batch **batch) {
 
 /* ---- creation ---- */
 
-static esp_status check_range(const esp_loader_options *options, int64_t available, const char *name) {
+static esp_status check_range(const esp_loader_options *options, const esp_dataset_info *info, esp_split_name split) {
+  const int64_t available = info->count[split];
+  const char *const name = info->name;
   if (options->batch < 1)
     return esp_fail(ESP_ERR_CONFIG, "batch is %lld; expected 1 or more images", (long long)options->batch);
+  if (available == 0) return esp_fail(ESP_ERR_CONFIG, "%s has no %s images", name, esp_split_text(split));
   if (options->first_example < 0 || options->first_example >= available)
     return esp_fail(ESP_ERR_CONFIG, "first_example is %lld; expected 0 to %lld: this split of %s has %lld images",
                     (long long)options->first_example, (long long)(available - 1), name, (long long)available);
@@ -163,7 +168,7 @@ static esp_status check_normalisation(const esp_normalisation *normalisation, in
 
 static esp_status check_options(const esp_loader_options *options, const esp_dataset_info *info, esp_split_name split,
                                 int64_t first_batch) {
-  ESP_TRY(check_range(options, info->count[split], info->name));
+  ESP_TRY(check_range(options, info, split));
   ESP_TRY(check_normalisation(&options->normalisation, info->channels));
   ESP_TRY(esp_augmentation_check(&options->augmentation, info->height, info->width));
   if (first_batch < 0)
@@ -174,9 +179,10 @@ static esp_status check_options(const esp_loader_options *options, const esp_dat
 static bool allocate_slot(esp_batch *batch, int64_t images, int64_t image_size) {
   batch->images = esp_alloc((size_t)images, (size_t)image_size * sizeof *batch->images);
   batch->labels = esp_alloc((size_t)images, sizeof *batch->labels);
+  batch->places = esp_alloc((size_t)images, sizeof *batch->places);
   batch->mixed_labels = esp_alloc((size_t)images, sizeof *batch->mixed_labels);
   batch->mix = esp_alloc((size_t)images, sizeof *batch->mix);
-  return batch->images && batch->labels && batch->mixed_labels && batch->mix;
+  return batch->images && batch->labels && batch->places && batch->mixed_labels && batch->mix;
 }
 
 static void measure_range(esp_loader *loader, int64_t available) {
@@ -203,6 +209,40 @@ static esp_status start(esp_loader *loader) {
   return ESP_OK;
 }
 
+/* An image of a sample, and where among those of its class it comes: in (0, 1), evenly spaced. */
+typedef struct sampled {
+  double place;
+  uint32_t image, drawn; /* drawn: which one of all, so that equal places have an order */
+} sampled;
+
+static int by_place(const void *a, const void *b) {
+  const sampled *const x = a, *const y = b;
+  if (x->place != y->place) return x->place < y->place ? -1 : 1;
+  return (x->drawn > y->drawn) - (x->drawn < y->drawn);
+}
+
+/* Puts a random order so that each beginning of it has the classes in the shares that the whole has. */
+static esp_status stratify(const esp_loader *loader, uint32_t *order, int64_t count) {
+  const int classes = esp_dataset_info_of(loader->dataset)->classes;
+  int64_t *const sizes = esp_alloc((size_t)classes, sizeof *sizes), *const ranks =
+                                                                        esp_alloc((size_t)classes, sizeof *ranks);
+  sampled *const images = esp_alloc((size_t)count, sizeof *images);
+  const bool allocated = sizes && ranks && images;
+  for (int pass = 0; allocated && pass < 2; pass++)
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t index = loader->options.first_example + order[i];
+      const int32_t label = esp_dataset_label(loader->dataset, loader->split, index);
+      if (pass == 0) sizes[label]++;
+      else images[i] = (sampled){((double)ranks[label]++ + 0.5) / (double)sizes[label], order[i], (uint32_t)i};
+    }
+  if (allocated) qsort(images, (size_t)count, sizeof *images, by_place);
+  for (int64_t i = 0; allocated && i < count; i++) order[i] = images[i].image;
+  esp_free(sizes);
+  esp_free(ranks);
+  esp_free(images);
+  return allocated ? ESP_OK : ESP_ERR_MEMORY;
+}
+
 static esp_status draw_sample(esp_loader *loader, int64_t available) {
   const int64_t count = available - loader->options.first_example;
   loader->sample = esp_alloc((size_t)count, sizeof *loader->sample);
@@ -210,7 +250,7 @@ static esp_status draw_sample(esp_loader *loader, int64_t available) {
   for (int64_t i = 0; i < count; i++) loader->sample[i] = (uint32_t)i;
   esp_random stream = esp_random_stream(loader->options.seed, ESP_PURPOSE_SAMPLE, 0);
   esp_random_shuffle(&stream, loader->sample, (uint32_t)count);
-  return ESP_OK;
+  return loader->options.stratified ? stratify(loader, loader->sample, count) : ESP_OK;
 }
 
 static esp_status fill_in(esp_loader *loader, int64_t available, int64_t first_batch) {
@@ -267,6 +307,7 @@ void esp_loader_close(esp_loader *loader) {
   for (int i = 0; i < SLOTS; i++) {
     esp_free(loader->slots[i].images);
     esp_free(loader->slots[i].labels);
+    esp_free(loader->slots[i].places);
     esp_free(loader->slots[i].mixed_labels);
     esp_free(loader->slots[i].mix);
   }

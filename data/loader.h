@@ -24,8 +24,9 @@ typedef struct esp_loader_options {
   esp_normalisation normalisation; /* (value - mean) / deviation */
   uint64_t seed;
   int64_t first_example, example_limit; /* deals only this range of the split; a limit of 0: up to its end */
-  bool sample; /* the example_limit images are drawn at random from first_example on, keyed by the seed, without
+  bool sample;     /* the example_limit images are drawn at random from first_example on, keyed by the seed, without
                   replacement; a smaller sample is the beginning of a larger one */
+  bool stratified; /* the sample has the classes in the shares that the range has them in, to within an image */
 } esp_loader_options;
 
 /* Owned by the loader. */
@@ -33,6 +34,7 @@ typedef struct esp_batch {
   int64_t count;         /* images in this batch: options.batch, or fewer in the last one of an epoch */
   float *images;         /* [count, height, width, channels], normalised and augmented */
   int32_t *labels;       /* [count] */
+  int64_t *places;       /* [count] which image of the split each is */
   int32_t *mixed_labels; /* [count] labels of what was mixed in; equal to labels without mixup */
   float *mix;            /* [count] share of labels[i] in the target; 1 without mixup */
   int64_t epoch, index_in_epoch;

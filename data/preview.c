@@ -52,7 +52,7 @@ static void place(contact_sheet *sheet, const esp_dataset_info *info, const tone
 /* The next image of a class from `start` on, or -1. */
 static int64_t next_of_class(const esp_dataset *dataset, esp_split_name split, int64_t label, int64_t start) {
   for (int64_t i = start; i < dataset->info.count[split]; i++)
-    if (dataset->splits[split].labels[i] == label) return i;
+    if (esp_dataset_label(dataset, split, i) == label) return i;
   return -1;
 }
 

@@ -406,13 +406,14 @@ static void test_data(void **state) {
   succeed("data list");
   assert_non_null(strstr(out, "cifar10\n"));
   json_t *info = succeed_json("data info synthetic");
-  assert_true(number(info, "classes") == 20 && number(info, "train") == 20000 && number(info, "test") == 2000);
+  assert_true(number(info, "classes") == 20 && number(info, "train") == 19000 && number(info, "validation") == 1000 &&
+              number(info, "test") == 2000);
   assert_int_equal(json_array_size(get(info, "shape")), 3);
   assert_int_equal(json_integer_value(item(info, "shape", 0)), 32);
   assert_int_equal(json_integer_value(item(info, "shape", 2)), 3);
   json_decref(info);
   succeed("data info synthetic:narrow");
-  assert_non_null(strstr(out, "5 classes, 5000 training and 1000 test images of 32 x 32 x 3"));
+  assert_non_null(strstr(out, "5 classes, 4750 training, 250 validation and 1000 test images of 32 x 32 x 3"));
 }
 
 static void test_preview(void **state) {
@@ -423,7 +424,7 @@ static void test_preview(void **state) {
   assert_true(image.width >= 12 * 32 && image.height >= 5 * 32);
   png_image_free(&image);
   refuse("data preview synthetic --out missing/sheet.png", 1, "missing/sheet.png", "No such file");
-  refuse("data preview synthetic --out sheet2.png --split all", 2, "--split is \"all\"", "test or train");
+  refuse("data preview synthetic --out sheet2.png --split all", 2, "--split is \"all\"", "test, validation or train");
   refuse("data preview synthetic", 2, "--out is missing", "sheet.png");
 }
 
@@ -442,7 +443,7 @@ static void test_interrupts(void **state) {
     wait_for("stopped/metrics.csv", 1500);
     kill(child, i ? SIGTERM : SIGINT);
     assert_int_equal(finish(child), 1);
-    if (!strstr(err, "stopped after step ") || !strstr(err, "of 125; continue with the same command and --resume"))
+    if (!strstr(err, "stopped after step ") || !strstr(err, "of 119; continue with the same command and --resume"))
       fail_msg("%s", err);
     assert_true(is_there("stopped/last.h5") && !is_there("stopped/results.json"));
     succeed("inspect stopped");

@@ -45,8 +45,7 @@ static void test_usage(void **state) {
       {"evaluate", 2, "usage: espalier evaluate RUN|CKPT --data DATA", ""},
       {"evaluate finetuned --data synthetic:narrow --json=yes", 2, "--json is a switch", ""},
       {"evaluate finetuned --data synthetic:narrow --limit 0", 2, "--limit is \"0\"", "whole number from 1"},
-      {"evaluate finetuned --data synthetic:narrow --split validation", 2, "--split is \"validation\"",
-       "test or train"},
+      {"evaluate finetuned --data synthetic:narrow --split all", 2, "--split is \"all\"", "test, validation or train"},
       {"evaluate finetuned --data synthetic:narrow --threads 1x", 2, "--threads is \"1x\"", "whole number"},
       {"pretrain --data synthetic", 2, "--out is missing", "runs/first"},
       {PRETRAIN "--out new --seed -1", 2, "--seed is \"-1\"", "whole number from 0"},
@@ -294,7 +293,8 @@ static void test_diverging(void **state) {
   (void)state;
   const int code =
       run(PRETRAIN "--out wild --set optimizer.kind=sgd --set optimizer.learning_rate=1000 --set optimizer.clip_norm=0 "
-                   "--set optimizer.schedule.warmup=0 --set model.layers=[dense] --set training.epochs=1");
+                   "--set optimizer.schedule.warmup=0 --set model.layers=[dense] --set training.epochs=1 "
+                   "--set training.evaluate_every=1");
   assert_int_equal(code, 1);
   if (!strstr(err, "espalier: step ") || !strstr(err, "the first op with such a ") ||
       !strstr(err, "optimizer.learning_rate"))

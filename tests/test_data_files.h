@@ -92,6 +92,7 @@ static inline esp_dataset *open_kind(const char *kind, const char *path) {
   esp_dataset *dataset;
   snprintf(spec, sizeof spec, "%s:%s", kind, path);
   if (esp_dataset_open(&dataset, spec) != ESP_OK) fail_msg("%s: %s", spec, esp_error_message());
+  assert_int_equal(esp_dataset_hold_out(dataset, 0), ESP_OK); /* what a reader reads is all dealt */
   return dataset;
 }
 

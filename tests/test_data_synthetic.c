@@ -40,6 +40,8 @@ static uint64_t digest(const esp_dataset *dataset, esp_split_name split) {
 static void test_same_bytes_everywhere(void **state) {
   (void)state;
   esp_dataset *const broad = open_set("synthetic"), *const narrow = open_set("synthetic:narrow");
+  assert_int_equal(esp_dataset_hold_out(broad, 0), ESP_OK);
+  assert_int_equal(esp_dataset_hold_out(narrow, 0), ESP_OK);
   assert_string_equal(esp_dataset_info_of(broad)->digest, "synthetic-1");
   assert_string_equal(esp_dataset_info_of(narrow)->digest, "synthetic-narrow-1");
   assert_true(digest(broad, ESP_TRAIN) == 0xba67922a363ff80bu);
@@ -63,15 +65,16 @@ static void test_any_order(void **state) {
   esp_dataset_close(dataset);
 }
 
-static void check_balance(const char *spec, int classes, int64_t train, int64_t test) {
+static void check_balance(const char *spec, int classes, int64_t train, int64_t validation, int64_t test) {
   esp_dataset *const dataset = open_set(spec);
   const esp_dataset_info *const info = esp_dataset_info_of(dataset);
   assert_string_equal(info->name, spec);
   assert_string_equal(info->source, "compiled in");
   assert_int_equal(info->classes, classes);
   assert_int_equal(info->count[ESP_TRAIN], train);
+  assert_int_equal(info->count[ESP_VALIDATION], validation);
   assert_int_equal(info->count[ESP_TEST], test);
-  for (int split = 0; split < 2; split++) {
+  for (int split = 0; split < ESP_SPLITS; split++) {
     int64_t counts[32] = {0};
     for (int64_t i = 0; i < info->count[split]; i++) counts[esp_dataset_label(dataset, (esp_split_name)split, i)]++;
     for (int c = 0; c < classes; c++) assert_int_equal(counts[c], info->count[split] / classes);
@@ -81,8 +84,8 @@ static void check_balance(const char *spec, int classes, int64_t train, int64_t 
 
 static void test_balance(void **state) {
   (void)state;
-  check_balance("synthetic", 20, 20000, 2000);
-  check_balance("synthetic:narrow", 5, 5000, 1000);
+  check_balance("synthetic", 20, 19000, 1000, 2000);
+  check_balance("synthetic:narrow", 5, 4750, 250, 1000);
 }
 
 static void test_narrow_is_part_of_broad(void **state) {

@@ -146,7 +146,7 @@ static esp_model *model_for_data(const esp_model_config *of) {
 
 /* Second moments of the first components' outputs over all inner pixels of many training images, the mean taken off. */
 static void output_covariance(const esp_model *model, double covariance[COMPONENTS * COMPONENTS]) {
-  enum { SAMPLE = 400 };
+  enum { SAMPLE = 2000 };
   esp_tape *tape = esp_tape_create();
   double sums[COMPONENTS] = {0}, count = 0;
   const esp_model_config *c = &model->config;

@@ -1,7 +1,7 @@
 /* label: medium */
 /* The training loop: the same bits whether interrupted or not and for any number of threads, what stops it, what it
  * freezes, what it writes, and that a step allocates nothing after the first. */
-#define SHARED_DATA "synthetic:narrow" /* 156 batches an epoch, evaluated after steps 4, 7 and 10 */
+#define SHARED_DATA "synthetic:narrow" /* 148 batches an epoch, evaluated after steps 4, 7 and 10 */
 #include "testing.h"
 #include "shared_data.h"
 
@@ -25,8 +25,8 @@ static const char *const small_settings[] = {"model.stem.kind=convolution",
                                              "augmentation.crop_padding=2",
                                              "augmentation.mixup=0.2",
                                              "training.batch=32",
-                                             "training.epochs=0.06",
-                                             "training.evaluate_every=0.02",
+                                             "training.epochs=0.064",
+                                             "training.evaluate_every=0.0225",
                                              "training.evaluate_examples=64",
                                              "training.log_every=1"};
 enum {
@@ -145,7 +145,7 @@ static void read_metrics(const training *t, char text[TEXT_SIZE]) {
   size_t kept = 0;
   int column = 1;
   for (size_t i = 0; i < size; i++) {
-    if ((column != 23 && column != 24) || text[i] == '\n') text[kept++] = text[i];
+    if ((column != 24 && column != 25) || text[i] == '\n') text[kept++] = text[i];
     column = text[i] == '\n' ? 1 : column + (text[i] == ',');
   }
   text[kept] = '\0';
@@ -282,7 +282,7 @@ static void test_resumed_with_other_settings(void **state) {
   expect_failure(go_on(&t, NULL), ESP_ERR_CONFIG, "started with seed 1, not 7", "keeps its settings");
   t.config.training.seed = 1;
   t.config.training.epochs = 1;
-  expect_failure(go_on(&t, NULL), ESP_ERR_CONFIG, "planned for 10 steps, not 156", "keeps its settings");
+  expect_failure(go_on(&t, NULL), ESP_ERR_CONFIG, "planned for 10 steps, not 148", "keeps its settings");
   t.config.optimizer.kind = ESP_OPTIMIZER_SGD;
   expect_failure(go_on(&t, NULL), ESP_ERR_MISMATCH, "last.h5", "");
   tear_down(&t);
@@ -441,7 +441,7 @@ static void test_poisoned_at_the_end(void **state) {
   set_up(&t, SETTINGS("training.epochs=0"));
   esp_parameters_find(t.model->parameters, "head.weight")->tensor.data[0] = NAN;
   expect_failure(go(&t, NULL, NULL), ESP_ERR_NOT_FINITE, "evaluating after step 0",
-                 "the loss over 1000 images is not finite");
+                 "the loss over 250 images is not finite");
   assert_false(esp_file_exists(file_of(&t, "last.h5")));
   tear_down(&t);
 }
@@ -512,7 +512,7 @@ static void test_freeze_nothing(void **state) {
 
 /* ---- metrics ---- */
 
-enum { COLUMNS = 26 };
+enum { COLUMNS = 27 };
 
 /* Splits a line of the file, which it changes, into cells. Returns the next line. */
 static char *next_line(char *line, char *cells[COLUMNS]) {
@@ -542,15 +542,17 @@ static void check_training_row(char *const cells[COLUMNS], int step) {
     if (!*cells[c] == computed) fail_msg("step %d: column %d is %s", step, c + 1, computed ? "empty" : cells[c]);
   }
   const double loss = strtod(cells[3], NULL), task = strtod(cells[4], NULL), balance = strtod(cells[5], NULL);
-  const double weighted = strtod(cells[6], NULL), z = strtod(cells[12], NULL), rate = strtod(cells[20], NULL);
+  const double weighted = strtod(cells[6], NULL), z = strtod(cells[12], NULL), rate = strtod(cells[21], NULL);
   assert_true(fabs(loss - task - weighted - z) < 1e-4);
   assert_true(fabs(weighted - 0.01 * balance) < 1e-5 && balance > 1.9); /* two layers, each at least about 1 */
   assert_true(rate >= 0 && rate <= 1e-3);
-  for (int c = 24; c < COLUMNS; c++) assert_true(strtod(cells[c], NULL) >= 1 && strtod(cells[c], NULL) <= 4);
+  for (int c = 25; c < COLUMNS; c++) assert_true(strtod(cells[c], NULL) >= 1 && strtod(cells[c], NULL) <= 4);
 }
 
-static void check_test_row(char *const cells[COLUMNS], int step) {
-  static const int empty[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 24, 25};
+/* The row of an evaluation of so many images. */
+static void check_evaluation_row(char *const cells[COLUMNS], int step, int images) {
+  static const int empty[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 21, 22, 25, 26};
+  assert_int_equal(strtol(cells[20], NULL, 10), images);
   assert_int_equal(strtol(cells[0], NULL, 10), step);
   for (size_t i = 0; i < sizeof empty / sizeof empty[0]; i++) assert_string_equal(cells[empty[i]], "");
   assert_true(strtod(cells[3], NULL) > 0 && strtod(cells[19], NULL) <= 1);
@@ -562,7 +564,7 @@ static void test_metrics(void **state) {
   static const char header[] =
       "step,epoch,split,loss,task_loss,balance_raw,balance_weighted,importance_raw,importance_weighted,"
       "load_raw,load_weighted,z_raw,z_weighted,entropy_raw,entropy_weighted,neuron_balance_raw,neuron_balance_weighted,"
-      "distillation_raw,distillation_weighted,accuracy,learning_rate,gradient_norm,images_per_second,seconds,imbalance.blocks.0,imbalance.blocks.1\n";
+      "distillation_raw,distillation_weighted,accuracy,images,learning_rate,gradient_norm,images_per_second,seconds,imbalance.blocks.0,imbalance.blocks.1\n";
   training t;
   set_up(&t, SETTINGS("training.log_every=5"));
   expect_ok(go(&t, NULL, NULL));
@@ -571,16 +573,19 @@ static void test_metrics(void **state) {
   /* An evaluation ends the row before it, so that a row never mixes steps from before and after. */
   static const struct {
     int step;
-    bool test;
-  } rows[] = {{4, false}, {4, true}, {5, false}, {7, false}, {7, true}, {10, false}, {10, true}};
+    const char *split;
+    int images; /* of an evaluation */
+  } rows[] = {{4, "train", 0},       {4, "validation", 64}, {5, "train", 0},         {7, "train", 0},
+              {7, "validation", 64}, {10, "train", 0},      {10, "validation", 250}, {10, "test", 1000}};
   char *cells[COLUMNS], *line = text + strlen(header);
   double seconds = 0;
   for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
     line = next_line(line, cells);
-    assert_string_equal(cells[2], rows[r].test ? "test" : "train");
-    (rows[r].test ? check_test_row : check_training_row)(cells, rows[r].step);
-    assert_true(strtod(cells[23], NULL) >= seconds);
-    seconds = strtod(cells[23], NULL);
+    assert_string_equal(cells[2], rows[r].split);
+    if (rows[r].images) check_evaluation_row(cells, rows[r].step, rows[r].images);
+    else check_training_row(cells, rows[r].step);
+    assert_true(strtod(cells[24], NULL) >= seconds);
+    seconds = strtod(cells[24], NULL);
   }
   assert_string_equal(line, "");
   assert_true(strtod(cells[19], NULL) == t.result.final.accuracy);
@@ -654,7 +659,8 @@ static void test_evaluation_with_mirror_images(void **state) {
   set_up(&t, SETTINGS(NULL));
   expect_ok(go(&t, NULL, NULL));
   const esp_normalisation *n = &t.info.normalisation;
-  const esp_evaluation_options options = {.split = ESP_TEST, .batch = 50, .limit = 100};
+  int64_t places[100];
+  const esp_evaluation_options options = {.split = ESP_TEST, .batch = 50, .limit = 100, .places = places};
   esp_evaluation_options flipped = options;
   flipped.flip = true;
   expect_ok(esp_evaluate(t.model, data, n, &options, &plain));
@@ -663,8 +669,8 @@ static void test_evaluation_with_mirror_images(void **state) {
   double loss = 0, correct = 0;
   for (int i = 0; i < 100; i++) {
     esp_real mean[ESP_MAX_EXPERTS];
-    mean_logits(&t, i, mean);
-    const int32_t label = esp_dataset_label(data, ESP_TEST, i);
+    mean_logits(&t, places[i], mean);
+    const int32_t label = esp_dataset_label(data, ESP_TEST, places[i]);
     double sum = 0;
     int best = 0;
     for (int c = 0; c < t.config.model.classes; c++) {

@@ -5,6 +5,14 @@
 #include <string.h>
 #include <time.h>
 
+/* Of the draw of a subset: no setting, so that figures of subsets are of the same images whoever asks. */
+static const uint64_t subset_key = 0x737562736574u;
+
+int64_t esp_evaluated_images(const esp_dataset_info *data, const esp_evaluation_options *options) {
+  const int64_t count = data->count[options->split];
+  return options->limit > 0 && options->limit < count ? options->limit : count;
+}
+
 double esp_seconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -24,6 +32,15 @@ esp_status esp_check_data_fits(const esp_model_config *config, const esp_dataset
         "the model knows %d classes, but %s (%s) has %d; use the data it was trained on, or finetune it first",
         config->classes, info->name, info->source, info->classes);
   return ESP_OK;
+}
+
+esp_status esp_check_held_out(const esp_dataset *dataset, double share) {
+  const esp_dataset_info *data = esp_dataset_info_of(dataset);
+  if (data->own_validation || !(fabs(data->validation - share) > 0)) return ESP_OK;
+  return esp_fail(ESP_ERR_CONFIG,
+                  "data.validation is %g, but of the training images of %s a share of %g is held out; "
+                  "esp_dataset_hold_out() makes them agree",
+                  share, data->name, data->validation);
 }
 
 esp_tensor *esp_batch_images(esp_tape *tape, const esp_batch *batch, const esp_model_config *config) {
@@ -95,6 +112,8 @@ static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const e
   sum->accuracy += (double)esp_count_correct(logits, batch->labels);
   sum->loss += (double)loss->data[0] * (double)batch->count;
   if (options->logits) keep_logits(logits, sum->examples, options->logits);
+  if (options->places)
+    memcpy(options->places + sum->examples, batch->places, (size_t)batch->count * sizeof *batch->places);
   if (options->flip) ESP_TRY(add_flipped(model, tape, batch, images, logits, &pass, sum));
   sum->examples += batch->count;
   return ESP_OK;
@@ -124,11 +143,14 @@ esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset, cons
   *evaluation = (esp_evaluation){0};
   ESP_TRY(esp_check_data_fits(&model->config, dataset, true));
   const esp_dataset_info *info = esp_dataset_info_of(dataset);
-  if (options->replay)
-    ESP_TRY(esp_routing_trace_check(options->replay, model, info, options->split,
-                                    options->limit ? options->limit : info->count[options->split]));
-  const esp_loader_options loading = {
-      .batch = options->batch, .normalisation = *normalisation, .example_limit = options->limit};
+  const int64_t images = esp_evaluated_images(info, options);
+  if (options->replay) ESP_TRY(esp_routing_trace_check(options->replay, model, info, options->split, images));
+  const esp_loader_options loading = {.batch = options->batch,
+                                      .normalisation = *normalisation,
+                                      .example_limit = images,
+                                      .sample = images < info->count[options->split],
+                                      .stratified = true,
+                                      .seed = subset_key};
   esp_loader *loader;
   ESP_TRY(esp_loader_create(&loader, dataset, options->split, &loading, 0));
   esp_tape *tape = esp_tape_create();

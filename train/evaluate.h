@@ -22,26 +22,36 @@ typedef struct esp_evaluation {
 /* What an evaluation looks at, and who watches it. */
 typedef struct esp_evaluation_options {
   esp_split_name split;
-  int64_t batch, limit;            /* limit 0: all examples */
+  int64_t batch;
+  int64_t limit; /* looks at so many images, always the same ones, with the classes in their shares; 0, or as many as
+                    there are: at all, in the order of the split */
   const esp_observer *observer;    /* NULL: none */
   const esp_routing_trace *replay; /* routes instead of the routers; NULL: none */
   const esp_neuron_filter *filter; /* intervenes in the experts; NULL: none */
   esp_neuron_path neurons;         /* how MoNE layers compute, if nobody watches */
-  float *logits; /* [examples, classes] gets what was predicted of each image: of an E3 the logarithm of its members'
+  float *logits;   /* [examples, classes] gets what was predicted of each image: of an E3 the logarithm of its members'
                     mean probability; NULL: not wanted */
-  bool flip;     /* mirror images, which nobody watches and nothing replays, are looked at, too */
+  int64_t *places; /* [examples] gets which image of the split each one is; NULL: not wanted */
+  bool flip;       /* mirror images, which nobody watches and nothing replays, are looked at, too */
 } esp_evaluation_options;
 
-/* Runs the model over the split in its own order, without augmentation. ESP_ERR_MISMATCH if images or classes are
+/* Runs the model over the split without augmentation. ESP_ERR_MISMATCH if images or classes are
  * not the model's or the trace is of other data or another kind of model, ESP_ERR_NOT_FINITE if the loss is not
  * finite. */
 ESP_API esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset,
                                 const esp_normalisation *normalisation, const esp_evaluation_options *options,
                                 esp_evaluation *evaluation) ESP_MUST_CHECK;
 
+/* How many images that looks at. */
+ESP_API int64_t esp_evaluated_images(const esp_dataset_info *data, const esp_evaluation_options *options);
+
 /* ESP_ERR_MISMATCH if the data's images (and, if `classes`, its number of classes) are not the model's. */
 ESP_API esp_status esp_check_data_fits(const esp_model_config *config, const esp_dataset *dataset,
                                        bool classes) ESP_MUST_CHECK;
+
+/* ESP_ERR_CONFIG unless `share` of the training images is held out for validation: the settings of a run, which its
+ * checkpoints keep, must tell what was. A split that is the source's own fits any. */
+ESP_API esp_status esp_check_held_out(const esp_dataset *dataset, double share) ESP_MUST_CHECK;
 
 /* Images [count, H, W, C] of a batch as a leaf of the step; NULL if memory is short. */
 ESP_API esp_tensor *esp_batch_images(esp_tape *tape, const esp_batch *batch, const esp_model_config *config);

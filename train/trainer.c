@@ -92,7 +92,7 @@ typedef struct run {
   double training_seconds; /* of steps alone */
   int64_t images;
   double last_distillation; /* mean over the window that closed last */
-  esp_evaluation evaluation;
+  esp_training_result result;
 } run;
 
 static double epoch_of(const run *r) { return (double)r->step / (double)r->batches_per_epoch; }
@@ -132,26 +132,95 @@ static esp_status close_window(run *r) {
   return ESP_OK;
 }
 
-static esp_status evaluate(run *r, int64_t limit) {
+static bool has_validation(const run *r) { return esp_dataset_info_of(r->job->dataset)->count[ESP_VALIDATION] > 0; }
+
+/* Watched by `observer`, or by nobody (NULL). */
+static esp_status evaluate(run *r, const esp_model *model, esp_split_name split, int64_t limit,
+                           const esp_observer *observer, esp_evaluation *evaluation) {
   const esp_training_job *job = r->job;
-  ESP_TRY(close_window(r));
-  const esp_observer observer = esp_routing_log_observer(r->routing);
   const esp_evaluation_options options = {
-      .split = ESP_TEST, .batch = job->config->training.batch, .limit = limit, .observer = &observer};
-  const esp_status status = esp_evaluate(job->model, job->dataset, &job->info->normalisation, &options, &r->evaluation);
-  if (status != ESP_OK) return esp_fail_in(status, "evaluating after step %lld", (long long)r->step);
-  ESP_TRY(esp_metrics_write_evaluation(r->metrics, r->step, epoch_of(r), &r->evaluation));
-  esp_progress_evaluation(&r->bar, r->step, epoch_of(r), &r->evaluation);
-  ESP_TRY(esp_routing_log_write(r->routing, r->step, epoch_of(r), &r->bar));
-  const bool best = r->evaluation.accuracy > job->info->progress.best_accuracy;
-  if (best) {
-    job->info->progress.best_accuracy = r->evaluation.accuracy;
-    job->info->progress.best_step = r->step;
+      .split = split, .batch = job->config->training.batch, .limit = limit, .observer = observer};
+  const esp_status status = esp_evaluate(model, job->dataset, &job->info->normalisation, &options, evaluation);
+  return status == ESP_OK ? ESP_OK : esp_fail_in(status, "evaluating after step %lld", (long long)r->step);
+}
+
+/* Of the model as it is now, into the metrics; if `watch`, what its routers do goes into their logs. */
+static esp_status evaluate_now(run *r, esp_split_name split, int64_t limit, bool watch, esp_evaluation *evaluation) {
+  const esp_observer observer = esp_routing_log_observer(r->routing);
+  ESP_TRY(evaluate(r, r->job->model, split, limit, watch ? &observer : NULL, evaluation));
+  ESP_TRY(esp_metrics_write_evaluation(r->metrics, r->step, epoch_of(r), split, evaluation));
+  esp_progress_evaluation(&r->bar, r->step, epoch_of(r), split, evaluation);
+  return watch ? esp_routing_log_write(r->routing, r->step, epoch_of(r), &r->bar) : ESP_OK;
+}
+
+static void take_as_best(run *r, const esp_evaluation *validation) {
+  r->job->info->progress.best_accuracy = validation->accuracy;
+  r->job->info->progress.best_step = r->step;
+}
+
+/* Evaluations under way look at as many images each, so that their figures compete. */
+static esp_status evaluate_on_the_way(run *r) {
+  esp_evaluation validation;
+  ESP_TRY(close_window(r));
+  if (has_validation(r)) {
+    ESP_TRY(evaluate_now(r, ESP_VALIDATION, r->job->config->training.evaluate_examples, true, &validation));
+    /* While rows are pruned, the best would be the least pruned. */
+    if (!r->pruning && validation.accuracy > r->job->info->progress.best_accuracy) {
+      take_as_best(r, &validation);
+      ESP_TRY(save(r, "best.h5"));
+    }
   }
   ESP_TRY(save(r, ESP_LAST_CHECKPOINT));
-  if (best && !r->pruning) ESP_TRY(save(r, "best.h5")); /* while rows are pruned, the best is the least pruned */
   restart_window(r);
   return ESP_OK;
+}
+
+/* The best model before the end, evaluated on all of the validation split; NULL: there is none. */
+static esp_status load_candidate(run *r, esp_model **candidate, esp_evaluation *validation) {
+  char path[ESP_PATH_SIZE];
+  esp_checkpoint_info info;
+  const esp_progress *p = &r->job->info->progress;
+  *candidate = NULL;
+  if (r->pruning || !has_validation(r) || p->best_accuracy < 0 || p->best_step == r->step) return ESP_OK;
+  ESP_TRY(esp_folder_path(path, r->job->folder, "best.h5"));
+  ESP_TRY(esp_checkpoint_load(path, candidate, &info));
+  esp_checkpoint_info_clear(&info);
+  return evaluate(r, *candidate, ESP_VALIDATION, r->job->final_examples, NULL, validation);
+}
+
+/* Of the model at the end and the best one before, on equal terms. */
+static esp_status choose_best(run *r, const esp_model *candidate, const esp_evaluation *validation) {
+  esp_training_result *result = &r->result;
+  const bool keeps = candidate && !(result->validation.accuracy > validation->accuracy);
+  result->best_validation = keeps ? *validation : result->validation;
+  if (keeps) {
+    r->job->info->progress.best_accuracy = validation->accuracy;
+    return ESP_OK;
+  }
+  take_as_best(r, &result->validation);
+  return r->pruning ? ESP_OK : save(r, "best.h5");
+}
+
+static esp_status conclude_with(run *r, const esp_model *candidate, const esp_evaluation *validation) {
+  esp_training_result *result = &r->result;
+  ESP_TRY(choose_best(r, candidate, validation));
+  ESP_TRY(save(r, ESP_LAST_CHECKPOINT));
+  ESP_TRY(evaluate_now(r, ESP_TEST, r->job->final_examples, !has_validation(r), &result->final));
+  result->best = result->final;
+  if (r->job->info->progress.best_step == r->step) return ESP_OK;
+  return evaluate(r, candidate, ESP_TEST, r->job->final_examples, NULL, &result->best);
+}
+
+/* The end: what was learnt is validated, then tested. */
+static esp_status conclude(run *r) {
+  esp_model *candidate = NULL;
+  esp_evaluation validation = {0};
+  ESP_TRY(close_window(r));
+  if (has_validation(r)) ESP_TRY(evaluate_now(r, ESP_VALIDATION, r->job->final_examples, true, &r->result.validation));
+  esp_status status = load_candidate(r, &candidate, &validation);
+  if (status == ESP_OK) status = conclude_with(r, candidate, &validation);
+  esp_model_free(candidate);
+  return status;
 }
 
 static esp_status do_step(run *r) {
@@ -193,7 +262,7 @@ static esp_status after_step(run *r) {
   if (r->step % config->log_every == 0) ESP_TRY(close_window(r));
   esp_progress_step(&r->bar, r->step);
   if (epoch_of(r) + 1e-9 >= r->next_evaluation && r->step < r->steps) {
-    ESP_TRY(evaluate(r, config->evaluate_examples));
+    ESP_TRY(evaluate_on_the_way(r));
     while (r->next_evaluation <= epoch_of(r) + 1e-9) r->next_evaluation += config->evaluate_every;
   }
   if (config->checkpoint_minutes > 0 && esp_seconds() - r->last_checkpoint > 60 * config->checkpoint_minutes)
@@ -221,7 +290,7 @@ static esp_status loop(run *r) {
     status = do_step(r);
     if (status == ESP_OK) status = after_step(r);
   }
-  if (status == ESP_OK) status = evaluate(r, r->job->final_examples);
+  if (status == ESP_OK) status = conclude(r);
   esp_progress_end(&r->bar);
   return status == ESP_ERR_NOT_FINITE ? explain_not_finite(r) : status;
 }
@@ -257,6 +326,7 @@ static esp_status prepare(run *r) {
   ESP_TRY(esp_check_data_fits(&job->model->config, job->dataset, true));
   ESP_TRY(esp_augmentation_check(&config->augmentation, data->height, data->width));
   ESP_TRY(esp_training_check(&config->training));
+  ESP_TRY(esp_check_held_out(job->dataset, config->data.validation));
   ESP_TRY(esp_parameters_freeze(job->model->parameters, config->training.freeze));
   ESP_TRY(take_teacher(r));
   ESP_TRY(esp_optimizer_create(&r->optimizer, &config->optimizer, job->model->parameters));
@@ -292,16 +362,14 @@ esp_status esp_train(const esp_training_job *job, esp_training_result *result) {
   const double start = esp_seconds();
   esp_status status = prepare(&r);
   if (status == ESP_OK) status = loop(&r);
-  *result =
-      (esp_training_result){.final = r.evaluation,
-                            .best_accuracy = job->info->progress.best_accuracy,
-                            .best_step = job->info->progress.best_step,
-                            .step = r.step,
-                            .steps = r.steps,
-                            .seconds = esp_seconds() - start,
-                            .images_per_second = r.training_seconds > 0 ? (double)r.images / r.training_seconds : 0,
-                            .distillation = r.last_distillation,
-                            .step_memory = r.tape ? esp_arena_capacity(esp_tape_arena(r.tape)) : 0};
+  *result = r.result;
+  result->best_step = job->info->progress.best_step;
+  result->step = r.step;
+  result->steps = r.steps;
+  result->seconds = esp_seconds() - start;
+  result->images_per_second = r.training_seconds > 0 ? (double)r.images / r.training_seconds : 0;
+  result->distillation = r.last_distillation;
+  result->step_memory = r.tape ? esp_arena_capacity(esp_tape_arena(r.tape)) : 0;
   const esp_status metrics = esp_metrics_close(r.metrics), routing = esp_routing_log_close(r.routing);
   esp_distillation_free(r.distillation);
   esp_row_pruning_free(r.pruning);

@@ -25,13 +25,16 @@ typedef struct esp_training_job {
   const esp_checkpoint_info *teacher_info; /* needs the one it had: its digest is the history entry's reference */
   const char *resume_from;                 /* checkpoint whose optimiser state and progress go on; NULL: from step 0 */
   const volatile sig_atomic_t *stop;       /* set by a signal handler: end at the next safe point; NULL: never */
-  int64_t final_examples;                  /* test images that the evaluation at the end looks at; 0: all */
+  int64_t
+      final_examples; /* images of a split that an evaluation at the end looks at, as esp_evaluation_options.limit */
   bool quiet;
 } esp_training_job;
 
 typedef struct esp_training_result {
-  esp_evaluation final; /* of the model as it is at the end */
-  double best_accuracy;
+  esp_evaluation final;           /* on the test split, of the model as it is at the end */
+  esp_evaluation validation;      /* of the same model on the validation split; no examples: there is no such split */
+  esp_evaluation best;            /* on the test split, of best.h5: of the model that is best on the validation split */
+  esp_evaluation best_validation; /* of the same model on the validation split */
   int64_t best_step, step, steps;
   double seconds;           /* of this process's part of the run */
   double images_per_second; /* of the training steps alone */
@@ -39,7 +42,13 @@ typedef struct esp_training_result {
   size_t step_memory;       /* bytes of the step arena */
 } esp_training_result;
 
-/* Trains for config->training.epochs. Leaves metrics.csv, last.h5 and best.h5 in the folder. ESP_ERR_INTERRUPTED if
+/* Trains for config->training.epochs on the training split. Evaluations on the way look at the validation split and
+ * decide what best.h5 is: the model with the highest accuracy, the earlier one of equals. If they look at a part of it
+ * (config->training.evaluate_examples), the best of them and the model at the end compete once more at the end, on all
+ * of it. Without a validation split nothing is evaluated on the way, and best.h5 is the model at the end; while rows of
+ * experts are pruned too, for the best would be the least pruned, and there is no best.h5. The test split is looked at
+ * once, at the end. Leaves metrics.csv, last.h5 and best.h5 in the folder. ESP_ERR_CONFIG if the dataset does not hold
+ * out the share that config->data says (see esp_dataset_hold_out()). ESP_ERR_INTERRUPTED if
  * stopped (last.h5 then holds the state to resume from), ESP_ERR_NOT_FINITE if the loss or the gradient stops being
  * finite (last.h5 is the last good state). */
 ESP_API esp_status esp_train(const esp_training_job *job, esp_training_result *result) ESP_MUST_CHECK;

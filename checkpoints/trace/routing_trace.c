@@ -43,17 +43,16 @@ static esp_status prepare(esp_routing_trace *trace, const esp_model *model) {
   return ESP_OK;
 }
 
-static const char *split_name(esp_split_name split) { return split == ESP_TRAIN ? "train" : "test"; }
-
 esp_status esp_routing_trace_create(esp_routing_trace **trace, const esp_model *model, const esp_dataset_info *data,
                                     esp_split_name split, int64_t images) {
   *trace = NULL;
   esp_routing_trace *made = esp_alloc(1, sizeof *made);
   if (!made) return ESP_ERR_MEMORY;
   made->images = images;
+  made->split_images = data->count[split];
   snprintf(made->data_name, sizeof made->data_name, "%s", data->name);
   snprintf(made->data_digest, sizeof made->data_digest, "%s", data->digest);
-  snprintf(made->split, sizeof made->split, "%s", split_name(split));
+  snprintf(made->split, sizeof made->split, "%s", esp_split_text(split));
   esp_status status = esp_model_digest(model, made->model);
   if (status == ESP_OK) status = prepare(made, model);
   if (status != ESP_OK) {
@@ -115,11 +114,24 @@ static esp_status check_choices(const esp_routing_trace *trace, const esp_trace_
 
 esp_status esp_routing_trace_check(const esp_routing_trace *trace, const esp_model *model, const esp_dataset_info *data,
                                    esp_split_name split, int64_t images) {
-  if (strcmp(trace->data_digest, data->digest) != 0 || strcmp(trace->split, split_name(split)) != 0)
+  if (strcmp(trace->data_digest, data->digest) != 0 || strcmp(trace->split, esp_split_text(split)) != 0)
     return esp_fail(ESP_ERR_MISMATCH,
                     "the trace was recorded on the %s split of %s (%s), but this is the %s split of "
                     "%s (%s)",
-                    trace->split, trace->data_name, trace->data_digest, split_name(split), data->name, data->digest);
+                    trace->split, trace->data_name, trace->data_digest, esp_split_text(split), data->name,
+                    data->digest);
+  const int64_t count = data->count[split];
+  if (trace->split_images != count)
+    return esp_fail(ESP_ERR_MISMATCH,
+                    "the trace was recorded when the %s split of %s had %lld images, but now it has %lld; hold out the "
+                    "same share for validation",
+                    trace->split, trace->data_name, (long long)trace->split_images, (long long)count);
+  if (trace->images == count && images < count)
+    return esp_fail(
+        ESP_ERR_MISMATCH,
+        "the trace has all %lld images in their own order, but %lld of them are to be evaluated, which come "
+        "in another one; evaluate all",
+        (long long)trace->images, (long long)images);
   if (images > trace->images)
     return esp_fail(ESP_ERR_MISMATCH, "the trace has %lld images, but %lld are to be evaluated; use --limit %lld",
                     (long long)trace->images, (long long)images, (long long)trace->images);

@@ -22,9 +22,11 @@ typedef struct esp_trace_layer {
 typedef struct esp_routing_trace {
   char model[24]; /* digest of the model whose routers chose */
   char data_name[64], data_digest[64];
-  char split[8];                    /* "test" or "train" */
-  int64_t images, tokens_per_image; /* from the first one on, in the split's own order */
-  int members;                      /* of an E3, else 1 */
+  char split[16];       /* "train", "validation" or "test" */
+  int64_t split_images; /* that the split had */
+  int64_t images,
+      tokens_per_image; /* traced: all in their own order, or as many of those that esp_evaluate() samples */
+  int members;          /* of an E3, else 1 */
   int layer_count;
   esp_trace_layer *layers;
 } esp_routing_trace;

@@ -58,6 +58,7 @@ static esp_status write_trace(hid_t file, const void *context) {
   ESP_TRY(esp_h5_set_text(file, "data_name", trace->data_name));
   ESP_TRY(esp_h5_set_text(file, "data_digest", trace->data_digest));
   ESP_TRY(esp_h5_set_text(file, "split", trace->split));
+  ESP_TRY(esp_h5_set_number(file, "split_images", trace->split_images));
   ESP_TRY(esp_h5_set_number(file, "images", trace->images));
   ESP_TRY(esp_h5_set_number(file, "tokens_per_image", trace->tokens_per_image));
   ESP_TRY(esp_h5_set_number(file, "members", trace->members));
@@ -183,7 +184,8 @@ static esp_status read_trace(hid_t file, esp_routing_trace *trace) {
   ESP_TRY(esp_h5_get_text(file, "data_name", trace->data_name, sizeof trace->data_name));
   ESP_TRY(esp_h5_get_text(file, "data_digest", trace->data_digest, sizeof trace->data_digest));
   ESP_TRY(esp_h5_get_text(file, "split", trace->split, sizeof trace->split));
-  ESP_TRY(get_size(file, "images", 1, INT32_MAX, &trace->images));
+  ESP_TRY(get_size(file, "split_images", 1, INT32_MAX, &trace->split_images));
+  ESP_TRY(get_size(file, "images", 1, trace->split_images, &trace->images));
   ESP_TRY(get_size(file, "tokens_per_image", 1, INT32_MAX, &trace->tokens_per_image));
   ESP_TRY(get_int(file, "members", 1, ESP_MAX_EXPERTS, &trace->members));
   esp_h5_handles handles = {0};

@@ -86,6 +86,7 @@ static esp_status read_configs(comparing *c) {
   training base = {.dataset = c->dataset};
   ESP_TRY(esp_run_config_load(&base.config, a->operands[0], a->overrides, a->override_count));
   training_take_sizes(&base);
+  ESP_TRY(training_split_data(&base));
   c->configs = esp_alloc((size_t)c->variant_count, sizeof *c->configs);
   c->runs = esp_alloc((size_t)(c->variant_count * c->seed_count), sizeof *c->runs);
   if (!c->configs || !c->runs) return ESP_ERR_MEMORY;

@@ -94,16 +94,20 @@ static esp_status load_source(outcome *o, const training *t) {
                   parent, o->source.path, o->source.info.digest);
 }
 
-static esp_status evaluate(const training *t, const esp_model *model, esp_evaluation *evaluation) {
-  const esp_evaluation_options options = {.split = ESP_TEST, .batch = EVALUATION_BATCH};
+static esp_status evaluate(const training *t, const esp_model *model, esp_split_name split,
+                           esp_evaluation *evaluation) {
+  const esp_evaluation_options options = {.split = split, .batch = EVALUATION_BATCH};
   return esp_evaluate(model, t->dataset, &t->info.normalisation, &options, evaluation);
 }
 
 static esp_status measure(outcome *o, const training *t, esp_training_result *result) {
   const bool knows = o->source.model->config.classes == o->compact->config.classes;
-  if (knows) ESP_TRY(evaluate(t, o->source.model, &o->was));
-  ESP_TRY(evaluate(t, o->compact, &result->final));
-  result->best_accuracy = result->final.accuracy; /* of the model that is kept */
+  if (knows) ESP_TRY(evaluate(t, o->source.model, ESP_TEST, &o->was));
+  ESP_TRY(evaluate(t, o->compact, ESP_TEST, &result->final));
+  if (esp_dataset_info_of(t->dataset)->count[ESP_VALIDATION] > 0)
+    ESP_TRY(evaluate(t, o->compact, ESP_VALIDATION, &result->validation));
+  result->best = result->final; /* of the model that is kept */
+  result->best_validation = result->validation;
   result->best_step = result->step;
   esp_model_cost_of(o->source.model, &o->cost_before);
   esp_model_cost_of(o->compact, &o->cost_after);
@@ -146,7 +150,7 @@ static void tell(const outcome *o, training *t, const esp_training_result *resul
                       mean_rank(o->after), "rank", t->config.compression.rank, "keep", t->config.compression.keep);
   if (t->arguments->json) return;
   if (o->was.examples)
-    printf("accuracy: %.2f %% before, %.2f %% after\n", 100 * o->was.accuracy, 100 * result->final.accuracy);
+    printf("test accuracy: %.2f %% before, %.2f %% after\n", 100 * o->was.accuracy, 100 * result->final.accuracy);
   printf("parameters: %.3f M of %.3f M left; %.1f MFLOP an image where there were %.1f\n",
          1e-6 * (double)o->cost_after.parameters, 1e-6 * (double)o->cost_before.parameters, 1e-6 * o->cost_after.flops,
          1e-6 * o->cost_before.flops);

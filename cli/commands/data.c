@@ -31,19 +31,22 @@ static json_t *info_json(const esp_dataset_info *info) {
   json_t *names = json_array();
   for (int i = 0; info->class_names && i < info->classes; i++)
     json_array_append_new(names, json_string(info->class_names[i]));
-  return json_pack("{s:s, s:s, s:i, s:I, s:I, s:[iii], s:o, s:s, s:s}", "name", info->name, "source", info->source,
-                   "classes", info->classes, "train", (json_int_t)info->count[ESP_TRAIN], "test",
-                   (json_int_t)info->count[ESP_TEST], "shape", info->height, info->width, info->channels, "class_names",
-                   names, "digest", info->digest, "note", info->note);
+  return json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:b, s:f, s:[iii], s:o, s:s, s:s}", "name", info->name, "source",
+                   info->source, "classes", info->classes, "train", (json_int_t)info->count[ESP_TRAIN], "validation",
+                   (json_int_t)info->count[ESP_VALIDATION], "test", (json_int_t)info->count[ESP_TEST], "own_validation",
+                   info->own_validation, "validation_share", info->validation, "shape", info->height, info->width,
+                   info->channels, "class_names", names, "digest", info->digest, "note", info->note);
 }
 
 static void print_info(const esp_dataset *dataset) {
   const esp_dataset_info *info = esp_dataset_info_of(dataset);
   esp_normalisation n;
   esp_dataset_normalisation(dataset, &n);
-  printf("%s (%s)\n  %d classes, %lld training and %lld test images of %d x %d x %d, %s\n", info->name, info->source,
-         info->classes, (long long)info->count[ESP_TRAIN], (long long)info->count[ESP_TEST], info->height, info->width,
-         info->channels, info->digest);
+  printf("%s (%s)\n  %d classes, %lld training, %lld validation and %lld test images of %d x %d x %d, %s\n", info->name,
+         info->source, info->classes, (long long)info->count[ESP_TRAIN], (long long)info->count[ESP_VALIDATION],
+         (long long)info->count[ESP_TEST], info->height, info->width, info->channels, info->digest);
+  if (info->own_validation) puts("  the validation split is the source's own");
+  else printf("  held out of the training images for validation: a share of %g of each class\n", info->validation);
   for (int c = 0; c < info->channels; c++)
     printf("  channel %d: mean %.4f, standard deviation %.4f\n", c, (double)n.mean[c], (double)n.deviation[c]);
   for (int i = 0; info->class_names && i < info->classes; i++)
@@ -52,12 +55,20 @@ static void print_info(const esp_dataset *dataset) {
   if (*info->note) printf("  %s\n", info->note);
 }
 
+/* The data of the second operand, with the share held out that is asked for. */
+static esp_status open_operand(esp_dataset **dataset, const arguments *a) {
+  double share = ESP_VALIDATION_SHARE;
+  if (a->validation) ESP_TRY(real_number("--validation", a->validation, 0, 1, &share));
+  ESP_TRY(esp_dataset_open(dataset, a->operands[1]));
+  return a->validation ? esp_dataset_hold_out(*dataset, share) : ESP_OK;
+}
+
 static int show_info(const arguments *a) {
-  esp_dataset *dataset;
-  const esp_status status = esp_dataset_open(&dataset, a->operands[1]);
-  if (status != ESP_OK) return report_failure(status);
+  esp_dataset *dataset = NULL;
+  const esp_status status = open_operand(&dataset, a);
   int code = EXIT_DONE;
-  if (a->json) code = print_json(info_json(esp_dataset_info_of(dataset)));
+  if (status != ESP_OK) code = report_failure(status);
+  else if (a->json) code = print_json(info_json(esp_dataset_info_of(dataset)));
   else print_info(dataset);
   esp_dataset_close(dataset);
   return code;
@@ -82,7 +93,7 @@ static esp_status write_preview(const arguments *a, const esp_dataset *dataset, 
 static int preview(const arguments *a) {
   esp_dataset *dataset = NULL;
   int rows = 0;
-  esp_status status = a->out ? esp_dataset_open(&dataset, a->operands[1])
+  esp_status status = a->out ? open_operand(&dataset, a)
                              : esp_fail(ESP_ERR_USAGE, "--out is missing: the PNG file to write, e.g. --out sheet.png");
   if (status == ESP_OK) status = write_preview(a, dataset, &rows);
   esp_dataset_close(dataset);
@@ -107,7 +118,8 @@ static int run_data(const arguments *a) {
 
 static const command_option options[] = {
     {"--out", "of preview: the PNG file to write"},
-    {"--split", "of preview: test (default) or train"},
+    {"--validation", "share of the training images that is held out (default 0.05)"},
+    {"--split", "of preview: test (default), validation or train"},
     {"--augment", "of preview: shows images as training sees them: shifted and mirrored"},
     {"--seed", "of preview: what --augment does (default 1)"},
     {NULL, NULL},
@@ -116,7 +128,7 @@ static const command_option options[] = {
 const command data_command = {
     .name = "data",
     .usage = "data list\n"
-             "data info DATA\n"
+             "data info DATA [--validation SHARE]\n"
              "data preview DATA --out FILE.png [--split SPLIT] [--augment]",
     .summary = "Data sets: which there are, and what is in them",
     .details =

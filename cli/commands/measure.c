@@ -52,7 +52,7 @@ static esp_status measure_change(measuring *m, const arguments *a) {
 static esp_status start_trace(measuring *m) {
   const esp_dataset_info *info = esp_dataset_info_of(m->dataset);
   return esp_routing_trace_create(&m->trace, m->model.model, info, m->options.split,
-                                  m->options.limit ? m->options.limit : info->count[m->options.split]);
+                                  esp_evaluated_images(info, &m->options));
 }
 
 esp_status choose_measure_folder(char folder[ESP_PATH_SIZE], const arguments *a) {
@@ -103,15 +103,11 @@ static int run_measure(const arguments *a) {
 /* --- help ------------------------------------------------------------------------------------------------------ */
 
 static const command_option options[] = {
-    {"--data", NULL},
-    {"--reference", NULL},
-    {"--out", "the folder for what is measured (default: RUN/measured)"},
-    {"--split", NULL},
-    {"--limit", NULL},
-    {"--trace", NULL},
-    {"--sparsify", NULL},
-    {"--layers", NULL},
-    {"--seed", "of --sparsify: which neurons are left out at random (default 1)"},
+    {"--data", NULL},      {"--validation", NULL},
+    {"--reference", NULL}, {"--out", "the folder for what is measured (default: RUN/measured)"},
+    {"--split", NULL},     {"--limit", NULL},
+    {"--trace", NULL},     {"--sparsify", NULL},
+    {"--layers", NULL},    {"--seed", "of --sparsify: which neurons are left out at random (default 1)"},
     {NULL, NULL},
 };
 

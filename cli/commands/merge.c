@@ -172,6 +172,7 @@ static int run_merge(const arguments *a) {
 
 static const command_option options[] = {
     {"--data", NULL},
+    {"--validation", NULL},
     {"--groups", NULL},
     {"--ratio", "the share of each layer's experts that is to go, e.g. 0.5"},
     {"--method", NULL},

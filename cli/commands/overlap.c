@@ -185,6 +185,7 @@ static int run_overlap(const arguments *a) {
 
 static const command_option options[] = {
     {"--data", "images to calibrate on; given once for each set"},
+    {"--validation", NULL},
     {"--criterion", "how experts are scored; may be repeated"},
     {"--drop", NULL},
     {"--ratio", NULL},

@@ -226,6 +226,7 @@ static const command_option options[] = {
     {"--below", NULL},
     {"--reference", NULL},
     {"--data", NULL},
+    {"--validation", NULL},
     {"--calibration", NULL},
     {"--gates", NULL},
     {"--loss", NULL},

@@ -27,7 +27,8 @@ static esp_status find_beta(skipping *s, const arguments *a) {
   }
   ESP_TRY(whole_number("--calibration", a->calibration, 1, INT64_MAX, ESP_CALIBRATION_IMAGES, &images));
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &seed));
-  ESP_TRY(open_data(&s->dataset, a));
+  ESP_TRY(need_data(a));
+  ESP_TRY(open_data_of(&s->dataset, a->data, &s->model, a));
   const esp_calibration calibration = {.dataset = s->dataset,
                                        .normalisation = &s->model.info.normalisation,
                                        .split = ESP_TRAIN,
@@ -80,6 +81,7 @@ static int run_skip(const arguments *a) {
 
 static const command_option options[] = {
     {"--data", NULL},
+    {"--validation", NULL},
     {"--beta", NULL},
     {"--calibration", NULL},
     {"--out", "a folder, or a file ending in .h5, for the model that skips"},

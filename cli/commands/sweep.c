@@ -91,17 +91,18 @@ static esp_status read_numbers(sweeping *s, const arguments *a) {
 
 static esp_status open_all(sweeping *s, const arguments *a) {
   esp_sweep_settings *to = &s->settings;
-  ESP_TRY(open_data(&s->data, a));
+  for (int i = 0; i < a->operand_count; i++) {
+    ESP_TRY(load(&s->models[i], a->operands[i]));
+    to->models[to->model_count++] = (esp_sweep_model){s->models[i].model, &s->models[i].info, s->models[i].path};
+  }
+  ESP_TRY(need_data(a));
+  ESP_TRY(open_data_of(&s->data, a->data, &s->models[0], a));
   to->data = to->calibration[to->calibration_count++] = s->data;
   for (int i = 0; i < a->calibrate_on.count; i++) {
     if (to->calibration_count == ESP_SWEEP_LIST)
       return esp_fail(ESP_ERR_USAGE, "more than %d --calibrate-on", ESP_SWEEP_LIST - 1);
-    ESP_TRY(esp_dataset_open(&s->others[i], a->calibrate_on.values[i]));
+    ESP_TRY(open_data_of(&s->others[i], a->calibrate_on.values[i], &s->models[0], a));
     to->calibration[to->calibration_count++] = s->others[i];
-  }
-  for (int i = 0; i < a->operand_count; i++) {
-    ESP_TRY(load(&s->models[i], a->operands[i]));
-    to->models[to->model_count++] = (esp_sweep_model){s->models[i].model, &s->models[i].info, s->models[i].path};
   }
   if (!a->reference) return ESP_OK;
   ESP_TRY(load(&s->reference, a->reference));
@@ -143,20 +144,11 @@ static int run_sweep(const arguments *a) {
 /* --- help ------------------------------------------------------------------------------------------------------ */
 
 static const command_option options[] = {
-    {"--data", NULL},
-    {"--out", "the folder for the sweep"},
-    {"--methods", NULL},
-    {"--ratios", NULL},
-    {"--seeds", NULL},
-    {"--finetune", NULL},
-    {"--calibration", NULL},
-    {"--calibrate-on", NULL},
-    {"--reference", NULL},
-    {"--limit", NULL},
-    {"--set", "overrides a setting of the finetuning; may be repeated"},
-    {"--distil", NULL},
-    {"--keep", NULL},
-    {NULL, NULL},
+    {"--data", NULL},      {"--validation", NULL},  {"--out", "the folder for the sweep"},
+    {"--methods", NULL},   {"--ratios", NULL},      {"--seeds", NULL},
+    {"--finetune", NULL},  {"--calibration", NULL}, {"--calibrate-on", NULL},
+    {"--reference", NULL}, {"--limit", NULL},       {"--set", "overrides a setting of the finetuning; may be repeated"},
+    {"--distil", NULL},    {"--keep", NULL},        {NULL, NULL},
 };
 
 const command sweep_command = {
@@ -175,7 +167,7 @@ const command sweep_command = {
         "this share-out is ours\n"
         "unpruned\tthe model as it is; it and random are always in\n"
         "Those that look at images take a sample of --data's training split (matched) and of each "
-        "--calibrate-on. --set changes settings of the finetuning, --limit looks at the first N test images. "
+        "--calibrate-on. --set changes settings of the finetuning, --limit looks at N images of a split, always the same. "
         "FOLDER gets cells.csv, summary.csv, sweep.json and curves (sweep.svg). Ctrl-C ends after a cell; the "
         "same command goes on, and more methods, ratios, seeds or calibration data may be asked for: a cell that "
         "is done is not done again.",

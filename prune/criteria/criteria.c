@@ -151,7 +151,7 @@ void esp_plan_note_data(esp_plan *plan, const esp_calibration *calibration) {
   const esp_dataset_info *info = esp_dataset_info_of(calibration->dataset);
   snprintf(plan->data.name, sizeof plan->data.name, "%s", info->name);
   snprintf(plan->data.digest, sizeof plan->data.digest, "%s", info->digest);
-  snprintf(plan->data.split, sizeof plan->data.split, "%s", calibration->split == ESP_TRAIN ? "train" : "test");
+  snprintf(plan->data.split, sizeof plan->data.split, "%s", esp_split_text(calibration->split));
   plan->data.images = esp_calibration_images(calibration);
   plan->data.seed = calibration->seed;
 }

@@ -54,7 +54,7 @@ static esp_status open_file(esp_metrics *metrics, const char *folder, int64_t st
     const char *name = esp_loss_kind_name((esp_loss_kind)kind);
     append(header, ",%s_raw,%s_weighted", name, name);
   }
-  append(header, ",accuracy,learning_rate,gradient_norm,images_per_second,seconds");
+  append(header, ",accuracy,images,learning_rate,gradient_norm,images_per_second,seconds");
   for (int i = 0; i < metrics->block_count; i++) append(header, ",imbalance.blocks.%d", metrics->blocks[i]);
   return esp_csv_open(&metrics->csv, folder, "metrics.csv", header, step);
 }
@@ -85,28 +85,30 @@ esp_status esp_metrics_write_training(esp_metrics *metrics, int64_t step, double
       fprintf(metrics->csv.file, ",%.6g,%.6g", esp_window_mean(w, w->raw[kind]), esp_window_mean(w, w->weighted[kind]));
     else fputs(",,", metrics->csv.file);
   }
-  fprintf(metrics->csv.file, ",%.6g,%.6g,%.6g,%.1f,%.1f", w->images ? w->correct / (double)w->images : 0, learning_rate,
-          esp_window_mean(w, w->gradient_norm), seconds > 0 ? (double)w->images / seconds : 0,
-          esp_seconds() - metrics->opened);
+  fprintf(metrics->csv.file, ",%.6g,%lld,%.6g,%.6g,%.1f,%.1f", w->images ? w->correct / (double)w->images : 0,
+          (long long)w->images, learning_rate, esp_window_mean(w, w->gradient_norm),
+          seconds > 0 ? (double)w->images / seconds : 0, esp_seconds() - metrics->opened);
   for (int i = 0; i < metrics->block_count; i++)
     fprintf(metrics->csv.file, ",%.4g", esp_window_mean(w, w->imbalance[metrics->blocks[i]]));
   return esp_csv_end_row(&metrics->csv);
 }
 
-/* A run that stopped after its last evaluation, and before it said so, does that again, with the same result. */
-static bool is_written(const esp_metrics *metrics, int64_t step) {
+/* A run that stopped after its last evaluations, and before it said so, does them again, with the same results. The
+ * test split comes last. */
+static bool is_written(const esp_metrics *metrics, int64_t step, esp_split_name split) {
   long long last;
-  char split[8];
-  return sscanf(metrics->csv.last, "%lld,%*[^,],%7[^,]", &last, split) == 2 && last == step &&
-         strcmp(split, "test") == 0;
+  char of[16];
+  return sscanf(metrics->csv.last, "%lld,%*[^,],%15[^,]", &last, of) == 2 && last == step &&
+         (strcmp(of, esp_split_text(split)) == 0 || strcmp(of, esp_split_text(ESP_TEST)) == 0);
 }
 
-esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, double epoch, const esp_evaluation *e) {
-  if (is_written(metrics, step)) return ESP_OK;
-  fprintf(metrics->csv.file, "%lld,%.4f,test,%.6g,%.6g", (long long)step, epoch, e->loss, e->loss);
+esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, double epoch, esp_split_name split,
+                                        const esp_evaluation *e) {
+  if (is_written(metrics, step, split)) return ESP_OK;
+  fprintf(metrics->csv.file, "%lld,%.4f,%s,%.6g,%.6g", (long long)step, epoch, esp_split_text(split), e->loss, e->loss);
   for (int kind = 0; kind < ESP_LOSS_KINDS; kind++) fputs(",,", metrics->csv.file);
-  fprintf(metrics->csv.file, ",%.6g,,,%.1f,%.1f", e->accuracy, e->seconds > 0 ? (double)e->examples / e->seconds : 0,
-          esp_seconds() - metrics->opened);
+  fprintf(metrics->csv.file, ",%.6g,%lld,,,%.1f,%.1f", e->accuracy, (long long)e->examples,
+          e->seconds > 0 ? (double)e->examples / e->seconds : 0, esp_seconds() - metrics->opened);
   for (int i = 0; i < metrics->block_count; i++) fputc(',', metrics->csv.file);
   return esp_csv_end_row(&metrics->csv);
 }

@@ -37,7 +37,7 @@ ESP_API esp_status esp_metrics_open(esp_metrics **metrics, const char *folder, c
                                     int64_t step) ESP_MUST_CHECK;
 ESP_API esp_status esp_metrics_write_training(esp_metrics *metrics, int64_t step, double epoch, double learning_rate,
                                               const esp_window *window) ESP_MUST_CHECK;
-ESP_API esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, double epoch,
+ESP_API esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, double epoch, esp_split_name split,
                                                 const esp_evaluation *evaluation) ESP_MUST_CHECK;
 ESP_API esp_status esp_metrics_close(esp_metrics *metrics) ESP_MUST_CHECK; /* NULL is allowed */
 

@@ -15,7 +15,7 @@ esp_progress_bar esp_progress_start(bool quiet, int64_t first_step, int64_t step
                             .first_step = first_step,
                             .started = now,
                             .shown = now,
-                            .test_accuracy = -1};
+                            .evaluated_accuracy = -1};
 }
 
 enum { TIME_SIZE = 32 };
@@ -58,14 +58,17 @@ void esp_progress_note(esp_progress_bar *bar, const char *format, ...) {
   va_end(arguments);
 }
 
-void esp_progress_evaluation(esp_progress_bar *bar, int64_t step, double epoch, const esp_evaluation *e) {
+void esp_progress_evaluation(esp_progress_bar *bar, int64_t step, double epoch, esp_split_name split,
+                             const esp_evaluation *e) {
   char elapsed[TIME_SIZE];
   format_time(esp_seconds() - bar->started, elapsed);
-  bar->test_accuracy = e->accuracy;
+  bar->evaluated_accuracy = e->accuracy;
   esp_progress_note(
       bar,
-      "epoch %6.2f  step %lld  train loss %.4f accuracy %.2f %%  test loss %.4f accuracy %.2f %%  %.0f images/s  %s",
-      epoch, (long long)step, bar->loss, 100 * bar->accuracy, e->loss, 100 * e->accuracy, bar->rate, elapsed);
+      "epoch %6.2f  step %lld  train loss %.4f accuracy %.2f %%  %s loss %.4f accuracy %.2f %% of %lld images  "
+      "%.0f images/s  %s",
+      epoch, (long long)step, bar->loss, 100 * bar->accuracy, esp_split_text(split), e->loss, 100 * e->accuracy,
+      (long long)e->examples, bar->rate, elapsed);
 }
 
 void esp_progress_end(esp_progress_bar *bar) {

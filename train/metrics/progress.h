@@ -13,7 +13,7 @@ typedef struct esp_progress_bar {
   int64_t steps, first_step;
   double started, shown;
   double loss, accuracy, rate; /* of the last window */
-  double test_accuracy;        /* of the last evaluation; -1: none */
+  double evaluated_accuracy;   /* of the last evaluation; -1: none */
 } esp_progress_bar;
 
 /* For a run that goes from `first_step` to `steps`. quiet: shows nothing. */
@@ -23,7 +23,7 @@ ESP_API esp_progress_bar esp_progress_start(bool quiet, int64_t first_step, int6
 ESP_API void esp_progress_step(esp_progress_bar *bar, int64_t step);
 
 /* A line of its own after an evaluation. */
-ESP_API void esp_progress_evaluation(esp_progress_bar *bar, int64_t step, double epoch,
+ESP_API void esp_progress_evaluation(esp_progress_bar *bar, int64_t step, double epoch, esp_split_name split,
                                      const esp_evaluation *evaluation);
 
 /* A line that says something else, above the bar. */

@@ -34,6 +34,9 @@ static const cyaml_schema_field_t training_fields[] = {
                      CYAML_ARRAY_LEN(precision_names)),
     CYAML_FIELD_END};
 
+static const cyaml_schema_field_t data_fields[] = {
+    CYAML_FIELD_FLOAT("validation", CYAML_FLAG_DEFAULT, esp_data_config, validation), CYAML_FIELD_END};
+
 static const cyaml_schema_field_t distillation_fields[] = {
     CYAML_FIELD_FLOAT("weight", CYAML_FLAG_DEFAULT, esp_distillation_config, weight),
     CYAML_FIELD_FLOAT("temperature", CYAML_FLAG_DEFAULT, esp_distillation_config, temperature),
@@ -49,6 +52,7 @@ static const cyaml_schema_field_t compression_fields[] = {
     CYAML_FIELD_END};
 
 static const cyaml_schema_field_t run_fields[] = {
+    CYAML_FIELD_MAPPING("data", CYAML_FLAG_DEFAULT, esp_run_config, data, data_fields),
     CYAML_FIELD_MAPPING("model", CYAML_FLAG_DEFAULT, esp_run_config, model, esp_model_fields),
     CYAML_FIELD_MAPPING("optimizer", CYAML_FLAG_DEFAULT, esp_run_config, optimizer, esp_optimizer_fields),
     CYAML_FIELD_MAPPING("augmentation", CYAML_FLAG_DEFAULT, esp_run_config, augmentation, augmentation_fields),
@@ -60,7 +64,8 @@ static const cyaml_schema_field_t run_fields[] = {
 static const cyaml_schema_value_t run_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, esp_run_config, run_fields)};
 
 static esp_run_config defaults(void) {
-  return (esp_run_config){.model = esp_model_defaults,
+  return (esp_run_config){.data = {.validation = ESP_VALIDATION_SHARE},
+                          .model = esp_model_defaults,
                           .optimizer = esp_optimizer_defaults,
                           .training = {.epochs = 10,
                                        .batch = 128,
@@ -79,6 +84,8 @@ static esp_status check(const esp_run_config *config) {
   const esp_training_config *t = &config->training;
   const esp_distillation_config *d = &config->distillation;
   ESP_TRY(esp_yaml_check_single(config, &run_schema));
+  if (!(config->data.validation >= 0 && config->data.validation < 1))
+    return esp_fail(ESP_ERR_CONFIG, "data.validation is %g; it must lie in [0, 1)", config->data.validation);
   ESP_TRY(esp_optimizer_config_check(&config->optimizer));
   ESP_TRY(esp_compression_config_check(&config->compression));
   if (config->model.norm == ESP_NORM_BATCH && t->batch < 2)

@@ -4,6 +4,7 @@
 
 #include <espalier/augment.h>
 #include <espalier/blas.h>
+#include <espalier/dataset.h>
 #include <espalier/model_config.h>
 #include <espalier/optimizer.h>
 #include <espalier/row_pruning.h>
@@ -19,14 +20,19 @@ typedef struct esp_training_config {
   double label_smoothing;
   char freeze[256];          /* comma-separated patterns of parameter names that stay as they are */
   int log_every;             /* steps between two rows of the metrics */
-  double evaluate_every;     /* epochs between two evaluations on the test split */
-  int evaluate_examples;     /* how many test images those look at; 0: all */
+  double evaluate_every;     /* epochs between two evaluations on the validation split */
+  int evaluate_examples;     /* how many of its images those look at, always the same ones; 0: all */
   double alarm_share;        /* of an even one: below it an expert counts as unused; 0: no alarm */
   int alarm_evaluations;     /* unused in so many evaluations in a row: alarm */
   double checkpoint_minutes; /* at most so long between two checkpoints; 0: only after evaluations */
   int compression;           /* deflate level of checkpoints, 0..9 */
   esp_precision precision;   /* of the heavy products of a training step; evaluations are in fp32 */
 } esp_training_config;
+
+/* What becomes of the data. */
+typedef struct esp_data_config {
+  double validation; /* share of the training images that esp_dataset_hold_out() keeps for validation; 0: none */
+} esp_data_config;
 
 /* Knowledge distillation in a run that has a teacher; without one nothing here is used. */
 typedef struct esp_distillation_config {
@@ -36,6 +42,7 @@ typedef struct esp_distillation_config {
 } esp_distillation_config;
 
 typedef struct esp_run_config {
+  esp_data_config data;
   esp_model_config model;
   esp_optimizer_config optimizer;
   esp_augmentation augmentation;
