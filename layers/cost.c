@@ -159,7 +159,7 @@ static int64_t always_size(const place *at, expert_cost shared) {
   return router_rows(at) * at->config->width + bias + (moe->shared_hidden ? shared.parameters : 0);
 }
 
-/* Of one token. Soft MoE's dispatch and combine weigh every token for every slot, as its logits do. */
+/* This is of one token. Soft MoE's dispatch and combine weigh every token for every slot, as its logits do. */
 static double always_flops(const place *at, expert_cost shared) {
   const esp_moe_config *moe = &at->config->moe;
   const int products = moe->router.policy == ESP_ROUTER_SOFT ? 3 : 1;

@@ -101,7 +101,7 @@ esp_expert_matrix esp_expert_matrix_at(const esp_expert_bank *bank, int expert, 
                              down ? neurons : bank->width};
 }
 
-/* Of the rows that are listed, those of this part: their numbers start at part x out. */
+/* Takes the listed rows of this part: their numbers start at part x out. */
 static bool is_of_part(const esp_expert_matrix *m, int64_t row) { return row / m->out == m->part; }
 
 static void read_factors(const esp_factors *f, int expert, const esp_expert_matrix *m, double *w) {

@@ -119,7 +119,7 @@ static void pack_panels(const gemm_kernels *kernels, const operand *from, int64_
   }
 }
 
-/* Of panels: equal, so that none is much narrower than a tile may be. */
+/* Panels are equal, so that none is much narrower than a tile may be. */
 static int64_t panel_columns(const gemm_kernels *kernels, int64_t columns) {
   const int64_t most = kernels->vectors * kernels->lanes, panels = (columns + most - 1) / most;
   return round_up((columns + panels - 1) / panels, kernels->lanes);

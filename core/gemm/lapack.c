@@ -54,7 +54,7 @@ void esp_svd_free(esp_svd *svd) {
   *svd = (esp_svd){0};
 }
 
-/* Of the entries: some LAPACKs go round for ever with one that is not a number. */
+/* The entries are checked: some LAPACKs go round for ever with one that is not a number. */
 static int is_finite(const esp_svd *svd) {
   double sum = 0;
   for (int64_t i = 0; i < svd->rows * svd->columns; i++) sum += 0 * svd->matrix[i];

@@ -406,7 +406,7 @@ ESP_HOT static void max_window(const esp_node *node, int64_t start, int64_t out,
   }
 }
 
-/* Of equal pixels the first takes the gradient: `left` is what no pixel has taken yet, a few channels at a time. */
+/* The first of equal pixels takes the gradient: `left` is what no pixel has taken yet, a few channels at a time. */
 ESP_HOT static void max_window_gradient(const esp_node *node, int64_t start, int64_t out, esp_real *dx) {
   enum { CHANNELS = 64 };
   const int64_t channels = node->inputs[0]->shape[3];

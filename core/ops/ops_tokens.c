@@ -41,7 +41,7 @@ static void attention_prepare(esp_node *node) {
   node->unread = ESP_UNREAD_OUTPUTS;
 }
 
-/* Of each of the rows of scores [rows, t]. */
+/* Works on each of the rows of scores [rows, t]. */
 ESP_HOT static void scaled_softmax(esp_real *restrict scores, int64_t rows, int64_t t, esp_real scale) {
   for (const esp_real *end = scores + rows * t; scores < end; scores += t) {
     const esp_real most = esp_largest(scores, t);
@@ -95,7 +95,7 @@ static void attend_some(const esp_node *node, const attention_shape *s, int64_t 
                             .alpha = 1});
 }
 
-/* Of few images the queries are dealt out, too: whatever the threads are, for products of fewer rows may add in another
+/* With few images queries are dealt out, too: whatever the threads are, for products of fewer rows may add in another
  * order. */
 enum { FEW_IMAGES = 16, QUERIES = 32 };
 

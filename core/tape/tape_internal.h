@@ -33,7 +33,7 @@ void *esp_tape_take_block(esp_tape *tape, size_t bytes);
 /* Makes a block spare. NULL is left alone; a block that finds no room in the list waits for the next step. */
 void esp_tape_give_block(esp_tape *tape, void *block, size_t bytes);
 
-/* Of a tensor's data, and of its gradient. */
+/* The size of a tensor's data, and of its gradient. */
 size_t esp_tensor_bytes(const esp_tensor *tensor);
 
 /* Gives a tensor memory for its data; false if memory is short. */

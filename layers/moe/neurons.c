@@ -102,7 +102,7 @@ ESP_HOT static int64_t mask_above(const esp_real *restrict x, int64_t width, esp
   return above;
 }
 
-/* Of those at the threshold the lower indices stay. Only not-a-numbers alone can be too many. */
+/* The lower indices of those at the threshold stay. Only not-a-numbers alone can be too many. */
 static void mask_tied(const esp_real *x, int64_t width, int64_t kept, esp_real threshold, uint8_t *mask) {
   int64_t left = kept - mask_above(x, width, threshold, mask);
   for (int64_t j = 0; left > 0 && j < width; j++)
