@@ -1,10 +1,13 @@
 /* Files read from start to end through zlib, which also passes plain files through. */
 #include "dataset_internal.h"
 
+#include <espalier/input_file.h>
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 /* Deflate cannot pack more than this many bytes into one. */
 enum { LARGEST_RATIO = 1032, USUAL_RATIO = 16, BUFFER_BYTES = 1 << 17, MOST_AT_ONCE = 1 << 30 };
@@ -28,13 +31,16 @@ char *esp_join_path(const char *folder, const char *name) {
 
 esp_status esp_gz_open(esp_gz *gz, const char *path) {
   struct stat about;
+  int file;
   *gz = (esp_gz){.path = path};
-  if (stat(path, &about) != 0)
-    return esp_fail(errno == ENOENT ? ESP_ERR_NOT_FOUND : ESP_ERR_IO, "%s: %s; check the path", path, strerror(errno));
-  if (!S_ISREG(about.st_mode)) return esp_fail(ESP_ERR_IO, "%s is not a file; expected a data file", path);
-  gz->file_bytes = (uint64_t)about.st_size;
-  gz->file = gzopen(path, "rb");
-  if (!gz->file) return esp_fail(errno ? ESP_ERR_IO : ESP_ERR_MEMORY, "%s cannot be read: %s", path, strerror(errno));
+  const esp_status opened = esp_input_open(&file, path, "a data file");
+  if (opened != ESP_OK) return esp_fail_in(opened, "%s", path);
+  gz->file_bytes = fstat(file, &about) == 0 ? (uint64_t)about.st_size : 0;
+  gz->file = gzdopen(file, "rb");
+  if (!gz->file) {
+    close(file);
+    return esp_fail(ESP_ERR_MEMORY, "%s cannot be read: out of memory", path);
+  }
   gzbuffer(gz->file, BUFFER_BYTES);
   return ESP_OK;
 }

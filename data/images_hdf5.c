@@ -3,6 +3,8 @@
  * if the file has these splits, `class_names` (text) if it names the classes. */
 #include "dataset_internal.h"
 
+#include <espalier/input_file.h>
+
 #include <hdf5.h>
 #include <math.h>
 #include <stdio.h>
@@ -319,7 +321,8 @@ static esp_status read_tables(esp_dataset *dataset, const tables *t, const char 
 }
 
 static esp_status read_file(esp_dataset *dataset, const char *path) {
-  if (!esp_exists(path)) return esp_fail(ESP_ERR_NOT_FOUND, "%s does not exist; expected an HDF5 file", path);
+  const esp_status found = esp_input_check(path, "an HDF5 file");
+  if (found != ESP_OK) return esp_fail_in(found, "%s", path);
   const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
   if (file < 0)
     return esp_fail(ESP_ERR_FORMAT,

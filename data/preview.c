@@ -1,11 +1,11 @@
 #include "dataset_internal.h"
 
+#include <espalier/output_file.h>
 #include <espalier/preview.h>
-#include <errno.h>
 #include <png.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { GAP = 2, SHOWN_SIDE = 64, MOST_CELLS = 1000 };
 
@@ -117,30 +117,21 @@ static esp_status write_png(const contact_sheet *sheet, FILE *file, const char *
                    .width = (png_uint_32)sheet->width,
                    .height = (png_uint_32)sheet->height,
                    .format = sheet->planes == 3 ? PNG_FORMAT_RGB : PNG_FORMAT_GRAY};
-  if (!png_image_write_to_stdio(&png, file, 0, sheet->bytes, 0, NULL))
-    return esp_fail(ESP_ERR_IO, "%s cannot be written: %s", path, png.message);
-  if (fflush(file) != 0 || fsync(fileno(file)) != 0)
-    return esp_fail(ESP_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
-  return ESP_OK;
+  if (png_image_write_to_stdio(&png, file, 0, sheet->bytes, 0, NULL)) return ESP_OK;
+  return esp_fail(ESP_ERR_MEMORY, "%s cannot be written: %s", path, png.message);
 }
 
-/* Under a temporary name beside it first: the file appears whole or not at all. */
+/* Made in memory first: the file appears whole or not at all. */
 static esp_status write_file(const contact_sheet *sheet, const char *path) {
-  const size_t size = strlen(path) + 32;
-  char *const temporary = esp_alloc(size, 1);
-  if (!temporary) return ESP_ERR_MEMORY;
-  snprintf(temporary, size, "%s.%ld.partial", path, (long)getpid());
-  FILE *const file = fopen(temporary, "wb");
-  esp_status status =
-      file ? write_png(sheet, file, path)
-           : esp_fail(ESP_ERR_IO, "%s cannot be written: %s; does its folder exist, may you write there?", path,
-                      strerror(errno));
-  if (file && fclose(file) != 0 && status == ESP_OK)
-    status = esp_fail(ESP_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
-  if (status == ESP_OK && rename(temporary, path) != 0)
-    status = esp_fail(ESP_ERR_IO, "%s cannot be put in its place: %s", path, strerror(errno));
-  if (status != ESP_OK && file) unlink(temporary);
-  esp_free(temporary);
+  char *bytes = NULL;
+  size_t size;
+  FILE *const file = open_memstream(&bytes, &size);
+  esp_status status = file ? write_png(sheet, file, path) : ESP_ERR_MEMORY;
+  const bool closed = file && fclose(file) == 0;
+  if (!file || (status == ESP_OK && !closed))
+    status = esp_fail(ESP_ERR_MEMORY, "%s cannot be written: out of memory", path);
+  if (status == ESP_OK) status = esp_file_replace(path, bytes, size);
+  free(bytes);
   return status;
 }
 

@@ -1,12 +1,14 @@
 /* Plans as JSON, kept beside the models they made. */
 #include "neurons_internal.h"
+#include <espalier/input_file.h>
 #include <espalier/memory.h>
 
-#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { MOST_BYTES = 1 << 26 };
 
 /* --- writing ------------------------------------------------------------------------------------------------- */
 
@@ -141,11 +143,14 @@ static bool read_plan(esp_plan *plan, const json_t *root) {
 
 esp_status esp_plan_load(esp_plan **plan, const char *path) {
   *plan = NULL;
-  FILE *file = fopen(path, "rb");
-  if (!file) return esp_fail(ESP_ERR_NOT_FOUND, "the plan %s cannot be read: %s", path, strerror(errno));
+  char *text;
+  size_t length;
   json_error_t error = {.line = 0};
-  json_t *root = json_loadf(file, JSON_REJECT_DUPLICATES, &error);
-  fclose(file);
+  ESP_TRY(esp_input_read(&text, &length, path, "the plan.json of a pruned run", MOST_BYTES));
+  json_t *root = json_loadb(text, length, JSON_REJECT_DUPLICATES, &error);
+  esp_free(text);
+  if (!root && json_error_code(&error) == json_error_out_of_memory)
+    return esp_fail(ESP_ERR_MEMORY, "%s cannot be read: out of memory", path);
   if (!root) return esp_fail(ESP_ERR_FORMAT, "%s is no plan: line %d: %s", path, error.line, error.text);
   esp_plan *made = esp_alloc(1, sizeof *made);
   const bool good = made && read_plan(made, root);

@@ -282,7 +282,7 @@ static void test_no_checkpoint(void **state) {
                {"empty.h5", "is not an HDF5 file", ESP_ERR_FORMAT},
                {"plain.h5", "`format` is missing", ESP_ERR_FORMAT},
                {"none.h5", "No such file", ESP_ERR_NOT_FOUND},
-               {".", "is not a file", ESP_ERR_USAGE}};
+               {".", "is a folder; expected a checkpoint", ESP_ERR_USAGE}};
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
     esp_model *loaded;
     esp_checkpoint_info read;

@@ -223,7 +223,9 @@ static void test_hdf5_bad_file(void **state) {
   (void)state;
   static uint8_t bytes[1 << 16];
   expect_failure("hdf5", ESP_ERR_USAGE, "needs a path", "hdf5:PATH");
-  expect_bad("hdf5", in_folder("none.h5"), ESP_ERR_NOT_FOUND, "none.h5", "does not exist");
+  expect_bad("hdf5", in_folder("none.h5"), ESP_ERR_NOT_FOUND, "none.h5", "No such file");
+  assert_int_equal(mkfifo(in_folder("fifo.h5"), 0600), 0);
+  expect_bad("hdf5", in_folder("fifo.h5"), ESP_ERR_USAGE, "fifo.h5", "is a FIFO; expected an HDF5 file");
   write_plain("x.h5", "this is no HDF5 file", 20);
   expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "no HDF5 file", "x.h5");
   fill_h5();

@@ -596,7 +596,7 @@ static void test_preview_refused(void **state) {
                    ESP_ERR_IO);
   assert_non_null(strstr(esp_error_message(), path));
   assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, &(esp_preview_options){.columns = 2, .rows = 2}, folder),
-                   ESP_ERR_IO);
+                   ESP_ERR_USAGE);
   assert_non_null(strstr(esp_error_message(), folder));
   assert_int_equal(esp_preview_write(numbered, ESP_TRAIN, &(esp_preview_options){.rows = 2}, path), ESP_ERR_USAGE);
   const esp_augmentation impossible = {.cutout = 99};

@@ -548,13 +548,14 @@ static void bad_files_are_named(void **state) {
   (void)state;
   struct settings settings;
   char message[512];
-  assert_int_equal(load_file(&settings, folder), ESP_ERR_IO);
-  snprintf(message, sizeof message, "%s: cannot be read: Is a directory", folder);
+  assert_int_equal(load_file(&settings, folder), ESP_ERR_USAGE);
+  snprintf(message, sizeof message, "%s: is a folder; expected a file of settings", folder);
   assert_string_equal(esp_error_message(), message);
 
   (void)unlink(path);
-  assert_int_equal(load_file(&settings, path), ESP_ERR_IO);
-  snprintf(message, sizeof message, "%s: cannot be opened: No such file or directory", path);
+  assert_int_equal(load_file(&settings, path), ESP_ERR_NOT_FOUND);
+  snprintf(message, sizeof message, "%s: cannot be opened: No such file or directory; expected a file of settings",
+           path);
   assert_string_equal(esp_error_message(), message);
 
   write_file("#comment\n#a line\n", 17, 1 << 16);

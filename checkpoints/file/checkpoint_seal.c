@@ -4,10 +4,11 @@
  * 1.10.8). HDF5 cuts it off when it changes a file, so a file without one was made or changed by other means
  * and passes. */
 #include "checkpoint_parts_internal.h"
+#include <espalier/input_file.h>
 #include <espalier/memory.h>
+#include <espalier/output_file.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -38,7 +39,9 @@ esp_status esp_sealed_file_write(const char *path, size_t expected, esp_image_wr
   esp_status status = esp_image_make(&image, expected, write, context);
   if (status == ESP_OK) {
     seal_image(&image);
-    status = esp_replace_file(path, image.bytes, image.size);
+    status = esp_file_replace(path, image.bytes, image.size);
+  } else {
+    status = esp_fail_in(status, "%s", path);
   }
   esp_free(image.bytes);
   return status;
@@ -90,8 +93,8 @@ static esp_status check_seal(int file) {
 }
 
 esp_status esp_seal_check(const char *path) {
-  const int file = open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) return esp_fail(ESP_ERR_IO, "cannot be opened: %s", strerror(errno));
+  int file;
+  ESP_TRY(esp_input_open(&file, path, "a file written by Espalier"));
   const esp_status status = check_seal(file);
   close(file);
   return status;

@@ -74,13 +74,10 @@ typedef esp_status esp_image_writer(hid_t file, const void *context);
 /* `expected`: at least as many bytes as the file will have. */
 esp_status esp_image_make(esp_image *image, size_t expected, esp_image_writer *write, const void *context);
 
-/* Makes the file in memory, adds a checksum over all bytes behind them, and replaces `path` by it. */
+/* Makes the file in memory, adds a checksum over all bytes behind them, and replaces `path` by it; the message has the path. */
 esp_status esp_sealed_file_write(const char *path, size_t expected, esp_image_writer *write, const void *context);
 
 /* Whether a file that has such a checksum is as it was written. */
 esp_status esp_seal_check(const char *path);
-
-/* Writes `size` bytes to a new file that takes the place of `path` whole or not at all. */
-esp_status esp_replace_file(const char *path, const void *bytes, size_t size);
 
 #endif

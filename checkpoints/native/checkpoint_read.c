@@ -1,5 +1,6 @@
 #include "checkpoint_parts_internal.h"
 #include <espalier/factors.h>
+#include <espalier/input_file.h>
 #include <espalier/memory.h>
 
 #include <errno.h>
@@ -12,17 +13,10 @@ enum { TEXT_SIZE = 64, SPARE_ELEMENTS = 1 << 16 };
 
 /* ---- the file ---- */
 
-static esp_status check_path(const char *path, const char *kind) {
-  struct stat found;
-  if (stat(path, &found) != 0)
-    return esp_fail(errno == ENOENT ? ESP_ERR_NOT_FOUND : ESP_ERR_IO, "cannot be opened: %s; expected a %s",
-                    strerror(errno), kind);
-  if (S_ISREG(found.st_mode)) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "is not a file; expected a %s", kind);
-}
-
 static esp_status open_file(esp_checkpoint_file *file, const char *path, const char *kind) {
-  ESP_TRY(check_path(path, kind));
+  char expected[TEXT_SIZE];
+  snprintf(expected, sizeof expected, "a %s", kind);
+  ESP_TRY(esp_input_check(path, expected));
   ESP_TRY(esp_seal_check(path));
   const hid_t list = esp_h5_keep(&file->handles, H5Pcreate(H5P_FILE_ACCESS));
   /* A checkpoint never changes once it has its name, so there is nothing to lock; some file systems cannot. */

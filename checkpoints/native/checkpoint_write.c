@@ -51,7 +51,8 @@ static size_t most_bytes(const contents *c) {
 }
 
 static esp_status save(const char *path, const contents *c) {
-  ESP_TRY(esp_architecture_check(c->architecture));
+  const esp_status status = esp_architecture_check(c->architecture);
+  if (status != ESP_OK) return esp_fail_in(status, "%s", path);
   return esp_sealed_file_write(path, most_bytes(c), write_contents, c);
 }
 
@@ -65,5 +66,5 @@ esp_status esp_checkpoint_save(const char *path, const esp_model *model, const e
     status = save(path, &(contents){&architecture, model->parameters, optimizer, info, compression});
   }
   esp_architecture_clear(&architecture);
-  return status == ESP_OK ? ESP_OK : esp_fail_in(status, "%s", path);
+  return status;
 }

@@ -79,17 +79,12 @@ static size_t most_bytes(const esp_routing_trace *trace) {
   return bytes;
 }
 
-static esp_status save(const char *path, const esp_routing_trace *trace) {
+esp_status esp_routing_trace_save(const char *path, const esp_routing_trace *trace) {
   for (int i = 0; i < trace->layer_count; i++)
     if (trace->layers[i].images != trace->images)
-      return esp_fail(ESP_ERR_MISMATCH, "%s has been traced for %lld of %lld images", trace->layers[i].scope,
+      return esp_fail(ESP_ERR_MISMATCH, "%s: %s has been traced for %lld of %lld images", path, trace->layers[i].scope,
                       (long long)trace->layers[i].images, (long long)trace->images);
   return esp_sealed_file_write(path, most_bytes(trace), write_trace, trace);
-}
-
-esp_status esp_routing_trace_save(const char *path, const esp_routing_trace *trace) {
-  const esp_status status = save(path, trace);
-  return status == ESP_OK ? ESP_OK : esp_fail_in(status, "%s", path);
 }
 
 /* ---- reading ---- */

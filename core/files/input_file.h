@@ -8,8 +8,8 @@
 extern "C" {
 #endif
 
-/* The messages of these begin with `path`; `expected` says what it ought to be, e.g. "a file of settings".
- * ESP_ERR_NOT_FOUND if there is nothing, ESP_ERR_USAGE if it is no regular file, otherwise ESP_ERR_IO. */
+/* `expected` says what it ought to be, e.g. "a file of settings". ESP_ERR_NOT_FOUND if there is nothing, ESP_ERR_USAGE if it is
+ * no regular file, otherwise ESP_ERR_IO. The messages of the first two do not name the path: their callers say where. */
 
 ESP_API esp_status esp_input_check(const char *path, const char *expected) ESP_MUST_CHECK;
 

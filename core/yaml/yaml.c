@@ -1,6 +1,7 @@
 #include <espalier/yaml.h>
 
 #include "yaml_internal.h"
+#include <espalier/input_file.h>
 #include <espalier/memory.h>
 
 #include <errno.h>
@@ -305,25 +306,10 @@ esp_status esp_yaml_load(void *config, const esp_yaml_options *options, const ch
   return load(config, &(request){*options, name, text, text ? strlen(text) : 0});
 }
 
-/* Reads the whole file into *text, terminated; the caller frees it. */
-static esp_status read_file(char **text, size_t *length, const char *path) {
-  FILE *file = fopen(path, "rb");
-  if (!file) return esp_fail(ESP_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
-  esp_status status = ESP_OK;
-  *text = esp_alloc(FILE_LIMIT + 1, 1);
-  *length = *text ? fread(*text, 1, FILE_LIMIT + 1, file) : 0;
-  if (!*text) status = ESP_ERR_MEMORY;
-  else if (ferror(file)) status = esp_fail(ESP_ERR_IO, "%s: cannot be read: %s", path, strerror(errno));
-  else if (*length > FILE_LIMIT)
-    status = esp_fail(ESP_ERR_CONFIG, "%s: is larger than %d bytes; expected a file of settings", path, FILE_LIMIT);
-  (void)fclose(file);
-  return status;
-}
-
 esp_status esp_yaml_load_file(void *config, const esp_yaml_options *options, const char *path) {
   char *text = NULL;
   size_t length = 0;
-  esp_status status = read_file(&text, &length, path);
+  esp_status status = esp_input_read(&text, &length, path, "a file of settings", FILE_LIMIT);
   if (status == ESP_OK) status = load(config, &(request){*options, path, text, length});
   esp_free(text);
   return status;

@@ -1,7 +1,7 @@
+#include <espalier/output_file.h>
 #include <espalier/run_folder.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -38,39 +38,10 @@ esp_status esp_folder_make(const char *folder) {
     path[i] = '/';
   }
   ESP_TRY(make_one(folder));
-  ESP_TRY(esp_folder_path(path, folder, ".write-test"));
-  ESP_TRY(esp_file_write(path, ""));
-  unlink(path);
-  return ESP_OK;
+  return esp_folder_try(folder);
 }
 
-static bool write_all(int file, const char *text, size_t size) {
-  while (size > 0) {
-    const ssize_t written = write(file, text, size);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return false;
-    text += written;
-    size -= (size_t)written;
-  }
-  return fsync(file) == 0;
-}
-
-esp_status esp_file_write(const char *path, const char *text) {
-  char temporary[ESP_PATH_SIZE + 32];
-  snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid());
-  const int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (file < 0) return esp_fail(ESP_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
-  bool done = write_all(file, text, strlen(text));
-  int error = errno;
-  if (close(file) != 0 && done) {
-    done = false;
-    error = errno;
-  }
-  if (done && rename(temporary, path) == 0) return ESP_OK;
-  if (done) error = errno;
-  unlink(temporary);
-  return esp_fail(ESP_ERR_IO, "%s cannot be written: %s", path, strerror(error));
-}
+esp_status esp_file_write(const char *path, const char *text) { return esp_file_replace(path, text, strlen(text)); }
 
 esp_status esp_file_compose(const char *folder, const char *name, esp_text_writer *write, const void *context) {
   char path[ESP_PATH_SIZE], *text = NULL;

@@ -20,7 +20,7 @@ ESP_API esp_status esp_folder_path(char path[ESP_PATH_SIZE], const char *folder,
 
 ESP_API bool esp_file_exists(const char *path);
 
-/* Replaces the file by `text` at once: under a temporary name in the same folder, synced, renamed. */
+/* Replaces the file by `text` as esp_file_replace() does. */
 ESP_API esp_status esp_file_write(const char *path, const char *text) ESP_MUST_CHECK;
 
 typedef void esp_text_writer(const void *context, FILE *file);
