@@ -1,5 +1,7 @@
 #include "arguments_internal.h"
 
+#include <espalier/utf8.h>
+
 #include <errno.h>
 #include <math.h>
 #include <stddef.h>
@@ -156,6 +158,7 @@ static esp_status fail_usage(const command *c) {
 
 esp_status parse_arguments(const command *c, int argc, char **argv, arguments *a) {
   *a = (arguments){.operand_count = 0};
+  for (int i = 2; i < argc; i++) ESP_TRY(esp_utf8_check(argv[i], "the argument")); /* results.json holds names */
   for (int i = 2; i < argc; i++) {
     if (argv[i][0] == '-' && argv[i][1]) ESP_TRY(parse_option(c, argc, argv, &i, a));
     else if (a->operand_count < c->most_operands) a->operands[a->operand_count++] = argv[i];

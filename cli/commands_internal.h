@@ -101,7 +101,15 @@ void print_history(const esp_checkpoint_info *info);
 /* Bytes of a file; 0 if it cannot be read. */
 long long file_size(const char *path);
 
-/* Ctrl-C and SIGTERM set this; the training loop ends at the next safe point. */
+enum { MOST_THREADS = 1024 };
+
+/* First of all: may begin the program anew, with the same arguments. */
+void prepare_process(char **argv);
+
+/* After esp_threads_set(): ESP_ERR_USAGE if the environment asks for more threads than make sense. */
+esp_status check_threads(void);
+
+/* Ctrl-C, SIGTERM and a closed terminal set this; the training loop ends at the next safe point. */
 const volatile sig_atomic_t *watch_interrupts(void);
 
 #endif

@@ -184,19 +184,3 @@ long long file_size(const char *path) {
   struct stat found;
   return stat(path, &found) == 0 ? (long long)found.st_size : 0;
 }
-
-static volatile sig_atomic_t interrupted;
-
-static void on_signal(int number) {
-  (void)number;
-  interrupted = 1;
-}
-
-const volatile sig_atomic_t *watch_interrupts(void) {
-  struct sigaction action = {.sa_handler = on_signal};
-  sigemptyset(&action.sa_mask);
-  action.sa_flags = (int)SA_RESETHAND | SA_RESTART; /* a second Ctrl-C ends the program at once */
-  sigaction(SIGINT, &action, NULL);
-  sigaction(SIGTERM, &action, NULL);
-  return &interrupted;
-}

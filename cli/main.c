@@ -39,9 +39,10 @@ static int run(const command *c, int argc, char **argv) {
     print_help(c);
     return EXIT_DONE;
   }
-  if (status == ESP_OK) status = whole_number("--threads", a.threads, 1, 1024, 0, &threads);
-  if (status != ESP_OK) return report_failure(status);
+  if (status == ESP_OK) status = whole_number("--threads", a.threads, 1, MOST_THREADS, 0, &threads);
   esp_threads_set((int)threads);
+  if (status == ESP_OK) status = check_threads();
+  if (status != ESP_OK) return report_failure(status);
   return c->run(&a);
 }
 
@@ -69,4 +70,7 @@ static int dispatch(int argc, char **argv) {
   return unknown_command(argv[1]);
 }
 
-int main(int argc, char **argv) { return end_output(dispatch(argc, argv)); }
+int main(int argc, char **argv) {
+  prepare_process(argv);
+  return end_output(dispatch(argc, argv));
+}

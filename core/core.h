@@ -17,5 +17,6 @@
 #include <espalier/input_file.h>
 #include <espalier/output_file.h>
 #include <espalier/folder_lock.h>
+#include <espalier/utf8.h>
 
 #endif

@@ -1,5 +1,7 @@
 #include "dataset_internal.h"
 
+#include <espalier/utf8.h>
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -238,6 +240,15 @@ static esp_status read_dataset(esp_dataset *dataset, const esp_dataset_kind *kin
   return status == ESP_ERR_CONFIG ? ESP_OK : status; /* too few images for a validation split can still be looked at */
 }
 
+/* Results and checkpoints hold them. */
+static esp_status check_names(const esp_dataset *dataset, const char *spec) {
+  const esp_dataset_info *const info = &dataset->info;
+  esp_status status = ESP_OK;
+  for (int i = 0; info->class_names && i < info->classes && status == ESP_OK; i++)
+    status = esp_utf8_check(info->class_names[i], "the class name");
+  return status == ESP_OK ? ESP_OK : esp_fail_in(ESP_ERR_FORMAT, "%s", spec);
+}
+
 esp_status esp_dataset_open(esp_dataset **dataset, const char *spec) {
   *dataset = NULL;
   const size_t length = strcspn(spec, ":");
@@ -245,7 +256,8 @@ esp_status esp_dataset_open(esp_dataset **dataset, const char *spec) {
   if (!kind) return fail_unknown(spec, length);
   esp_dataset *const opened = esp_alloc(1, sizeof *opened);
   if (!opened) return ESP_ERR_MEMORY;
-  const esp_status status = read_dataset(opened, kind, spec[length] ? spec + length + 1 : NULL);
+  esp_status status = read_dataset(opened, kind, spec[length] ? spec + length + 1 : NULL);
+  if (status == ESP_OK) status = check_names(opened, spec);
   if (status != ESP_OK) {
     esp_dataset_close(opened);
     return status;

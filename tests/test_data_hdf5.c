@@ -92,10 +92,15 @@ static void test_hdf5_floats_with_test_split(void **state) {
   put_labels(file, "labels");
   put(file, "test_images", 4, image_shape, H5T_IEEE_F64LE, H5T_NATIVE_FLOAT, h5_floats);
   put_labels(file, "test_labels");
-  char names[4][8] = {"red", "green", "blue", "longest"};
+  char names[4][8] = {"red", "green", "blue", "longest"}, bad_names[4][8] = {"red", "gr\xfcn", "blue", "longest"};
   const hid_t text = H5Tcopy(H5T_C_S1);
   H5Tset_size(text, 8);
   const hsize_t four = 4;
+  put(file, "class_names", 1, &four, text, text, bad_names);
+  H5Fclose(file);
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "the class name \"gr?n\" is not UTF-8", "x.h5");
+  file = H5Fopen(in_folder("x.h5"), H5F_ACC_RDWR, H5P_DEFAULT);
+  H5Ldelete(file, "class_names", H5P_DEFAULT);
   put(file, "class_names", 1, &four, text, text, names);
   H5Tclose(text);
   H5Fclose(file);

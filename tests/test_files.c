@@ -6,6 +6,7 @@
 #include <espalier/input_file.h>
 #include <espalier/memory.h>
 #include <espalier/output_file.h>
+#include <espalier/utf8.h>
 
 #include <errno.h>
 #include <fcntl.h>
@@ -227,6 +228,26 @@ static void a_file_is_read_up_to_a_limit(void **state) {
   esp_free(text);
 }
 
+/* --- texts --------------------------------------------------------------------------------------------------- */
+
+static void utf8_is_told_from_other_bytes(void **state) {
+  (void)state;
+  const char *const good[] = {"", "abc", "\xc3\xa4", "\xe2\x82\xac", "\xf0\x9f\x8c\xb3", "\xf4\x8f\xbf\xbf"};
+  const char *const bad[] = {
+      "\xe4", "a\xc3", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf8\x88\x80\x80\x80",
+      "\x80", "\xc3(", "\xff"};
+  for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) assert_true(esp_is_utf8(good[i]));
+  for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) assert_false(esp_is_utf8(bad[i]));
+  char cut[][8] = {"a\xc3\xa4", "a\xc3", "a\xe2\x82", "a\xf0\x9f\x8c", "a", ""};
+  const char *const whole[] = {"a\xc3\xa4", "a", "a", "a", "a", ""};
+  for (int i = 0; i < 6; i++) {
+    esp_utf8_trim(cut[i]);
+    assert_string_equal(cut[i], whole[i]);
+  }
+  assert_int_equal(esp_utf8_check("\xc3\xa4", "the name"), ESP_OK);
+  expect(esp_utf8_check("M\xe4use", "the name"), ESP_ERR_USAGE, "the name \"M?use\" is not UTF-8");
+}
+
 /* --- folders with one writer -------------------------------------------------------------------------------- */
 
 static void the_second_writer_is_told_who_the_first_is(void **state) {
@@ -298,6 +319,7 @@ int main(void) {
       IN_FOLDER(a_folder_is_tried_without_a_trace),
       IN_FOLDER(only_regular_files_are_read),
       IN_FOLDER(a_file_is_read_up_to_a_limit),
+      cmocka_unit_test(utf8_is_told_from_other_bytes),
       IN_FOLDER(the_second_writer_is_told_who_the_first_is),
       IN_FOLDER(a_lock_ends_with_its_process),
       IN_FOLDER(a_lock_file_that_lies_is_harmless),

@@ -2,6 +2,7 @@
  * whose columns are listed here once for writing and reading. */
 #include "checkpoint_parts_internal.h"
 #include <espalier/memory.h>
+#include <espalier/utf8.h>
 
 #include <stdio.h>
 #include <string.h>
@@ -81,10 +82,16 @@ static esp_status write_table(hid_t file, const char *name, const column *column
   return status;
 }
 
-static void end_texts(const column *columns, size_t size, hsize_t count, char *rows) {
+static esp_status end_texts(const column *columns, size_t size, hsize_t count, char *rows) {
   for (hsize_t i = 0; i < count; i++)
-    for (const column *c = columns; c->kind != END; c++)
-      if (c->kind == TEXT) rows[i * size + c->offset + c->size - 1] = '\0';
+    for (const column *c = columns; c->kind != END; c++) {
+      char *const text = rows + i * size + c->offset;
+      if (c->kind != TEXT) continue;
+      text[c->size - 1] = '\0';
+      if (!esp_is_utf8(text))
+        return esp_fail(ESP_ERR_FORMAT, "the column `%s` holds a text that is not UTF-8", c->name);
+    }
+  return ESP_OK;
 }
 
 /* The stored table must have just these columns: HDF5 would silently leave out what has no counterpart. */
@@ -101,7 +108,7 @@ static esp_status read_rows(esp_h5_handles *handles, hid_t file, const char *nam
     return esp_fail(ESP_ERR_FORMAT, "the table `%s` has %llu rows; expected 1 to %d", name,
                     (unsigned long long)found.shape[0], most);
   ESP_TRY(esp_h5_read(data, name, wanted.type, rows));
-  end_texts(columns, size, found.shape[0], rows);
+  ESP_TRY(end_texts(columns, size, found.shape[0], rows));
   *count = (int)found.shape[0];
   return ESP_OK;
 }
@@ -117,6 +124,7 @@ static esp_status read_table(hid_t file, const char *name, const column *columns
 static esp_status write_data(hid_t file, const esp_checkpoint_info *info) {
   data_row row = {0};
   memcpy(row.name, info->data_name, sizeof row.name);
+  esp_utf8_trim(row.name);
   memcpy(row.digest, info->data_digest, sizeof row.digest);
   memcpy(row.mean, info->normalisation.mean, sizeof row.mean);
   memcpy(row.deviation, info->normalisation.deviation, sizeof row.deviation);
@@ -182,6 +190,7 @@ esp_status esp_checkpoint_add_history(esp_checkpoint_info *info, const char *act
   *entry = (esp_history_entry){.steps = 0};
   snprintf(entry->action, sizeof entry->action, "%s", action);
   snprintf(entry->detail, sizeof entry->detail, "%s", detail);
+  esp_utf8_trim(entry->detail);
   snprintf(entry->parent, sizeof entry->parent, "%s", parent);
   snprintf(entry->reference, sizeof entry->reference, "%s", reference);
   return ESP_OK;

@@ -318,7 +318,7 @@ esp_status esp_yaml_load_file(void *config, const esp_yaml_options *options, con
 esp_status esp_yaml_visit_file(const char *path, esp_yaml_key_visitor *visit, void *context) {
   char *text = NULL;
   size_t length = 0;
-  esp_status status = read_file(&text, &length, path);
+  esp_status status = esp_input_read(&text, &length, path, "a file of settings", FILE_LIMIT);
   if (status == ESP_OK) status = esp_yaml_visit_keys("", text, visit, context);
   esp_free(text);
   return status;
