@@ -116,6 +116,27 @@ static void test_hdf5_floats_with_test_split(void **state) {
   torture("hdf5", in_folder("x.h5"));
 }
 
+/* A validation split of the file's own stays whatever is asked for, and nothing is held out besides. */
+static void test_hdf5_with_validation_split(void **state) {
+  (void)state;
+  fill_h5();
+  hid_t file = new_file();
+  put_bytes(file, "images");
+  put_labels(file, "labels");
+  put_bytes(file, "validation_images");
+  put_labels(file, "validation_labels");
+  H5Fclose(file);
+  esp_dataset *const dataset = open_kind("hdf5", in_folder("x.h5"));
+  const esp_dataset_info *const info = esp_dataset_info_of(dataset);
+  assert_int_equal(esp_dataset_hold_out(dataset, 0.5), ESP_OK);
+  assert_true(info->own_validation && info->validation == 0);
+  assert_int_equal(info->count[ESP_TRAIN], 27);
+  assert_int_equal(info->count[ESP_VALIDATION], H5_COUNT);
+  assert_int_equal(info->count[ESP_TEST], 3);
+  for (int64_t i = 0; i < H5_COUNT; i++) check_h5_image(dataset, ESP_VALIDATION, i, i, false);
+  esp_dataset_close(dataset);
+}
+
 static void test_hdf5_variable_names(void **state) {
   (void)state;
   fill_h5();
@@ -274,10 +295,15 @@ static void test_normalisation(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      IN_FOLDER(test_hdf5_bytes),          IN_FOLDER(test_hdf5_floats_with_test_split),
-      IN_FOLDER(test_hdf5_variable_names), IN_FOLDER(test_hdf5_bad_contents),
-      IN_FOLDER(test_hdf5_bad_labels),     IN_FOLDER(test_hdf5_not_finite),
-      IN_FOLDER(test_hdf5_hollow),         IN_FOLDER(test_hdf5_bad_file),
+      IN_FOLDER(test_hdf5_bytes),
+      IN_FOLDER(test_hdf5_floats_with_test_split),
+      IN_FOLDER(test_hdf5_with_validation_split),
+      IN_FOLDER(test_hdf5_variable_names),
+      IN_FOLDER(test_hdf5_bad_contents),
+      IN_FOLDER(test_hdf5_bad_labels),
+      IN_FOLDER(test_hdf5_not_finite),
+      IN_FOLDER(test_hdf5_hollow),
+      IN_FOLDER(test_hdf5_bad_file),
       IN_FOLDER(test_normalisation),
   };
   return cmocka_run_group_tests_name("HDF5 data sets", tests, NULL, NULL);
