@@ -40,10 +40,11 @@ def check_all(cases):
 
 
 def test_scores():
-    """Softmax or sigmoid, over all or the selected, renormalised or not, k from 1 to all."""
+    """Softmax or sigmoid, over all or the selected, renormalised or not, k from 1 to all; but no gate that is always 1."""
+    forms = (("false", "false"), ("false", "true"), ("true", "false"))
     check_all([{R + "score": score, R + "score_selected_only": selected, R + "renormalise": divided, "model.moe.top_k": k}
-               for score in ("softmax", "sigmoid") for selected in ("false", "true") for divided in ("false", "true")
-               for k in (1, 3) if not (selected == "true" and divided == "true")]
+               for score in ("softmax", "sigmoid") for selected, divided in forms for k in (1, 3)
+               if k > 1 or divided == "false" and (score, selected) != ("softmax", "true")]
               + [{"model.moe.top_k": 6, R + "renormalise": "false"}])
 
 
@@ -86,9 +87,8 @@ def test_expert_choice():
 
 
 def test_soft():
-    base = {R + "policy": "soft", R + "balance_weight": 0, "model.stem.patch": 2}
-    check_all([dict(base, **s) for s in ({}, {R + "slots": 1}, {R + "slots": 3}, {R + "cosine": "true"},
-                                         {"model.moe.top_k": 1})])
+    base = {"model.moe.top_k": None, R + "policy": "soft", R + "balance_weight": 0, "model.stem.patch": 2}
+    check_all([dict(base, **s) for s in ({}, {R + "slots": 1}, {R + "slots": 3}, {R + "cosine": "true"})])
 
 
 def test_hash_and_even():

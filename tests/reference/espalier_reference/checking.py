@@ -6,6 +6,8 @@ import traceback
 
 import numpy as np
 
+from .program import ProgramFailed
+
 
 def close(actual, expected, relative=1e-5, what="", scale=None):
     """|actual - expected| <= relative times the largest magnitude expected of the row of numbers compared."""
@@ -40,7 +42,7 @@ def run_tests(module):
         except Exception as error:  # all are reported, then the next one runs
             failed += 1
             print(f"FAILED  {name}: {error}", flush=True)
-            if not isinstance(error, AssertionError):
+            if not isinstance(error, (AssertionError, ProgramFailed)):
                 traceback.print_exc()
     print(f"{len(wanted) - failed} of {len(wanted)} passed")
     sys.exit(1 if failed else 0)

@@ -16,6 +16,10 @@ PROGRAM = os.environ.get("ESPALIER_PROGRAM", "espalier")
 TRAIN, TEST = 48, 40
 
 
+class ProgramFailed(Exception):
+    """The program ended with another exit code than 0."""
+
+
 class Workshop:
     """A folder of its own with a data set; goes when it is left."""
 
@@ -57,7 +61,7 @@ class Workshop:
         done = subprocess.run([PROGRAM, *map(str, arguments), "--threads", "1", "--quiet"], cwd=self.folder,
                               env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise RuntimeError(f"espalier {' '.join(map(str, arguments))}: exit code {done.returncode}\n{done.stderr}")
+            raise ProgramFailed(f"espalier {' '.join(map(str, arguments))}: exit code {done.returncode}\n{done.stderr}")
         return done.stdout
 
     def json(self, *arguments):
@@ -76,10 +80,11 @@ class Workshop:
         return self.orders[name]
 
     def model(self, settings, seed=1, data="data.h5", scale=1.0, name=None):
-        """A run folder with a model of these settings and random parameters, biases and norms included."""
+        """A run folder with a model of these settings and random parameters, biases and norms included. A setting
+        that is None is left out of SMALL's."""
         self.made += 1
         name = name or f"model{self.made}"
-        chosen = dict(SMALL, **settings)
+        chosen = fitting(dict(SMALL, **settings))
         self.orders.pop(name, None)
         self.run("pretrain", "--data", f"hdf5:{data}", "--out", name, "--set", "training.epochs=0",
                  *[word for key, value in chosen.items() for word in ("--set", f"{key}={value}")])
@@ -120,7 +125,22 @@ SMALL = {
     "model.stem.patch": 4, "model.width": 12, "model.blocks": 3, "model.mixing": "attention", "model.heads": 2,
     "model.feed_forward.bias": "true", "model.feed_forward.hidden": 10, "model.layers": "[moe, dense, moe]",
     "model.moe.experts": 6, "model.moe.top_k": 2, "model.moe.hidden": 5, "training.batch": 16, "training.epochs": 0,
+    "data.validation": 0,
 }
+
+
+def fitting(settings):
+    """Without what is None, and what would do nothing, which the program refuses."""
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    if chosen["model.mixing"] != "attention":
+        chosen.pop("model.heads", None)
+    if chosen["model.mixing"] != "convolution":
+        chosen.pop("model.kernel", None)
+    if "dense" not in chosen["model.layers"]:
+        chosen.pop("model.feed_forward.hidden", None)
+    if chosen.get("model.stem.kind", "patch") != "patch":
+        chosen.pop("model.stem.patch", None)
+    return chosen
 
 
 def random_values(name, array, random, scale):
