@@ -107,6 +107,31 @@ const program_option *find_option(const char *name, size_t length) {
   return NULL;
 }
 
+static bool is_repeatable(const program_option *o) {
+  static const char *const names[] = {"--data", "--criterion", "--calibrate-on", "--set"};
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+    if (strcmp(o->name, names[i]) == 0) return true;
+  return false;
+}
+
+static bool is_given(const arguments *a, const program_option *o) {
+  const char *member = (const char *)a + o->offset, *value;
+  if (strcmp(o->name, "--set") == 0) return a->override_count > 0;
+  if (!o->value) return *(const bool *)member;
+  memcpy(&value, member, sizeof value);
+  return value != NULL;
+}
+
+esp_status refuse_options(const arguments *a, const char *names, const char *reason) {
+  for (const char *name = names; *name; name += strspn(name, " ")) {
+    const size_t length = strcspn(name, " ");
+    const program_option *o = find_option(name, length);
+    if (is_given(a, o)) return esp_fail(ESP_ERR_USAGE, "%s would do nothing: %s; leave it out", o->name, reason);
+    name += length;
+  }
+  return ESP_OK;
+}
+
 static esp_status add_repeated(repeated *list, const char *option_name, const char *value) {
   if (list->count == MAX_REPEATS) return esp_fail(ESP_ERR_USAGE, "more than %d %s", MAX_REPEATS, option_name);
   list->values[list->count++] = value;
@@ -118,6 +143,8 @@ static esp_status store(arguments *a, const program_option *o, const char *value
   if (strcmp(o->name, "--criterion") == 0) ESP_TRY(add_repeated(&a->criteria, o->name, value));
   if (o->offset == TEXT(calibrate_on)) return add_repeated(&a->calibrate_on, o->name, value);
   if (strcmp(o->name, "--set") != 0) {
+    if (!is_repeatable(o) && is_given(a, o))
+      return esp_fail(ESP_ERR_USAGE, "%s is given twice; leave one out", o->name);
     memcpy((char *)a + o->offset, &value, sizeof value);
     return ESP_OK;
   }

@@ -65,6 +65,9 @@ esp_status parse_arguments(const command *c, int argc, char **argv, arguments *a
 /* The option of that name; NULL if there is none. `length`: of the name. */
 const program_option *find_option(const char *name, size_t length);
 
+/* Refuses those of the options, names with spaces between them, that are given: they would do nothing, for a reason. */
+esp_status refuse_options(const arguments *a, const char *names, const char *reason);
+
 /* What every command takes; one without a name ends them. */
 extern const command_option common_options[];
 

@@ -33,6 +33,8 @@ esp_status read_neuron_pruning(const esp_neuron_criterion **criterion, esp_neuro
         ESP_ERR_USAGE,
         "--criterion %s looks at what neurons do with data: give --data, those of the task the model is for",
         a->criterion);
+  if (!(*criterion)->needs_data)
+    ESP_TRY(refuse_options(a, "--data --calibration", "a criterion of neurons that looks at no data was chosen"));
   return read_budget(budget, a);
 }
 

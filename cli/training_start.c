@@ -146,11 +146,39 @@ static esp_status load_teacher(training *t, const arguments *a) {
   return ESP_OK;
 }
 
+/* A folder that is not there, or holds no run, is a mistyped name; one whose run wrote no checkpoint yet begins again. */
+static esp_status check_resumable(const training *t, const arguments *a) {
+  char settings[ESP_PATH_SIZE];
+  if (!a->resume || t->resumes) return ESP_OK;
+  ESP_TRY(esp_folder_path(settings, t->folder, "config.yaml"));
+  if (!esp_file_exists(settings))
+    return esp_fail(
+        ESP_ERR_USAGE,
+        "--resume: %s holds no run to go on with; check the name, or leave out --resume to start a run there",
+        t->folder);
+  if (!t->quiet)
+    fprintf(stderr, "the run in %s was stopped before its first checkpoint: it starts from step 0\n", t->folder);
+  return ESP_OK;
+}
+
+/* Whether its last step is done and its results are those of its last checkpoint. */
+bool training_has_ended(const training *t) {
+  char path[ESP_PATH_SIZE];
+  if (t->info.progress.step < t->info.progress.steps) return false;
+  if (esp_folder_path(path, t->folder, "results.json") != ESP_OK) return false;
+  json_t *results = json_load_file(path, 0, NULL);
+  const char *digest = json_string_value(json_object_get(results, "digest"));
+  const bool same = digest && strcmp(digest, t->info.digest) == 0;
+  json_decref(results);
+  return same;
+}
+
 int run_training(const arguments *a, const recipe *r) {
   training t = {.arguments = a, .recipe = r, .action = r->action, .quiet = a->quiet};
   esp_training_result result = {.step = 0};
   esp_status status = open_data(&t.dataset, a);
   if (status == ESP_OK) status = training_place(&t, a->out, a->resume, a->overwrite);
+  if (status == ESP_OK) status = check_resumable(&t, a);
   if (status == ESP_OK) status = load_teacher(&t, a);
   if (status == ESP_OK) status = t.resumes ? resume(&t, a) : r->start(&t, a);
   const bool done = status == ESP_OK && t.resumes && r->finished && r->finished(&t);

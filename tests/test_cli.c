@@ -313,9 +313,9 @@ static void test_prune(void **state) {
   for (int c = 0; c < 4; c++)
     for (int m = 0; m < 3; m++) {
       char line[512];
-      snprintf(line, sizeof line,
-               "prune finetuned --criterion %s --mode %s --reference pretrained %s --out pruned.%d.%d%s", criteria[c],
-               modes[m], m ? "--drop 2" : "--ratio 0.5", c, m, c % 2 ? ".h5" : "");
+      snprintf(line, sizeof line, "prune finetuned --criterion %s --mode %s %s %s --out pruned.%d.%d%s", criteria[c],
+               modes[m], c < 3 ? "--reference pretrained" : "--seed 3", m ? "--drop 2" : "--ratio 0.5", c, m,
+               c % 2 ? ".h5" : "");
       json_t *plan = succeed_json(line);
       check_pruned(plan, modes[m]);
       assert_string_equal(text(plan, "criterion"), criteria[c]);
@@ -485,7 +485,11 @@ static void test_resume(void **state) {
   REFUSE_ALL(refusals);
   char before[32], after[32];
   digest_of("pretrained", before);
-  succeed(PRETRAIN "--out pretrained --resume"); /* it is finished: nothing is trained */
+  const uint64_t finished = all_that_is_in("pretrained"); /* nothing is left to do, and nothing changes */
+  succeed("pretrain small.yaml --data synthetic --out pretrained --resume");
+  assert_non_null(strstr(err, "pretrained is finished: there is nothing to resume"));
+  assert_true(all_that_is_in("pretrained") == finished);
+  succeed(PRETRAIN "--out pretrained --resume");
   succeed("pretrain --data synthetic --out pretrained --resume --quiet");
   digest_of("pretrained", after);
   assert_string_equal(before, after);

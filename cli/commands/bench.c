@@ -66,6 +66,8 @@ static int run_suite(const esp_bench_suite *suite, const arguments *a, int round
 }
 
 static int run_bench(const arguments *a) {
+  if (a->operand_count == 0 && refuse_options(a, "--rounds", "no suite is named") != ESP_OK)
+    return report_failure(ESP_ERR_USAGE);
   if (a->operand_count == 0) return list_suites(a->json);
   const esp_bench_suite *suite;
   long long rounds;

@@ -106,6 +106,9 @@ static int preview(const arguments *a) {
 
 static int run_data(const arguments *a) {
   const char *action = a->operands[0];
+  if (strcmp(action, "preview") != 0 &&
+      refuse_options(a, "--out --split --augment --seed", "it belongs to `espalier data preview`") != ESP_OK)
+    return report_failure(ESP_ERR_USAGE);
   if (strcmp(action, "list") == 0 && a->operand_count == 1) return list_data(a);
   if (strcmp(action, "info") == 0 && a->operand_count == 2) return show_info(a);
   if (strcmp(action, "preview") == 0 && a->operand_count == 2) return preview(a);

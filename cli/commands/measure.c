@@ -69,6 +69,8 @@ static esp_status measure(measuring *m, const arguments *a) {
     return esp_fail(ESP_ERR_USAGE,
                     "nothing to measure: give --data (what routers and neurons do), --reference (how far routers "
                     "moved), or both");
+  ESP_TRY(refuse_options(a, "--seed", "only --sparsify draws anything"));
+  if (!a->data) ESP_TRY(refuse_options(a, "--split --limit", "they choose among the images of --data"));
   if (a->trace && !a->data) return esp_fail(ESP_ERR_USAGE, "--trace records the routing of images: give --data too");
   ESP_TRY(load(&m->model, a->operands[0]));
   m->measurement.model = m->model.model;

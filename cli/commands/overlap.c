@@ -41,6 +41,9 @@ static esp_status add_criterion(comparison *c, const char *name) {
   ESP_TRY(esp_criterion_find(&c->criterion[c->criteria], name));
   if (c->criterion[c->criteria]->needs_reference)
     return esp_fail(ESP_ERR_USAGE, "--criterion %s looks at no data, so its choice is the same for all", name);
+  for (int i = 0; i < c->criteria; i++)
+    if (c->criterion[i] == c->criterion[c->criteria])
+      return esp_fail(ESP_ERR_USAGE, "--criterion %s is given twice; leave one out", name);
   c->criteria++;
   return ESP_OK;
 }

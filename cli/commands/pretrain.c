@@ -12,7 +12,7 @@ static esp_status start_pretraining(training *t, const arguments *a) {
 }
 
 static int run_pretrain(const arguments *a) {
-  return run_training(a, &(recipe){.action = "pretrain", .start = start_pretraining});
+  return run_training(a, &(recipe){.action = "pretrain", .start = start_pretraining, .finished = training_has_ended});
 }
 
 /* --- help ------------------------------------------------------------------------------------------------------ */

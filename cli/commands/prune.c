@@ -51,6 +51,17 @@ static esp_status read_loss(pruning *p, const arguments *a) {
                   a->loss);
 }
 
+/* Options of calibration and comparison that the criterion does not look at. */
+static esp_status refuse_unused(const esp_criterion *c, const arguments *a) {
+  char reason[128];
+  snprintf(reason, sizeof reason, "the criterion %s looks at no data", c->name);
+  if (!c->needs_data) ESP_TRY(refuse_options(a, "--data --calibration --gates --loss", reason));
+  snprintf(reason, sizeof reason, "the criterion %s compares with no other model", c->name);
+  if (!c->needs_reference) ESP_TRY(refuse_options(a, "--reference", reason));
+  snprintf(reason, sizeof reason, "the criterion %s chooses by scores, not by a reconstruction's loss", c->name);
+  return c->choose ? ESP_OK : refuse_options(a, "--loss", reason);
+}
+
 static esp_status read_criterion(pruning *p, const arguments *a) {
   if (!a->criterion) return esp_fail(ESP_ERR_USAGE, "--criterion is missing; `espalier prune --help` lists them");
   if (esp_is_neuron_criterion(a->criterion)) return read_neuron_pruning(&p->neurons, &p->neuron_budget, a);
@@ -66,6 +77,7 @@ static esp_status read_criterion(pruning *p, const arguments *a) {
         ESP_ERR_USAGE,
         "--criterion %s looks at what experts do with data: give --data, those of the task the model is for",
         a->criterion);
+  ESP_TRY(refuse_unused(p->criterion, a));
   if (a->mode) ESP_TRY(esp_prune_mode_parse(&p->mode, a->mode));
   ESP_TRY(parse_gates(a, &p->gates));
   ESP_TRY(read_loss(p, a));
@@ -75,11 +87,10 @@ static esp_status read_criterion(pruning *p, const arguments *a) {
 static esp_status read_arguments(pruning *p, const arguments *a) {
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &p->seed));
   if (!a->plan) return read_criterion(p, a);
-  if (a->criterion || a->drop || a->ratio || a->below || a->mode || a->data)
-    return esp_fail(
-        ESP_ERR_USAGE,
-        "--plan says already what goes; leave out --criterion, --drop, --ratio, --below, --mode and --data");
-  return ESP_OK;
+  return refuse_options(a,
+                        "--criterion --drop --ratio --below --mode --data --reference --calibration --gates --loss "
+                        "--budget --floor --exclude --seed",
+                        "--plan says already what goes");
 }
 
 /* --- the plan ------------------------------------------------------------------------------------------------ */

@@ -39,6 +39,7 @@ static esp_status find_beta(skipping *s, const arguments *a) {
 
 static esp_status make(skipping *s, const arguments *a) {
   char detail[200], parent[ESP_DIGEST_SIZE];
+  if (a->beta) ESP_TRY(refuse_options(a, "--data --calibration --seed", "--beta says already what is skipped"));
   ESP_TRY(choose_checkpoint(s->target, a));
   ESP_TRY(load(&s->model, a->operands[0]));
   ESP_TRY(check_not_input(s->target, s->model.path));

@@ -45,6 +45,10 @@ static esp_status read_list(const char *option, const char *text, const char *fa
                   given, most);
 }
 
+static esp_status fail_twice(const char *list, const char *item) {
+  return esp_fail(ESP_ERR_USAGE, "%s names %s twice; leave one out", list, item);
+}
+
 /* "all" leaves out what needs a reference if there is none. */
 static esp_status read_methods(sweeping *s, const arguments *a) {
   esp_sweep_settings *to = &s->settings;
@@ -53,6 +57,8 @@ static esp_status read_methods(sweeping *s, const arguments *a) {
   int count;
   ESP_TRY(read_list("--methods", a->methods, "all", s->methods, all, ESP_SWEEP_METHODS, &count));
   for (int i = 0; i < count; i++) {
+    for (int j = 0; j < i; j++)
+      if (strcmp(all[i], all[j]) == 0) return fail_twice("--methods", all[i]);
     if (strcmp(all[i], "all") != 0) {
       ESP_TRY(esp_method_find(&rows[0], all[i]));
       if (rows[0].needs_reference && !a->reference)
@@ -74,12 +80,18 @@ static esp_status read_numbers(sweeping *s, const arguments *a) {
   long long number;
   ESP_TRY(
       read_list("--ratios", a->ratios, "0.25,0.5,0.75", s->ratios, items, ESP_SWEEP_LIST, &s->settings.ratio_count));
-  for (int i = 0; i < s->settings.ratio_count; i++)
+  for (int i = 0; i < s->settings.ratio_count; i++) {
     ESP_TRY(real_number("--ratios", items[i], 0, 1, &s->settings.ratios[i]));
+    for (int j = 0; j < i; j++)
+      if (!(s->settings.ratios[j] < s->settings.ratios[i]) && !(s->settings.ratios[j] > s->settings.ratios[i]))
+        return fail_twice("--ratios", items[i]);
+  }
   ESP_TRY(read_list("--seeds", a->seeds, "1,2,3", s->seeds, items, ESP_SWEEP_LIST, &s->settings.seed_count));
   for (int i = 0; i < s->settings.seed_count; i++) {
     ESP_TRY(whole_number("--seeds", items[i], 0, INT64_MAX, 0, &number));
     s->settings.seeds[i] = (uint64_t)number;
+    for (int j = 0; j < i; j++)
+      if (s->settings.seeds[j] == s->settings.seeds[i]) return fail_twice("--seeds", items[i]);
   }
   if (a->finetune) ESP_TRY(real_number("--finetune", a->finetune, 0, 1e6, &s->settings.finetune));
   ESP_TRY(whole_number("--calibration", a->calibration, 1, INT64_MAX, 1024, &number));
@@ -113,6 +125,7 @@ static esp_status open_all(sweeping *s, const arguments *a) {
 
 static esp_status sweep(sweeping *s, const arguments *a) {
   if (!a->out) return esp_fail(ESP_ERR_USAGE, "--out is missing: the folder for the sweep, e.g. --out runs/sweep");
+  if (!a->finetune) ESP_TRY(refuse_options(a, "--distil --set", "nothing is finetuned without --finetune"));
   ESP_TRY(read_methods(s, a));
   ESP_TRY(read_numbers(s, a));
   ESP_TRY(open_all(s, a));
