@@ -126,7 +126,7 @@ static int64_t freeze_matches(esp_parameters *parameters, const char *pattern) {
   for (int64_t i = 0; i < parameters->count; i++) {
     if (fnmatch(pattern, parameters->entries[i]->name, 0) != 0) continue;
     esp_parameter *p = &parameters->entries[i]->parameter;
-    p->frozen = true;
+    p->tensor.frozen = true;
     p->tensor.requires_grad = false;
     matches++;
   }
@@ -136,7 +136,7 @@ static int64_t freeze_matches(esp_parameters *parameters, const char *pattern) {
 esp_status esp_parameters_freeze(esp_parameters *parameters, const char *patterns) {
   for (int64_t i = 0; i < parameters->count; i++) {
     esp_parameter *p = &parameters->entries[i]->parameter;
-    p->frozen = false;
+    p->tensor.frozen = false;
     p->tensor.requires_grad = p->kind != ESP_KIND_STATE;
   }
   char pattern[NAME_SIZE];
@@ -149,4 +149,10 @@ esp_status esp_parameters_freeze(esp_parameters *parameters, const char *pattern
           pattern, parameters->count ? parameters->entries[0]->name : "");
   }
   return ESP_OK;
+}
+
+bool esp_parameters_can_train(const esp_parameters *parameters) {
+  for (int64_t i = 0; i < parameters->count; i++)
+    if (parameters->entries[i]->parameter.tensor.requires_grad) return true;
+  return false;
 }

@@ -22,7 +22,6 @@ typedef enum esp_parameter_kind {
 typedef struct esp_parameter {
   esp_tensor tensor; /* data and grad are views of the flat arrays; tensor.name is the parameter's name */
   esp_parameter_kind kind;
-  bool frozen;
   int64_t offset; /* of its first element in the flat arrays */
   int64_t count;
   double deviation; /* it starts with normal numbers of this standard deviation ... */
@@ -62,8 +61,16 @@ ESP_API esp_real *esp_parameters_values(const esp_parameters *parameters);
 ESP_API esp_real *esp_parameters_gradients(const esp_parameters *parameters);
 
 /* Freezes what matches one of the comma-separated shell patterns ("blocks.*.router", "stem.*"), thaws the rest.
- * A pattern that matches nothing is an error. "" freezes nothing. */
+ * ESP_ERR_CONFIG if a pattern matches nothing. "" freezes nothing.
+ *
+ * A frozen parameter keeps its bits through training, whatever moves its kind: gradients and weight decay (the optimiser),
+ * the aux-free balance (esp_router_bias_update()), running averages (esp_batch_norm_update()), row pruning with its averages of
+ * importance (esp_row_pruning_create()). A whitening that has not been computed yet is computed before step 0 all the same:
+ * that is how it is initialised. */
 ESP_API esp_status esp_parameters_freeze(esp_parameters *parameters, const char *patterns) ESP_MUST_CHECK;
+
+/* Whether anything is left that an optimiser could train. */
+ESP_API bool esp_parameters_can_train(const esp_parameters *parameters);
 
 /* Whether one of the comma-separated shell patterns matches the name. */
 ESP_API bool esp_name_matches(const char *patterns, const char *name);

@@ -25,6 +25,7 @@ typedef struct esp_tensor {
   int64_t shape[ESP_MAX_RANK];
   int rank;
   bool requires_grad;
+  bool frozen;                         /* of a parameter: nothing in training changes it */
   bool grad_written;                   /* the first gradient of a step overwrites, the next ones add */
   bool view;                           /* shares the memory of its producer's first input */
   bool forgotten;                      /* its memory went to others after the forward pass: esp_tape_forget() */

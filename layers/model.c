@@ -142,7 +142,7 @@ esp_tensor *esp_ensemble_prediction(esp_tape *tape, const esp_model_output *outp
 void esp_model_update_router_biases(const esp_model *model, const esp_auxiliary_losses *auxiliary) {
   for (int i = 0; i < esp_model_moe_count(model); i++) {
     const esp_moe *moe = esp_model_moe(model, i);
-    if (moe->router_bias && auxiliary->routing[moe->block])
+    if (moe->router_bias && !moe->router_bias->frozen && auxiliary->routing[moe->block])
       esp_router_bias_update(moe->router_bias->data, auxiliary->routing[moe->block], &moe->layout,
                              moe->config.router.bias_rate);
   }

@@ -58,7 +58,7 @@ double esp_gradient_norm(const esp_parameters *parameters) {
   double sum = 0;
   for (int64_t i = 0; i < esp_parameters_count(parameters); i++) {
     const esp_parameter *p = esp_parameters_at(parameters, i);
-    if (!p->frozen && p->tensor.grad_written) sum += esp_parallel_sum(p->count, sum_squares, p->tensor.grad);
+    if (!p->tensor.frozen && p->tensor.grad_written) sum += esp_parallel_sum(p->count, sum_squares, p->tensor.grad);
   }
   return sqrt(sum);
 }
@@ -121,7 +121,7 @@ void esp_optimizer_step(esp_optimizer *optimizer, double learning_rate_multiplie
   esp_range_body *range = optimizer->config.kind == ESP_OPTIMIZER_SGD ? sgd_range : adamw_range;
   for (int64_t i = 0; i < esp_parameters_count(optimizer->parameters); i++) {
     esp_parameter *p = esp_parameters_at(optimizer->parameters, i);
-    if (p->frozen || p->kind == ESP_KIND_STATE) continue;
+    if (p->tensor.frozen || p->kind == ESP_KIND_STATE) continue;
     if (!p->tensor.grad_written) memset(p->tensor.grad, 0, (size_t)p->count * sizeof *p->tensor.grad);
     p->tensor.grad_written = false;
     update u = make_update(optimizer, p, learning_rate_multiplier, gradient_norm);

@@ -180,6 +180,7 @@ static void test_bad_configs(void **state) {
       {PRETRAIN "--out new --set model.image_height=16 --set model.image_width=16", 1, "16 x 16 x 3", "32 x 32 x 3"},
       {PRETRAIN "--out new --set augmentation.crop_padding=-1", 2, "crop_padding", "-1"},
       {PRETRAIN "--out new --set training.freeze=blocks.*.ruoter", 2, "blocks.*.ruoter", ""},
+      {PRETRAIN "--out new --set training.freeze=\"*\"", 2, "training.freeze is \"*\"", "nothing to train"},
       {PRETRAIN "--out pretrained --overwrite --set training.freeze=blocks.*.ruoter", 2, "blocks.*.ruoter", ""},
       {"finetune pretrained --data synthetic:narrow --out new --set model.blocks=3", 1, "model.blocks", ""},
       {"finetune pretrained --data synthetic:narrow --out new --set model.width=32", 1,

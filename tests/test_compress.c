@@ -323,6 +323,31 @@ static void the_least_important_rows_go_and_can_come_back(void **state) {
   esp_model_free(factored);
 }
 
+/* Rows that are frozen are neither weighed nor pruned, nor counted among those that may go. */
+static void frozen_rows_stay(void **state) {
+  (void)state;
+  esp_model *factored = factor(model);
+  esp_row_pruning *all, *pruning;
+  const esp_factors *up = &esp_model_moe(factored, 0)->bank.factors[ESP_SIDE_UP];
+  const esp_factors *down = &esp_model_moe(factored, 0)->bank.factors[ESP_SIDE_DOWN];
+  expect_ok(esp_row_pruning_create(&all, factored));
+  expect_ok(esp_parameters_freeze(factored->parameters, up->s->name));
+  expect_ok(esp_row_pruning_create(&pruning, factored));
+  assert_int_equal(esp_row_pruning_elements(all) - esp_row_pruning_elements(pruning), esp_tensor_count(up->s));
+  want_importance(up, shrinking);
+  want_importance(down, shrinking);
+  esp_row_pruning_step(pruning, 0, 1);
+  esp_row_pruning_step(pruning, 0, 0);
+  assert_int_equal(esp_row_pruning_left(pruning), 0);
+  for (int64_t r = 0; r < up->s->shape[0]; r++) {
+    assert_false(esp_sparse_row_is_zero(up, r));
+    assert_true(up->importance->data[r] == 0);
+  }
+  esp_row_pruning_free(all);
+  esp_row_pruning_free(pruning);
+  esp_model_free(factored);
+}
+
 /* What is left of S in all layers, in elements. */
 static int64_t elements_left(const esp_model *of, int64_t *all) {
   int64_t left = 0;
@@ -656,6 +681,7 @@ int main(void) {
       TEST(settings_out_of_range_are_refused),
       TEST(importances_are_averaged_with_a_lag_of_one_step),
       TEST(the_least_important_rows_go_and_can_come_back),
+      TEST(frozen_rows_stay),
       TEST(a_tenth_of_the_elements_is_left_after_training),
       TEST(a_tenth_of_the_elements_is_left_without_training),
       TEST(a_resumed_compression_has_the_same_bits),

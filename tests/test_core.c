@@ -363,8 +363,8 @@ static void a_start_has_its_mean_and_deviation(void **state) {
 
 static bool frozen(const esp_parameters *p, const char *name) {
   const esp_parameter *parameter = esp_parameters_find(p, name);
-  assert_true(parameter->frozen != parameter->tensor.requires_grad);
-  return parameter->frozen;
+  assert_true(parameter->tensor.frozen != parameter->tensor.requires_grad);
+  return parameter->tensor.frozen;
 }
 
 static void patterns_freeze(void **state) {

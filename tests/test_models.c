@@ -94,6 +94,8 @@ static esp_real train_step(trainer *t, uint64_t step) {
   esp_tensor *loss = esp_total_loss(t->tape, task, &out.auxiliary);
   assert_int_equal(esp_tape_backward(t->tape, loss), ESP_OK);
   esp_optimizer_step(t->optimizer, 1, esp_gradient_norm(t->model->parameters));
+  esp_model_update_router_biases(t->model, &out.auxiliary);
+  esp_batch_norm_update(t->tape, 0.1);
   return loss->data[0];
 }
 
@@ -257,9 +259,8 @@ static void identical_experts_grow_apart(void **state) {
 }
 
 /* Trains with `patterns` frozen; frozen parameters must keep their bits and all others must move. */
-static void check_freezing(const char *patterns, int64_t frozen) {
-  const esp_model_config c = vit_config();
-  trainer t = make_trainer(&c, 1, BATCH), fresh = make_trainer(&c, 1, BATCH);
+static void check_freezing(const esp_model_config *c, const char *patterns, int64_t frozen) {
+  trainer t = make_trainer(c, 1, BATCH), fresh = make_trainer(c, 1, BATCH);
   int64_t found = 0;
   assert_int_equal(esp_parameters_freeze(t.model->parameters, patterns), ESP_OK);
   for (uint64_t step = 0; step < 3; step++) train_step(&t, step);
@@ -267,8 +268,8 @@ static void check_freezing(const char *patterns, int64_t frozen) {
     const esp_parameter *p = esp_parameters_at(t.model->parameters, i);
     const esp_parameter *q = esp_parameters_at(fresh.model->parameters, i);
     const bool same = memcmp(p->tensor.data, q->tensor.data, (size_t)p->count * sizeof(esp_real)) == 0;
-    if (same != p->frozen) fail_msg("%s %s", p->tensor.name, same ? "did not learn" : "is frozen and moved");
-    found += p->frozen;
+    if (same != p->tensor.frozen) fail_msg("%s %s", p->tensor.name, same ? "did not learn" : "is frozen and moved");
+    found += p->tensor.frozen;
   }
   assert_int_equal(found, frozen);
   free_trainer(&t);
@@ -277,9 +278,22 @@ static void check_freezing(const char *patterns, int64_t frozen) {
 
 static void frozen_parameters_stay(void **state) {
   (void)state;
-  check_freezing("", 0);
-  check_freezing("stem.*,blocks.*.router", 3 + 2);
-  check_freezing("blocks.*.experts.*,head.bias", 2 * 4 + 1);
+  const esp_model_config c = vit_config();
+  check_freezing(&c, "", 0);
+  check_freezing(&c, "stem.*,blocks.*.router", 3 + 2);
+  check_freezing(&c, "blocks.*.experts.*,head.bias", 2 * 4 + 1);
+}
+
+/* Selection biases and running averages move without gradients, and stay all the same. */
+static void frozen_state_stays(void **state) {
+  (void)state;
+  esp_model_config c = vit_config();
+  c.norm = ESP_NORM_BATCH;
+  c.moe.router.bias_rate = 0.01;
+  check_freezing(&c, "", 0);
+  check_freezing(&c, "*.router_bias", 2);
+  check_freezing(&c, "*.mean,*.variance", 2 * (2 * c.blocks + 1));
+  check_freezing(&c, "blocks.0.*router*,norm.mean", 2 + 1);
 }
 
 static void a_frozen_model_stays(void **state) {
@@ -430,6 +444,7 @@ int main(void) {
       cmocka_unit_test(each_layer_and_step_has_its_own_noise),
       cmocka_unit_test(identical_experts_grow_apart),
       cmocka_unit_test(frozen_parameters_stay),
+      cmocka_unit_test(frozen_state_stays),
       cmocka_unit_test(a_frozen_model_stays),
       cmocka_unit_test(models_start_alike_where_they_agree),
       cmocka_unit_test(moe_and_mone_start_alike),

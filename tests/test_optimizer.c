@@ -57,7 +57,7 @@ static void set_gradients(setting *s, int step) {
 static double hand_norm(const setting *s) {
   double sum = 0;
   for (int i = 0; i < PARAMETERS; i++)
-    for (int j = 0; j < COUNT && !s->parameter[i]->frozen; j++) {
+    for (int j = 0; j < COUNT && !s->parameter[i]->tensor.frozen; j++) {
       const double g = (double)s->parameter[i]->tensor.grad[j];
       sum += g * g;
     }
@@ -83,7 +83,7 @@ static void hand_step(setting *s, int step, double multiplier, double norm) {
   const esp_optimizer_config *c = &s->config;
   const double scale = c->clip_norm > 0 && norm > c->clip_norm ? c->clip_norm / norm : 1;
   for (int i = 0; i < PARAMETERS; i++)
-    for (int j = 0; j < COUNT && !s->parameter[i]->frozen; j++)
+    for (int j = 0; j < COUNT && !s->parameter[i]->tensor.frozen; j++)
       hand_update(s, i, j, scale * (double)s->parameter[i]->tensor.grad[j], step, multiplier * c->learning_rate);
 }
 
@@ -293,10 +293,10 @@ static void frozen_parameters_do_not_count_and_do_not_move(void **state) {
     hand_step(&s, 1, 1, norm);
     esp_optimizer_step(s.optimizer, 1, norm);
     for (int i = 0; i < PARAMETERS; i++) {
-      const double tolerance = s.parameter[i]->frozen ? 0 : 1e-6;
+      const double tolerance = s.parameter[i]->tensor.frozen ? 0 : 1e-6;
       assert_close(groups[i].name, s.parameter[i]->tensor.data, s.w[i], COUNT, tolerance, tolerance);
     }
-    assert_true(s.parameter[1]->frozen && s.parameter[4]->frozen && !s.parameter[0]->frozen);
+    assert_true(s.parameter[1]->tensor.frozen && s.parameter[4]->tensor.frozen && !s.parameter[0]->tensor.frozen);
     tear_down(&s);
   }
 }

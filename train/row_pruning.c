@@ -47,6 +47,11 @@ static int64_t rows_of(const esp_factors *f) { return f->s->shape[0]; }
 
 static int64_t columns_of(const esp_factors *f) { return f->s->shape[1]; }
 
+/* Rows that may not change are neither weighed nor pruned. */
+static bool is_frozen(const esp_factors *f) {
+  return f->s->frozen || f->importance->frozen || f->last_importance->frozen;
+}
+
 esp_status esp_row_pruning_create(esp_row_pruning **pruning, const esp_model *model) {
   *pruning = NULL;
   const int layers = esp_model_moe_count(model);
@@ -60,6 +65,7 @@ esp_status esp_row_pruning_create(esp_row_pruning **pruning, const esp_model *mo
   for (int i = 0; i < layers; i++) {
     const esp_moe *moe = esp_model_moe(model, i);
     for (int m = 0; moe->layout.pruning && m < ESP_SIDES; m++) {
+      if (is_frozen(&moe->bank.factors[m])) continue;
       made->factors[made->count++] = moe->bank.factors[m];
       made->elements += esp_tensor_count(moe->bank.factors[m].s);
     }

@@ -319,6 +319,14 @@ static esp_status take_teacher(run *r) {
   return esp_distillation_create(&r->distillation, &job->config->distillation, job->teacher);
 }
 
+esp_status esp_training_freeze(const esp_training_config *config, const esp_model *model) {
+  ESP_TRY(esp_parameters_freeze(model->parameters, config->freeze));
+  if (esp_parameters_can_train(model->parameters)) return ESP_OK;
+  return esp_fail(ESP_ERR_CONFIG,
+                  "training.freeze is \"%s\", which leaves nothing to train; let it leave something out",
+                  config->freeze);
+}
+
 static esp_status prepare(run *r) {
   const esp_training_job *job = r->job;
   const esp_run_config *config = job->config;
@@ -327,7 +335,7 @@ static esp_status prepare(run *r) {
   ESP_TRY(esp_augmentation_check(&config->augmentation, data->height, data->width));
   ESP_TRY(esp_training_check(&config->training));
   ESP_TRY(esp_check_held_out(job->dataset, config->data.validation));
-  ESP_TRY(esp_parameters_freeze(job->model->parameters, config->training.freeze));
+  ESP_TRY(esp_training_freeze(&config->training, job->model));
   ESP_TRY(take_teacher(r));
   ESP_TRY(esp_optimizer_create(&r->optimizer, &config->optimizer, job->model->parameters));
   ESP_TRY(esp_row_pruning_create(&r->pruning, job->model));

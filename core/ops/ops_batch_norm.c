@@ -187,6 +187,7 @@ esp_tensor *esp_batch_norm(esp_tape *tape, esp_tensor *x, esp_tensor *gain, esp_
 }
 
 static void move_towards(esp_tensor *average, const esp_real *values, double factor, double share) {
+  if (average->frozen) return;
   for (int64_t j = 0; j < esp_tensor_count(average); j++)
     average->data[j] += (esp_real)(share * (factor * (double)values[j] - (double)average->data[j]));
 }

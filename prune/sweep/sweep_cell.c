@@ -165,7 +165,7 @@ static esp_status train(const esp_sweep *sweep, const esp_sweep_cell *cell, esp_
   esp_run_config config;
   esp_training_result result;
   ESP_TRY(read_config(sweep, cell, model, &config));
-  ESP_TRY(esp_parameters_freeze(model->parameters, config.training.freeze));
+  ESP_TRY(esp_training_freeze(&config.training, model));
   ESP_TRY(esp_folder_path(folder, sweep->settings.folder, "work"));
   info->progress = (esp_progress){.best_accuracy = -1};
   const esp_training_job job = {.model = model,

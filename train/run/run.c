@@ -44,7 +44,7 @@ esp_status esp_run_check(const esp_model *model, const esp_run_config *config, c
   ESP_TRY(esp_augmentation_check(&config->augmentation, data->height, data->width));
   ESP_TRY(esp_training_check(&config->training));
   ESP_TRY(esp_check_held_out(dataset, config->data.validation));
-  return esp_parameters_freeze(model->parameters, config->training.freeze);
+  return esp_training_freeze(&config->training, model);
 }
 
 esp_status esp_run_open_folder(const char *folder, bool resumes) {
