@@ -94,7 +94,8 @@ static void test_ranks(void **state) {
   json_array_foreach(get(sweep, "summary"), i, row) {
     int better = 0;
     json_array_foreach(get(sweep, "summary"), n, other) better +=
-        number(other, "ratio") == number(row, "ratio") && number(other, "accuracy") > number(row, "accuracy") + 1e-9;
+        number(other, "ratio") == number(row, "ratio") &&
+        number(other, "validation_accuracy") > number(row, "validation_accuracy") + 1e-9;
     assert_int_equal((int)number(row, "rank"), 1 + better);
   }
   assert_true(number(row_of(sweep, "random", 0.5), "accuracy_spread") > 0);

@@ -58,11 +58,12 @@ typedef struct esp_sweep_cell {
   char same_as[128];            /* the cell that the numbers were taken from; "" if they are its own */
   double accuracy, loss;        /* on the test images, before finetuning */
   double tuned_accuracy, tuned_loss;
-  int64_t parameters, activated_parameters; /* as esp_model_cost_of() counts */
-  double flops;                             /* of an image, as esp_model_cost_of() expects */
-  double measured_flops;                    /* ... with the expert calls that the test images took */
-  double rows_per_token;                    /* expert calls of a token, measured over all mixture layers */
-  int64_t bytes;                            /* the checkpoint's on disk, without optimiser */
+  double validation_accuracy, tuned_validation_accuracy; /* by which methods are ranked; not-a-number without images */
+  int64_t parameters, activated_parameters;              /* as esp_model_cost_of() counts */
+  double flops;                                          /* of an image, as esp_model_cost_of() expects */
+  double measured_flops;                                 /* ... with the expert calls that the test images took */
+  double rows_per_token;                                 /* expert calls of a token, measured over all mixture layers */
+  int64_t bytes;                                         /* the checkpoint's on disk, without optimiser */
   /* bytes of an evaluation: the parameters, and what the forward pass of a batch of 128 images takes from the step
    * arena. Results that nobody needs any more give their room to the next ones, so the latter is about the most
    * that the stem or one block needs at a time. In models as small as these it is nearly all, and pruning, which
@@ -82,7 +83,9 @@ typedef struct esp_sweep_row {
   double accuracy, accuracy_spread; /* mean and standard deviation (n - 1) */
   double tuned_accuracy, tuned_spread;
   double loss, tuned_loss;
-  int rank, tuned_rank; /* among the rows of this ratio, 1 the best; equal means share a rank; 0: none */
+  double validation_accuracy, tuned_validation_accuracy; /* means */
+  int rank,
+      tuned_rank; /* by validation accuracy (without a validation split: by test accuracy), among the rows of this ratio, 1 the best; equal means share a rank; 0: none */
   double parameters, activated_parameters, flops, measured_flops, rows_per_token, bytes, memory, milliseconds, speed,
       seconds;
 } esp_sweep_row;

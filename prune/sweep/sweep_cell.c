@@ -55,6 +55,11 @@ static esp_status evaluate(const esp_sweep *sweep, esp_sweep_cell *cell, const e
   ESP_TRY(esp_evaluate(model, s->data, &s->models[cell->model].info->normalisation, &options, &evaluation));
   cell->accuracy = evaluation.accuracy;
   cell->loss = evaluation.loss;
+  if (esp_dataset_info_of(s->data)->count[ESP_VALIDATION] > 0) {
+    const esp_evaluation_options validating = {.split = ESP_VALIDATION, .batch = BATCH, .limit = options.limit};
+    ESP_TRY(esp_evaluate(model, s->data, &s->models[cell->model].info->normalisation, &validating, &evaluation));
+    cell->validation_accuracy = evaluation.accuracy;
+  }
   note_rows(cell, model, &count);
   return ESP_OK;
 }
@@ -142,6 +147,8 @@ static esp_status read_config(const esp_sweep *sweep, const esp_sweep_cell *cell
   const esp_sweep_model *origin = &s->models[cell->model];
   ESP_TRY(esp_run_config_parse(config, origin->name, origin->info->run_config, s->overrides, s->override_count));
   config->model = model->config;
+  if (!esp_dataset_info_of(s->data)->own_validation)
+    config->data.validation = esp_dataset_info_of(s->data)->validation; /* what is held out, whoever decided it */
   config->training.epochs = s->finetune;
   config->training.seed = cell->seed;
   config->training.evaluate_every = s->finetune + 1; /* at the end only */
@@ -158,7 +165,7 @@ static void remove_work(const char *folder) {
 }
 
 static esp_status train(const esp_sweep *sweep, const esp_sweep_cell *cell, esp_model *model, esp_checkpoint_info *info,
-                        esp_evaluation *after) {
+                        esp_training_result *after) {
   const esp_sweep_model *origin = &sweep->settings.models[cell->model];
   const bool distil = sweep->settings.distil;
   char folder[ESP_PATH_SIZE];
@@ -180,19 +187,20 @@ static esp_status train(const esp_sweep *sweep, const esp_sweep_cell *cell, esp_
                                 .quiet = true};
   const esp_status status = esp_train(&job, &result);
   remove_work(folder);
-  *after = result.final;
+  *after = result;
   return status;
 }
 
 static esp_status finetune(const esp_sweep *sweep, esp_sweep_cell *cell, esp_model *model, esp_checkpoint_info *info) {
-  esp_evaluation after = {.accuracy = NAN};
+  esp_training_result after = {.step = 0};
   int64_t bytes;
   if (!(sweep->settings.finetune > 0)) return ESP_OK;
   const char *teacher = sweep->settings.distil ? sweep->settings.models[cell->model].info->digest : "";
   ESP_TRY(add_history(info, "finetune", cell, teacher));
   ESP_TRY(train(sweep, cell, model, info, &after));
-  cell->tuned_accuracy = after.accuracy;
-  cell->tuned_loss = after.loss;
+  cell->tuned_accuracy = after.final.accuracy;
+  cell->tuned_loss = after.final.loss;
+  if (after.validation.examples) cell->tuned_validation_accuracy = after.validation.accuracy;
   return sweep->settings.keep ? save_model(sweep, cell, "-finetuned", model, info, &bytes) : ESP_OK;
 }
 
@@ -219,7 +227,7 @@ static void copy_numbers(esp_sweep_cell *cell, const esp_sweep_cell *twin, bool 
   cell->seed = own.seed;
   cell->done = false;
   cell->same_as[0] = '\0';
-  if (!tuned) cell->tuned_accuracy = cell->tuned_loss = NAN;
+  if (!tuned) cell->tuned_accuracy = cell->tuned_loss = cell->tuned_validation_accuracy = NAN;
 }
 
 static esp_status measure(const esp_sweep *sweep, esp_sweep_cell *cell, const esp_model *model,
@@ -327,6 +335,7 @@ static bool belongs_to_method(esp_status status) {
 esp_status esp_sweep_compute(esp_sweep *sweep, esp_sweep_cell *cell) {
   const double start = esp_seconds();
   cell->accuracy = cell->loss = cell->tuned_accuracy = cell->tuned_loss = NAN;
+  cell->validation_accuracy = cell->tuned_validation_accuracy = NAN;
   cell->flops = cell->measured_flops = cell->rows_per_token = cell->milliseconds = cell->speed = NAN;
   const esp_status status = compute(sweep, cell);
   if (status != ESP_OK && !belongs_to_method(status)) return status;

@@ -22,10 +22,11 @@ static json_t *overrides_json(const esp_sweep_settings *s) {
 
 static json_t *settings_json(const esp_sweep_settings *s) {
   const esp_dataset_info *data = esp_dataset_info_of(s->data);
-  return json_pack("{s:s, s:s, s:s, s:f, s:b, s:I, s:I, s:o}", "data", data->name, "data_digest", data->digest,
-                   "reference", s->reference ? s->reference->info->digest : "", "finetune_epochs", s->finetune,
-                   "distilled", s->distil, "calibration_images", (json_int_t)s->calibration_images, "test_images",
-                   (json_int_t)s->limit, "overrides", overrides_json(s));
+  return json_pack("{s:s, s:s, s:f, s:s, s:f, s:b, s:I, s:I, s:o}", "data", data->name, "data_digest", data->digest,
+                   "validation_share", data->validation, "reference", s->reference ? s->reference->info->digest : "",
+                   "finetune_epochs", s->finetune, "distilled", s->distil, "calibration_images",
+                   (json_int_t)s->calibration_images, "test_images", (json_int_t)s->limit, "overrides",
+                   overrides_json(s));
 }
 
 static esp_status compare(const json_t *now, const json_t *then, const char *folder) {
@@ -97,11 +98,22 @@ typedef struct field {
   { #member, offsetof(esp_sweep_cell, member), true }
 
 static const field fields[] = {
-    REAL(accuracy),   REAL(loss),           REAL(tuned_accuracy),
-    REAL(tuned_loss), WHOLE(parameters),    WHOLE(activated_parameters),
-    REAL(flops),      REAL(measured_flops), REAL(rows_per_token),
-    WHOLE(bytes),     WHOLE(memory),        REAL(milliseconds),
-    REAL(speed),      REAL(seconds),
+    REAL(validation_accuracy),
+    REAL(tuned_validation_accuracy),
+    REAL(accuracy),
+    REAL(loss),
+    REAL(tuned_accuracy),
+    REAL(tuned_loss),
+    WHOLE(parameters),
+    WHOLE(activated_parameters),
+    REAL(flops),
+    REAL(measured_flops),
+    REAL(rows_per_token),
+    WHOLE(bytes),
+    WHOLE(memory),
+    REAL(milliseconds),
+    REAL(speed),
+    REAL(seconds),
 };
 enum { FIELD_COUNT = sizeof fields / sizeof fields[0] };
 
@@ -223,15 +235,17 @@ static void write_cells(const esp_sweep *sweep, FILE *file) {
 static void write_summary(const esp_sweep *sweep, FILE *file) {
   fputs(
       "curve,ratio,method,calibration,cells,failed,rank,accuracy,accuracy_spread,loss,tuned_rank,tuned_accuracy,tuned_spread,"
-      "tuned_loss,parameters,activated_parameters,flops,measured_flops,rows_per_token,bytes,memory,milliseconds,speed,seconds\n",
+      "tuned_loss,parameters,activated_parameters,flops,measured_flops,rows_per_token,bytes,memory,milliseconds,speed,seconds,"
+      "validation_accuracy,tuned_validation_accuracy\n",
       file);
   for (int i = 0; i < sweep->row_count; i++) {
     const esp_sweep_row *r = &sweep->rows[i];
     const double numbers[] = {r->accuracy, r->accuracy_spread, r->loss};
-    const double others[] = {
-        r->tuned_accuracy, r->tuned_spread,   r->tuned_loss,     r->parameters, r->activated_parameters,
-        r->flops,          r->measured_flops, r->rows_per_token, r->bytes,      r->memory,
-        r->milliseconds,   r->speed,          r->seconds};
+    const double others[] = {r->tuned_accuracy, r->tuned_spread,         r->tuned_loss,
+                             r->parameters,     r->activated_parameters, r->flops,
+                             r->measured_flops, r->rows_per_token,       r->bytes,
+                             r->memory,         r->milliseconds,         r->speed,
+                             r->seconds,        r->validation_accuracy,  r->tuned_validation_accuracy};
     char curve[SWEEP_NAME_SIZE];
     esp_sweep_curve_name(sweep, r, curve);
     fprintf(file, "\"%s\",%g,\"%s\",%s,%d,%d,%d", curve, r->ratio, r->method.name,
@@ -259,12 +273,13 @@ static esp_status write_table(const esp_sweep *sweep, const char *name,
 static json_t *real_json(double value) { return isfinite(value) ? json_real(value) : json_null(); }
 
 static json_t *row_json(const esp_sweep *sweep, const esp_sweep_row *r) {
-  return json_pack("{s:f, s:s, s:s, s:i, s:i, s:i, s:o, s:o, s:o, s:i, s:o, s:o, s:o}", "ratio", r->ratio, "method",
-                   r->method.name, "calibration", esp_sweep_calibration(sweep, r->calibration), "cells", r->cells,
-                   "failed", r->failed, "rank", r->rank, "accuracy", real_json(r->accuracy), "accuracy_spread",
-                   real_json(r->accuracy_spread), "loss", real_json(r->loss), "tuned_rank", r->tuned_rank,
-                   "tuned_accuracy", real_json(r->tuned_accuracy), "tuned_spread", real_json(r->tuned_spread),
-                   "tuned_loss", real_json(r->tuned_loss));
+  return json_pack("{s:f, s:s, s:s, s:i, s:i, s:o, s:o, s:i, s:o, s:o, s:o, s:i, s:o, s:o, s:o}", "ratio", r->ratio,
+                   "method", r->method.name, "calibration", esp_sweep_calibration(sweep, r->calibration), "cells",
+                   r->cells, "failed", r->failed, "validation_accuracy", real_json(r->validation_accuracy),
+                   "tuned_validation_accuracy", real_json(r->tuned_validation_accuracy), "rank", r->rank, "accuracy",
+                   real_json(r->accuracy), "accuracy_spread", real_json(r->accuracy_spread), "loss", real_json(r->loss),
+                   "tuned_rank", r->tuned_rank, "tuned_accuracy", real_json(r->tuned_accuracy), "tuned_spread",
+                   real_json(r->tuned_spread), "tuned_loss", real_json(r->tuned_loss));
 }
 
 static void add_costs(json_t *json, const esp_sweep_row *r) {

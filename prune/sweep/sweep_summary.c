@@ -15,6 +15,8 @@ static bool belongs(const esp_sweep_cell *cell, const esp_sweep_row *row) {
 /* --- means ------------------------------------------------------------------------------------------------ */
 
 static double accuracy_of(const esp_sweep_cell *c) { return c->accuracy; }
+static double validation_of(const esp_sweep_cell *c) { return c->validation_accuracy; }
+static double tuned_validation_of(const esp_sweep_cell *c) { return c->tuned_validation_accuracy; }
 static double tuned_accuracy_of(const esp_sweep_cell *c) { return c->tuned_accuracy; }
 static double loss_of(const esp_sweep_cell *c) { return c->loss; }
 static double tuned_loss_of(const esp_sweep_cell *c) { return c->tuned_loss; }
@@ -56,6 +58,9 @@ static void fill(const esp_sweep *sweep, esp_sweep_row *r) {
     r->failed += *sweep->cells[i].failure != '\0';
     r->cells++;
   }
+  double spread;
+  r->validation_accuracy = mean(sweep, r, validation_of, &spread);
+  r->tuned_validation_accuracy = mean(sweep, r, tuned_validation_of, &spread);
   r->accuracy = mean(sweep, r, accuracy_of, &r->accuracy_spread);
   r->tuned_accuracy = mean(sweep, r, tuned_accuracy_of, &r->tuned_spread);
   r->loss = mean(sweep, r, loss_of, NULL);
@@ -77,13 +82,20 @@ static void fill(const esp_sweep *sweep, esp_sweep_row *r) {
 /* Means that differ only by rounding are equal. */
 static const double rounding = 1e-9;
 
+/* What ranks: methods are chosen by validation images, where there are any. */
+static double merit(const esp_sweep_row *row, bool tuned) {
+  const double validation = tuned ? row->tuned_validation_accuracy : row->validation_accuracy;
+  if (isfinite(validation)) return validation;
+  return tuned ? row->tuned_accuracy : row->accuracy;
+}
+
 static int rank_of(const esp_sweep *sweep, const esp_sweep_row *row, bool tuned) {
-  const double own = tuned ? row->tuned_accuracy : row->accuracy;
+  const double own = merit(row, tuned);
   int better = 0;
   if (!isfinite(own)) return 0;
   for (int i = 0; i < sweep->row_count; i++) {
     const esp_sweep_row *other = &sweep->rows[i];
-    better += other->ratio == row->ratio && (tuned ? other->tuned_accuracy : other->accuracy) > own + rounding;
+    better += other->ratio == row->ratio && merit(other, tuned) > own + rounding;
   }
   return 1 + better;
 }
@@ -92,7 +104,8 @@ static int rank_of(const esp_sweep *sweep, const esp_sweep_row *row, bool tuned)
 static int in_order(const void *a, const void *b) {
   const esp_sweep_row *x = a, *y = b;
   if (x->ratio != y->ratio) return x->ratio < y->ratio ? -1 : 1;
-  const double one = isfinite(x->accuracy) ? x->accuracy : -1, other = isfinite(y->accuracy) ? y->accuracy : -1;
+  const double first = merit(x, false), second = merit(y, false);
+  const double one = isfinite(first) ? first : -1, other = isfinite(second) ? second : -1;
   if (one != other) return one > other ? -1 : 1;
   const int names = strcmp(x->method.name, y->method.name);
   return names ? names : x->calibration - y->calibration;
