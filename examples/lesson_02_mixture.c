@@ -9,23 +9,35 @@
 
 enum { TOKENS = 4, WIDTH = 2, EXPERTS = 3, NEURONS = 2, TOP_K = 2 };
 
+/* Expert e scales by e + 1: its gate and up rows and its down rows are multiples of the identity. */
+static void fill_experts(float up[EXPERTS][2][NEURONS][WIDTH], float down[EXPERTS][NEURONS][WIDTH]) {
+  for (int e = 0; e < EXPERTS; e++)
+    for (int n = 0; n < NEURONS; n++)
+      for (int j = 0; j < WIDTH; j++) {
+        up[e][0][n][j] = up[e][1][n][j] = n == j; /* the rows of the gate, then those of up */
+        down[e][n][j] = (float)((e + 1) * (n == j));
+      }
+}
+
+static void print_routing(const float *tokens, const esp_tensor *gates, const esp_routing *routing) {
+  for (int t = 0; t < TOKENS; t++)
+    printf("token (%2.0f, %2.0f): expert %d with gate %.3f, expert %d with gate %.3f\n", (double)tokens[2 * t],
+           (double)tokens[2 * t + 1], routing->choice[2 * t], (double)gates->data[2 * t], routing->choice[2 * t + 1],
+           (double)gates->data[2 * t + 1]);
+  for (int e = 0; e < EXPERTS; e++)
+    printf("expert %d gets %lld rows\n", e, (long long)(routing->first_row[e + 1] - routing->first_row[e]));
+}
+
 int main(void) {
   /* Four tokens; the router's rows point right, up and left, so a token goes where it points. */
   float token_data[TOKENS * WIDTH] = {2, 0, 0, 2, -2, 0, 1, 1};
   float router_data[EXPERTS * WIDTH] = {1, 0, 0, 1, -1, 0};
-  /* Expert e scales by e + 1: its gate and up rows and its down rows are multiples of the identity. */
-  float up_data[EXPERTS * 2 * NEURONS * WIDTH], down_data[EXPERTS * NEURONS * WIDTH];
-  for (int e = 0; e < EXPERTS; e++)
-    for (int n = 0; n < NEURONS; n++)
-      for (int j = 0; j < WIDTH; j++) {
-        up_data[((2 * e) * NEURONS + n) * WIDTH + j] = n == j;     /* gate */
-        up_data[((2 * e + 1) * NEURONS + n) * WIDTH + j] = n == j; /* up */
-        down_data[(e * NEURONS + n) * WIDTH + j] = (float)((e + 1) * (n == j));
-      }
+  float up_data[EXPERTS][2][NEURONS][WIDTH], down_data[EXPERTS][NEURONS][WIDTH];
+  fill_experts(up_data, down_data);
   esp_tensor tokens = {.data = token_data, .shape = {TOKENS, WIDTH}, .rank = 2};
   esp_tensor router = {.data = router_data, .shape = {EXPERTS, WIDTH}, .rank = 2};
-  esp_tensor gate_up = {.data = up_data, .shape = {EXPERTS, 2 * NEURONS, WIDTH}, .rank = 3};
-  esp_tensor down = {.data = down_data, .shape = {EXPERTS, NEURONS, WIDTH}, .rank = 3};
+  esp_tensor gate_up = {.data = &up_data[0][0][0][0], .shape = {EXPERTS, 2 * NEURONS, WIDTH}, .rank = 3};
+  esp_tensor down = {.data = &down_data[0][0][0], .shape = {EXPERTS, NEURONS, WIDTH}, .rank = 3};
 
   esp_tape *tape = esp_tape_create();
   if (!tape) return 1;
@@ -39,12 +51,7 @@ int main(void) {
   esp_tensor *gates = esp_route(tape, logits, &request, &routed);
   if (!gates) return 1;
   const esp_routing *routing = routed.routing;
-  for (int t = 0; t < TOKENS; t++)
-    printf("token (%2.0f, %2.0f): expert %d with gate %.3f, expert %d with gate %.3f\n", (double)token_data[2 * t],
-           (double)token_data[2 * t + 1], routing->choice[2 * t], (double)gates->data[2 * t],
-           routing->choice[2 * t + 1], (double)gates->data[2 * t + 1]);
-  for (int e = 0; e < EXPERTS; e++)
-    printf("expert %d gets %lld rows\n", e, (long long)(routing->first_row[e + 1] - routing->first_row[e]));
+  print_routing(token_data, gates, routing);
 
   const esp_grouped_map_options up = {.first_row = routing->first_row, .groups = EXPERTS, .transpose = true};
   const esp_grouped_map_options back = {.first_row = routing->first_row, .groups = EXPERTS};

@@ -104,8 +104,9 @@ ESP_HOT static void add_multiple(void *context, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i++) y[i] += s->factor * x[i];
 }
 
-static void iterate(esp_muon *muon, const stack *s) {
-  const int64_t n = s->shorter, gram_size = n * n;
+/* A: X X^T, or X^T X where X is higher than wide. */
+static void make_grams(esp_muon *muon, const stack *s) {
+  const int64_t n = s->shorter;
   const bool wide = s->rows <= s->columns;
   for (int64_t i = 0; i < s->count; i++) {
     const esp_real *x = muon->x + i * s->size;
@@ -118,13 +119,18 @@ static void iterate(esp_muon *muon, const stack *s) {
                                    .lda = s->columns,
                                    .b = x,
                                    .ldb = s->columns,
-                                   .c = muon->gram + i * gram_size,
+                                   .c = muon->gram + i * n * n,
                                    .ldc = n,
                                    .alpha = 1};
   }
   esp_gemm_run(muon->products, s->count);
+}
+
+/* b A + c A^2. */
+static void make_polynomials(esp_muon *muon, const stack *s) {
+  const int64_t n = s->shorter;
   for (int64_t i = 0; i < s->count; i++) {
-    const esp_real *gram = muon->gram + i * gram_size;
+    const esp_real *gram = muon->gram + i * n * n;
     muon->products[i] = (esp_gemm){.m = n,
                                    .n = n,
                                    .k = n,
@@ -132,15 +138,21 @@ static void iterate(esp_muon *muon, const stack *s) {
                                    .lda = n,
                                    .b = gram,
                                    .ldb = n,
-                                   .c = muon->polynomial + i * gram_size,
+                                   .c = muon->polynomial + i * n * n,
                                    .ldc = n,
                                    .alpha = c};
   }
   esp_gemm_run(muon->products, s->count);
-  blend bend = {muon->gram, muon->polynomial, b};
-  esp_parallel_for(s->count * gram_size, ELEMENTS_PER_RANGE, add_multiple, &bend);
+  blend linear = {muon->gram, muon->polynomial, b};
+  esp_parallel_for(s->count * n * n, ELEMENTS_PER_RANGE, add_multiple, &linear);
+}
+
+/* The polynomial times X, from the side on which it was made, and a X. */
+static void make_next(esp_muon *muon, const stack *s) {
+  const int64_t n = s->shorter;
+  const bool wide = s->rows <= s->columns;
   for (int64_t i = 0; i < s->count; i++) {
-    const esp_real *polynomial = muon->polynomial + i * gram_size, *x = muon->x + i * s->size;
+    const esp_real *polynomial = muon->polynomial + i * n * n, *x = muon->x + i * s->size;
     muon->products[i] = (esp_gemm){.m = s->rows,
                                    .n = s->columns,
                                    .k = n,
@@ -153,8 +165,14 @@ static void iterate(esp_muon *muon, const stack *s) {
                                    .alpha = 1};
   }
   esp_gemm_run(muon->products, s->count);
-  bend = (blend){muon->x, muon->next, a};
-  esp_parallel_for(s->count * s->size, ELEMENTS_PER_RANGE, add_multiple, &bend);
+  blend linear = {muon->x, muon->next, a};
+  esp_parallel_for(s->count * s->size, ELEMENTS_PER_RANGE, add_multiple, &linear);
+}
+
+static void iterate(esp_muon *muon, const stack *s) {
+  make_grams(muon, s);
+  make_polynomials(muon, s);
+  make_next(muon, s);
   esp_real *kept = muon->x;
   muon->x = muon->next;
   muon->next = kept;

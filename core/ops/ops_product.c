@@ -45,105 +45,68 @@ static void matmul_prepare(esp_node *node) {
   node->unread = ESP_UNREAD_OUTPUTS;
 }
 
-static void run_batch(const esp_node *node, esp_gemm product, int64_t a_size, int64_t b_size, int64_t c_size) {
+/* The matrices of a batch, one behind the other, each [rows, columns] in memory, and whether they are transposed in the product. */
+typedef struct matrices {
+  const esp_real *data;
+  int64_t rows, columns;
+  bool transpose;
+} matrices;
+
+static matrices transposed(matrices x) {
+  x.transpose = !x.transpose;
+  return x;
+}
+
+static matrices matmul_a(const esp_node *node) {
+  const esp_tensor *a = node->inputs[0];
+  return (matrices){a->data, from_end(a, 2), from_end(a, 1),
+                    ((const matmul_attributes *)node->attributes)->transpose_a};
+}
+
+static matrices matmul_b(const esp_node *node) {
+  const esp_tensor *b = node->inputs[1];
+  return (matrices){b->data, from_end(b, 2), from_end(b, 1),
+                    ((const matmul_attributes *)node->attributes)->transpose_b};
+}
+
+/* c = x y, or c += x y. */
+static void multiply(const esp_node *node, matrices x, matrices y, esp_real *c, bool accumulate) {
   esp_gemm *products = node->saved;
   const int64_t batch = matmul_shape_of(node).batch;
-  for (int64_t i = 0; i < batch; i++) {
-    products[i] = product;
-    products[i].a += i * a_size;
-    products[i].b += i * b_size;
-    products[i].c += i * c_size;
-  }
+  const int64_t m = x.transpose ? x.columns : x.rows, k = x.transpose ? x.rows : x.columns;
+  const int64_t n = y.transpose ? y.rows : y.columns;
+  for (int64_t i = 0; i < batch; i++)
+    products[i] = (esp_gemm){.transpose_a = x.transpose,
+                             .transpose_b = y.transpose,
+                             .m = m,
+                             .n = n,
+                             .k = k,
+                             .a = x.data + i * m * k,
+                             .lda = x.columns,
+                             .b = y.data + i * k * n,
+                             .ldb = y.columns,
+                             .c = c + i * m * n,
+                             .ldc = n,
+                             .alpha = 1,
+                             .beta = accumulate};
   esp_gemm_run(products, batch);
 }
 
 static void matmul_forward(esp_node *node) {
-  const matmul_attributes *at = node->attributes;
-  const matmul_shape s = matmul_shape_of(node);
-  const esp_gemm product = {.transpose_a = at->transpose_a,
-                            .transpose_b = at->transpose_b,
-                            .m = s.m,
-                            .n = s.n,
-                            .k = s.k,
-                            .a = node->inputs[0]->data,
-                            .lda = at->transpose_a ? s.m : s.k,
-                            .b = node->inputs[1]->data,
-                            .ldb = at->transpose_b ? s.k : s.n,
-                            .c = node->outputs[0]->data,
-                            .ldc = s.n,
-                            .alpha = 1};
-  run_batch(node, product, s.m * s.k, s.k * s.n, s.m * s.n);
+  multiply(node, matmul_a(node), matmul_b(node), node->outputs[0]->data, false);
 }
 
+/* What was transposed gets the transpose of its gradient: dA^T = op(B) dC^T, dB^T = dC^T op(A). */
 static void matmul_backward(esp_node *node) {
-  const matmul_attributes *at = node->attributes;
-  const matmul_shape s = matmul_shape_of(node);
-  const esp_real *a = node->inputs[0]->data, *b = node->inputs[1]->data, *dc = node->outputs[0]->grad;
+  const matrices a = matmul_a(node), b = matmul_b(node);
+  const matrices dc = {node->outputs[0]->grad, from_end(node->outputs[0], 2), from_end(node->outputs[0], 1), false};
   bool accumulate;
   esp_real *da = esp_grad(node->inputs[0], &accumulate);
-  if (da && !at->transpose_a) /* dA [m, k] = dC op(B)^T */
-    run_batch(node,
-              (esp_gemm){.transpose_b = !at->transpose_b,
-                         .m = s.m,
-                         .n = s.k,
-                         .k = s.n,
-                         .a = dc,
-                         .lda = s.n,
-                         .b = b,
-                         .ldb = at->transpose_b ? s.k : s.n,
-                         .c = da,
-                         .ldc = s.k,
-                         .alpha = 1,
-                         .beta = accumulate},
-              s.m * s.n, s.k * s.n, s.m * s.k);
-  else if (da) /* dA [k, m] = op(B) dC^T */
-    run_batch(node,
-              (esp_gemm){.transpose_a = at->transpose_b,
-                         .transpose_b = true,
-                         .m = s.k,
-                         .n = s.m,
-                         .k = s.n,
-                         .a = b,
-                         .lda = at->transpose_b ? s.k : s.n,
-                         .b = dc,
-                         .ldb = s.n,
-                         .c = da,
-                         .ldc = s.m,
-                         .alpha = 1,
-                         .beta = accumulate},
-              s.k * s.n, s.m * s.n, s.m * s.k);
+  if (da && a.transpose) multiply(node, b, transposed(dc), da, accumulate);
+  else if (da) multiply(node, dc, transposed(b), da, accumulate);
   esp_real *db = esp_grad(node->inputs[1], &accumulate);
-  if (db && !at->transpose_b) /* dB [k, n] = op(A)^T dC */
-    run_batch(node,
-              (esp_gemm){.transpose_a = !at->transpose_a,
-                         .m = s.k,
-                         .n = s.n,
-                         .k = s.m,
-                         .a = a,
-                         .lda = at->transpose_a ? s.m : s.k,
-                         .b = dc,
-                         .ldb = s.n,
-                         .c = db,
-                         .ldc = s.n,
-                         .alpha = 1,
-                         .beta = accumulate},
-              s.m * s.k, s.m * s.n, s.k * s.n);
-  else if (db) /* dB [n, k] = dC^T op(A) */
-    run_batch(node,
-              (esp_gemm){.transpose_a = true,
-                         .transpose_b = at->transpose_a,
-                         .m = s.n,
-                         .n = s.k,
-                         .k = s.m,
-                         .a = dc,
-                         .lda = s.n,
-                         .b = a,
-                         .ldb = at->transpose_a ? s.m : s.k,
-                         .c = db,
-                         .ldc = s.k,
-                         .alpha = 1,
-                         .beta = accumulate},
-              s.m * s.n, s.m * s.k, s.k * s.n);
+  if (db && b.transpose) multiply(node, transposed(dc), a, db, accumulate);
+  else if (db) multiply(node, transposed(a), dc, db, accumulate);
 }
 
 static esp_cost matmul_cost(const esp_node *node) {

@@ -127,53 +127,57 @@ typedef struct attention_gradient {
   esp_real beta;
 } attention_gradient;
 
+/* A head of an image: where its rows begin. Those of q, k, v and their gradients are 3 width apart, those of dy width. */
+typedef struct attention_head {
+  const esp_real *q, *k, *v, *p, *dy;
+  esp_real *dq, *dk, *dv;
+  int64_t row;
+} attention_head;
+
+static attention_head head_at(const attention_gradient *g, const attention_shape *s, int64_t i) {
+  const int64_t t = s->tokens, row = 3 * s->width, image = i / s->heads, head = i % s->heads * s->head_width;
+  const esp_real *q = g->node->inputs[0]->data + image * t * row + head;
+  esp_real *dq = g->dqkv + image * t * row + head;
+  return (attention_head){.q = q,
+                          .k = q + s->width,
+                          .v = q + 2 * s->width,
+                          .p = (const esp_real *)g->node->saved + i * t * t,
+                          .dy = g->node->outputs[0]->grad + image * t * s->width + head,
+                          .dq = dq,
+                          .dk = dq + s->width,
+                          .dv = dq + 2 * s->width,
+                          .row = row};
+}
+
+/* c [t, d] = op(a) b, or added to it; a is the square p or ds. */
+static void weigh_rows(const attention_gradient *g, const attention_shape *s, esp_gemm product) {
+  product.m = product.k = product.lda = s->tokens;
+  product.n = s->head_width;
+  product.ldc = 3 * s->width;
+  product.alpha = 1;
+  product.beta = g->beta;
+  esp_gemm_here(&product);
+}
+
 /* ds: room for one head's square, which stays in the cache. */
 static void attend_back(const attention_gradient *g, const attention_shape *s, int64_t i, esp_real *ds) {
-  const esp_node *node = g->node;
-  const int64_t t = s->tokens, row = 3 * s->width, d = s->head_width;
-  const int64_t image = i / s->heads, head = i % s->heads * d, offset = image * t * row + head;
-  const esp_real *q = node->inputs[0]->data + offset, *k = q + s->width, *v = k + s->width;
-  const esp_real *p = (const esp_real *)node->saved + i * t * t,
-                 *dy = node->outputs[0]->grad + image * t * s->width + head;
-  esp_real *dq = g->dqkv + offset, *dk = dq + s->width, *dv = dk + s->width;
-  esp_gemm_here(&(esp_gemm){.transpose_a = true,
-                            .m = t,
-                            .n = d,
-                            .k = t,
-                            .a = p,
-                            .lda = t,
-                            .b = dy,
-                            .ldb = s->width,
-                            .c = dv,
-                            .ldc = row,
-                            .alpha = 1,
-                            .beta = g->beta});
+  const attention_head h = head_at(g, s, i);
+  const int64_t t = s->tokens;
+  weigh_rows(g, s, (esp_gemm){.transpose_a = true, .a = h.p, .b = h.dy, .ldb = s->width, .c = h.dv});
   esp_gemm_here(&(esp_gemm){.transpose_b = true,
                             .m = t,
                             .n = t,
-                            .k = d,
-                            .a = dy,
+                            .k = s->head_width,
+                            .a = h.dy,
                             .lda = s->width,
-                            .b = v,
-                            .ldb = row,
+                            .b = h.v,
+                            .ldb = h.row,
                             .c = ds,
                             .ldc = t,
                             .alpha = 1});
-  scaled_softmax_gradient(p, ds, t, s->scale);
-  esp_gemm_here(&(esp_gemm){
-      .m = t, .n = d, .k = t, .a = ds, .lda = t, .b = k, .ldb = row, .c = dq, .ldc = row, .alpha = 1, .beta = g->beta});
-  esp_gemm_here(&(esp_gemm){.transpose_a = true,
-                            .m = t,
-                            .n = d,
-                            .k = t,
-                            .a = ds,
-                            .lda = t,
-                            .b = q,
-                            .ldb = row,
-                            .c = dk,
-                            .ldc = row,
-                            .alpha = 1,
-                            .beta = g->beta});
+  scaled_softmax_gradient(h.p, ds, t, s->scale);
+  weigh_rows(g, s, (esp_gemm){.a = ds, .b = h.k, .ldb = h.row, .c = h.dq});
+  weigh_rows(g, s, (esp_gemm){.transpose_a = true, .a = ds, .b = h.q, .ldb = h.row, .c = h.dk});
 }
 
 static void attend_back_parts(void *context, int64_t begin, int64_t end) {
