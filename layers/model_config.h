@@ -105,11 +105,10 @@ typedef struct esp_router_config {
                        training step, up where the load was below the mean (Wang et al., arXiv 2408.15664) */
   /* slots of an expert over an even share, in training and otherwise; ESP_UNLIMITED_CAPACITY: as many as are wanted */
   double capacity, evaluation_capacity;
-  bool
-      batch_priority; /* with a capacity: tokens are served by descending score of their first choice, not by position */
-  int group_images;   /* images that share a capacity; expert choice: among whose tokens an expert chooses;
-                            0: the whole batch */
-  int slots;          /* Soft MoE: of each expert and image; 0: tokens / experts, rounded up */
+  bool batch_priority; /* with a capacity: served by descending score of the first choice, not by position */
+  int group_images;    /* images that share a capacity, and that the importance and load losses are of; expert choice:
+                          among whose tokens an expert chooses; 0: the whole batch */
+  int slots;           /* Soft MoE: of each expert and image; 0: tokens / experts, rounded up */
   esp_balance_kind balance;
   esp_balance_scores balance_scores;
   double balance_weight;    /* of the Switch load-balance loss */

@@ -86,6 +86,7 @@ static const char *without_capacity(const esp_run_config *c) {
   const esp_router_config *r = router_of(c);
   if (routes_by(c, ESP_ROUTER_SOFT)) return "model.moe.router.policy soft mixes the tokens of each image by themselves";
   if (routes_by(c, ESP_ROUTER_EXPERT_CHOICE) || r->capacity > 0 || r->evaluation_capacity > 0) return NULL;
+  if (r->importance_weight > 0 || r->load_weight > 0) return NULL; /* both are of each group */
   return "nothing has a capacity (model.moe.router.capacity), so that no images share one";
 }
 
