@@ -7,6 +7,7 @@ import numpy as np
 
 from . import routers
 from .forward import expert_weights
+from .numerics import ACTIVATIONS, GATES
 
 
 class Pass:
@@ -180,3 +181,8 @@ def neuron_scores(name, model, records):
             result.append(np.abs(np.where(mask, hidden, 0)).mean(0) * np.linalg.norm(w["down"], axis=1))
     return result
 
+
+
+def gates_of(checkpoint, pre):
+    """G of pre-activations [rows, neurons]: the activation of the gate."""
+    return GATES[ACTIVATIONS[checkpoint.config["feed_forward"]["activation"]][1]](pre)
