@@ -17,9 +17,9 @@ typedef struct esp_split {
 
 struct esp_dataset {
   esp_dataset_info info;
-  esp_split splits[ESP_SPLITS]; /* as stored: [ESP_VALIDATION] is empty unless the source has one */
-  uint32_t *rows[ESP_SPLITS];   /* [count of the split] places in splits[ESP_TRAIN], ascending, of what is dealt as
-                                    training and as validation while images are held out; else NULL */
+  esp_split splits[ESP_SPLITS]; /* as stored: [ESP_VALIDATION] and [ESP_TEST] are empty unless the source has them */
+  uint32_t *rows[ESP_SPLITS];   /* [count of the split] places in splits[ESP_TRAIN], ascending, of what is dealt as this
+                                    split; NULL where a split is dealt as it is stored */
   /* Generated sets: draws image `index` as bytes [height, width, channels]. NULL otherwise. */
   void (*draw)(const esp_dataset *dataset, esp_split_name split, int64_t index, uint8_t *out);
   char *source;
@@ -45,6 +45,10 @@ esp_status esp_dataset_set_shape(esp_dataset *dataset, const char *path, uint64_
                                  uint64_t width);
 /* Where image `index` of a split is stored: both become those of `splits`. */
 void esp_dataset_locate(const esp_dataset *dataset, esp_split_name *split, int64_t *index);
+/* For a source without a test split: draws `share` of its training images, of each class as esp_dataset_hold_out() does
+ * and with a fixed key of its own, and deals them as the test split from then on. ESP_ERR_CONFIG if no class has two
+ * images. */
+esp_status esp_dataset_draw_test(esp_dataset *dataset, double share);
 /* Room for the labels and, unless the set is generated, for the images of a split. The shape must be set. */
 typedef enum esp_storage { ESP_STORE_BYTES, ESP_STORE_FLOATS, ESP_STORE_NOTHING } esp_storage;
 esp_status esp_dataset_allocate(esp_dataset *dataset, esp_split_name split, int64_t count, esp_storage storage);

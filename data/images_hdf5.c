@@ -15,7 +15,6 @@ enum {
   MOST_CLASSES = 65536,
   IMAGES_AT_ONCE = 64,
   LABELS_AT_ONCE = 1024,
-  HELD_OUT = 10,
   LARGEST_RATIO = 1032 /* of deflate */
 };
 
@@ -70,8 +69,11 @@ static esp_status read_rows(const table *t, const char *path, hsize_t first, hsi
 /* What of the file becomes a split: images and labels [first, first + count). */
 typedef struct portion {
   const table *images, *labels;
-  hsize_t first, count;
+  hsize_t count; /* 0: the file has no such split */
 } portion;
+
+/* What becomes the test split where the file has none. */
+static const double test_share = 0.1;
 
 static bool holds_bytes(const table *images) { return H5Tget_class(images->type) == H5T_INTEGER; }
 
@@ -112,7 +114,7 @@ static esp_status check_finite(const float *values, int64_t count, const portion
   for (int64_t i = 0; i < count; i++)
     if (!isfinite(values[i]))
       return esp_fail(ESP_ERR_NOT_FINITE, "%s: image %llu of `%s` holds a value that is not finite", path,
-                      (unsigned long long)(p->first + done) + (unsigned long long)(i / image), p->images->name);
+                      (unsigned long long)done + (unsigned long long)(i / image), p->images->name);
   return ESP_OK;
 }
 
@@ -123,7 +125,7 @@ static esp_status read_images(esp_dataset *dataset, esp_split_name split, const 
   const bool bytes = holds_bytes(p->images);
   for (hsize_t done = 0; done < p->count;) {
     const hsize_t part = p->count - done < IMAGES_AT_ONCE ? p->count - done : IMAGES_AT_ONCE;
-    ESP_TRY(read_rows(p->images, path, p->first + done, part, bytes ? H5T_NATIVE_UINT8 : H5T_NATIVE_FLOAT, buffer));
+    ESP_TRY(read_rows(p->images, path, done, part, bytes ? H5T_NATIVE_UINT8 : H5T_NATIVE_FLOAT, buffer));
     if (!bytes) ESP_TRY(check_finite(buffer, (int64_t)part * image, p, done, image, path));
     for (int64_t i = 0; i < (int64_t)part; i++) {
       const int64_t to = ((int64_t)done + i) * image;
@@ -147,7 +149,7 @@ static esp_status each_label(esp_dataset *dataset, esp_split_name split, const p
   int64_t labels[LABELS_AT_ONCE];
   for (hsize_t done = 0; done < p->count;) {
     const hsize_t part = p->count - done < LABELS_AT_ONCE ? p->count - done : LABELS_AT_ONCE;
-    ESP_TRY(read_rows(p->labels, path, p->first + done, part, H5T_NATIVE_INT64, labels));
+    ESP_TRY(read_rows(p->labels, path, done, part, H5T_NATIVE_INT64, labels));
     for (hsize_t i = 0; i < part; i++) ESP_TRY(take(dataset, split, p, (int64_t)(done + i), labels[i], path));
     done += part;
   }
@@ -160,14 +162,15 @@ static esp_status count_class(esp_dataset *dataset, esp_split_name split, const 
   (void)split;
   if (label < 0 || label >= MOST_CLASSES)
     return esp_fail(ESP_ERR_FORMAT, "%s: the label of image %lld in `%s` is %lld; expected 0 to %d", path,
-                    (long long)p->first + number, p->labels->name, (long long)label, MOST_CLASSES - 1);
+                    (long long)number, p->labels->name, (long long)label, MOST_CLASSES - 1);
   if (label >= dataset->info.classes) dataset->info.classes = (int)label + 1;
   return ESP_OK;
 }
 
 static esp_status keep_label(esp_dataset *dataset, esp_split_name split, const portion *p, int64_t number,
                              int64_t label, const char *path) {
-  return esp_dataset_set_label(dataset, split, number, label, path, -(int64_t)p->first);
+  (void)p;
+  return esp_dataset_set_label(dataset, split, number, label, path, 0);
 }
 
 static esp_status read_split(esp_dataset *dataset, esp_split_name split, const portion *p, const char *path) {
@@ -286,29 +289,21 @@ static esp_status open_tables(tables *t, hid_t file, const char *path) {
     ESP_TRY(open_pair(t, split, file, path));
     ESP_TRY(check_same(&t->images[ESP_TRAIN], &t->images[split], path));
   }
-  if (!t->has[ESP_TEST] && t->images[ESP_TRAIN].shape[0] < 2)
-    return esp_fail(ESP_ERR_FORMAT, "%s: 1 image cannot be split in training and test; expected more, or `test_images`",
-                    path);
   t->has_names = holds(file, "class_names");
   return t->has_names ? open_table(&t->names, file, path, "class_names", 1) : ESP_OK;
 }
 
-/* What each split is of the file. The test split is the file's own, or else its last tenth (one image at least); no
- * images: the file has no such split. */
-static void divide(const tables *t, portion parts[ESP_SPLITS]) {
-  const hsize_t count = t->images[ESP_TRAIN].shape[0];
-  const hsize_t tenth = count / HELD_OUT > 0 ? count / HELD_OUT : 1;
-  for (int split = 0; split < ESP_SPLITS; split++)
-    parts[split] = (portion){&t->images[split], &t->labels[split], 0, t->has[split] ? t->images[split].shape[0] : 0};
-  if (t->has[ESP_TEST]) return;
-  parts[ESP_TRAIN].count = count - tenth;
-  parts[ESP_TEST] = (portion){&t->images[ESP_TRAIN], &t->labels[ESP_TRAIN], count - tenth, tenth};
+static esp_status draw_test(esp_dataset *dataset, const char *path) {
+  dataset->info.note = "the file has no test_images: a tenth of each class, always the same images, is the test split";
+  const esp_status status = esp_dataset_draw_test(dataset, test_share);
+  return status == ESP_ERR_CONFIG ? esp_fail_in(ESP_ERR_FORMAT, "%s", path) : status;
 }
 
 static esp_status read_tables(esp_dataset *dataset, const tables *t, const char *path) {
   const hsize_t *const shape = t->images[ESP_TRAIN].shape;
   portion parts[ESP_SPLITS];
-  divide(t, parts);
+  for (int split = 0; split < ESP_SPLITS; split++)
+    parts[split] = (portion){&t->images[split], &t->labels[split], t->has[split] ? t->images[split].shape[0] : 0};
   ESP_TRY(esp_dataset_set_shape(dataset, path, shape[1], shape[2], shape[3]));
   if (t->has_names) ESP_TRY(read_names(dataset, &t->names, path));
   for (int split = 0; !t->has_names && split < ESP_SPLITS; split++)
@@ -316,8 +311,7 @@ static esp_status read_tables(esp_dataset *dataset, const tables *t, const char 
   for (int split = 0; split < ESP_SPLITS; split++)
     if (parts[split].count > 0) ESP_TRY(read_split(dataset, (esp_split_name)split, &parts[split], path));
   dataset->info.own_validation = t->has[ESP_VALIDATION];
-  if (!t->has[ESP_TEST]) dataset->info.note = "the file has no test_images: its last 10 % are the test split";
-  return ESP_OK;
+  return t->has[ESP_TEST] ? ESP_OK : draw_test(dataset, path);
 }
 
 static esp_status read_file(esp_dataset *dataset, const char *path) {

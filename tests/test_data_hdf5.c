@@ -61,6 +61,33 @@ static void check_h5_image(const esp_dataset *dataset, esp_split_name split, int
   assert_int_equal(esp_dataset_label(dataset, split, index), h5_labels[number]);
 }
 
+/* Which of the file's images (bytes) this is. */
+static int number_of(const esp_dataset *dataset, esp_split_name split, int64_t index) {
+  float image[H5_IMAGE];
+  esp_dataset_image(dataset, split, index, image);
+  for (int number = 0; number < H5_COUNT; number++) {
+    int same = 0;
+    for (int i = 0; i < H5_IMAGE; i++)
+      same += image[i % 12 * H5_CHANNELS + i / 12] == (float)h5_bytes[number * H5_IMAGE + i] / 255.0f;
+    if (same == H5_IMAGE) return number;
+  }
+  fail_msg("no image of the file");
+  return -1;
+}
+
+/* Counts the classes of a split, and each of its images in `seen`. */
+static void take_split(const esp_dataset *dataset, esp_split_name split, int classes[4], int seen[H5_COUNT]) {
+  int before = -1;
+  for (int64_t i = 0; i < esp_dataset_info_of(dataset)->count[split]; i++) {
+    const int number = number_of(dataset, split, i);
+    check_h5_image(dataset, split, i, number, false);
+    assert_true(number > before); /* in the file's order */
+    before = number;
+    seen[number]++;
+    classes[h5_labels[number]]++;
+  }
+}
+
 static void test_hdf5_bytes(void **state) {
   (void)state;
   fill_h5();
@@ -75,11 +102,14 @@ static void test_hdf5_bytes(void **state) {
   assert_int_equal(info->width, H5_WIDTH);
   assert_int_equal(info->classes, 4);
   assert_null(info->class_names);
-  assert_int_equal(info->count[ESP_TRAIN], 27);
-  assert_int_equal(info->count[ESP_TEST], 3);
-  assert_non_null(strstr(info->note, "last 10 %"));
-  for (int64_t i = 0; i < H5_COUNT; i++)
-    check_h5_image(dataset, i < 27 ? ESP_TRAIN : ESP_TEST, i < 27 ? i : i - 27, i, false);
+  assert_int_equal(info->count[ESP_TRAIN], 26);
+  assert_int_equal(info->count[ESP_TEST], 4);
+  assert_non_null(strstr(info->note, "a tenth of each class"));
+  int seen[H5_COUNT] = {0}, trained[4] = {0}, tested[4] = {0};
+  take_split(dataset, ESP_TRAIN, trained, seen);
+  take_split(dataset, ESP_TEST, tested, seen);
+  for (int i = 0; i < H5_COUNT; i++) assert_int_equal(seen[i], 1);
+  for (int c = 0; c < 4; c++) assert_int_equal(tested[c], 1);
   esp_dataset_close(dataset);
   torture("hdf5", in_folder("x.h5"));
 }
@@ -116,6 +146,52 @@ static void test_hdf5_floats_with_test_split(void **state) {
   torture("hdf5", in_folder("x.h5"));
 }
 
+/* Images in order of their classes, as files often have them: every split has its share of each, and the test split is
+ * the same whatever is held out for validation. */
+static void test_hdf5_sorted(void **state) {
+  (void)state;
+  fill_h5();
+  for (int i = 0; i < H5_COUNT; i++) h5_labels[i] = i / 10;
+  hid_t file = new_file();
+  put_bytes(file, "images");
+  put_labels(file, "labels");
+  H5Fclose(file);
+  esp_dataset *const dataset = open_kind("hdf5", in_folder("x.h5"));
+  int first_tested[H5_COUNT] = {0}, ignored[4] = {0};
+  take_split(dataset, ESP_TEST, ignored, first_tested);
+  const double shares[] = {0.25, 0, 0.05};
+  const int held[] = {2, 0, 1}; /* of the nine that the test split leaves of each class */
+  for (int s = 0; s < 3; s++) {
+    int counts[ESP_SPLITS][4] = {{0}}, seen[H5_COUNT] = {0}, tested[H5_COUNT] = {0};
+    assert_int_equal(esp_dataset_hold_out(dataset, shares[s]), ESP_OK);
+    take_split(dataset, ESP_TEST, counts[ESP_TEST], tested);
+    assert_memory_equal(tested, first_tested, sizeof tested);
+    memcpy(seen, tested, sizeof seen);
+    take_split(dataset, ESP_TRAIN, counts[ESP_TRAIN], seen);
+    take_split(dataset, ESP_VALIDATION, counts[ESP_VALIDATION], seen);
+    for (int i = 0; i < H5_COUNT; i++) assert_int_equal(seen[i], 1);
+    for (int c = 0; c < 3; c++) {
+      assert_int_equal(counts[ESP_TEST][c], 1);
+      assert_int_equal(counts[ESP_VALIDATION][c], held[s]);
+      assert_int_equal(counts[ESP_TRAIN][c], 9 - held[s]);
+    }
+  }
+  esp_dataset_close(dataset);
+}
+
+/* Nothing can be a test split if no class has two images. */
+static void test_hdf5_too_few(void **state) {
+  (void)state;
+  fill_h5();
+  for (int i = 0; i < H5_COUNT; i++) h5_labels[i] = i;
+  hid_t file = new_file();
+  put_bytes(file, "images");
+  put_labels(file, "labels");
+  H5Fclose(file);
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "x.h5: no class of hdf5 has two training images",
+             "add `test_images`");
+}
+
 /* A validation split of the file's own stays whatever is asked for, and nothing is held out besides. */
 static void test_hdf5_with_validation_split(void **state) {
   (void)state;
@@ -130,9 +206,9 @@ static void test_hdf5_with_validation_split(void **state) {
   const esp_dataset_info *const info = esp_dataset_info_of(dataset);
   assert_int_equal(esp_dataset_hold_out(dataset, 0.5), ESP_OK);
   assert_true(info->own_validation && info->validation == 0);
-  assert_int_equal(info->count[ESP_TRAIN], 27);
+  assert_int_equal(info->count[ESP_TRAIN], 26);
   assert_int_equal(info->count[ESP_VALIDATION], H5_COUNT);
-  assert_int_equal(info->count[ESP_TEST], 3);
+  assert_int_equal(info->count[ESP_TEST], 4);
   for (int64_t i = 0; i < H5_COUNT; i++) check_h5_image(dataset, ESP_VALIDATION, i, i, false);
   esp_dataset_close(dataset);
 }
@@ -279,10 +355,10 @@ static void test_normalisation(void **state) {
   esp_normalisation got;
   esp_dataset_normalisation(dataset, &got);
   double sum = 0, squares = 0;
-  const int values = 27 * H5_HEIGHT * H5_WIDTH;
-  for (int i = 0; i < 27; i++)
+  const int values = 26 * H5_HEIGHT * H5_WIDTH;
+  for (int i = 0; i < 26; i++)
     for (int p = 0; p < H5_HEIGHT * H5_WIDTH; p++) {
-      const double value = h5_bytes[i * H5_IMAGE + p] / 255.0;
+      const double value = h5_bytes[number_of(dataset, ESP_TRAIN, i) * H5_IMAGE + p] / 255.0;
       sum += value;
       squares += value * value;
     }
@@ -297,6 +373,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       IN_FOLDER(test_hdf5_bytes),
       IN_FOLDER(test_hdf5_floats_with_test_split),
+      IN_FOLDER(test_hdf5_sorted),
+      IN_FOLDER(test_hdf5_too_few),
       IN_FOLDER(test_hdf5_with_validation_split),
       IN_FOLDER(test_hdf5_variable_names),
       IN_FOLDER(test_hdf5_bad_contents),
