@@ -14,6 +14,7 @@
 static const program_option option_table[] = {
     {"--data", "DATA", "synthetic, NAME or NAME:PATH; `espalier data list` shows the names", TEXT(data)},
     {"--out", "PATH", "a folder for what is made", TEXT(out)},
+    {"--config", "FILE.yaml", "settings that go over those of the model's own training", TEXT(config)},
     {"--set", "KEY=VALUE", "overrides a setting, e.g. --set model.moe.experts=16; may be repeated", 0},
     {"--resume", NULL, "goes on with the run in --out", TEXT(resume)},
     {"--reference", "RUN|CKPT", "the model from before finetuning", TEXT(reference)},

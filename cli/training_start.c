@@ -13,11 +13,16 @@ esp_status apply_seed(training *t, const arguments *a) {
   return ESP_OK;
 }
 
+esp_status training_settle(training *t, const arguments *a, const char *name, const char *text) {
+  ESP_TRY(esp_run_config_parse(&t->config, name, text, NULL, 0));
+  return esp_run_config_overlay(&t->config, a->config, a->overrides, a->override_count);
+}
+
 /* The settings of the command line, which for a resumed run may leave out the file. */
 static esp_status read_settings_again(training *t, const arguments *a) {
   if (strcmp(t->action, "pretrain") == 0 && a->operand_count)
     ESP_TRY(esp_run_config_load(&t->config, a->operands[0], a->overrides, a->override_count));
-  else ESP_TRY(esp_run_config_parse(&t->config, t->resume_from, t->info.run_config, a->overrides, a->override_count));
+  else ESP_TRY(training_settle(t, a, t->resume_from, t->info.run_config));
   training_take_sizes(t);
   return apply_seed(t, a);
 }

@@ -13,10 +13,10 @@ export ESPALIER=$PWD/build/release/espalier
 
 rm -rf "$out"
 "$ESPALIER" pretrain examples/configs/quickstart.yaml --data synthetic --out "$out/pretrained"
-"$ESPALIER" finetune "$out/pretrained" --data synthetic:narrow --out "$out/finetuned" --set training.epochs=2
+"$ESPALIER" finetune "$out/pretrained" --data synthetic:narrow --out "$out/finetuned" \
+  --config examples/configs/finetune-sgd.yaml
 "$ESPALIER" measure "$out/finetuned" --data synthetic:narrow --reference "$out/pretrained"
 echo
-bash examples/prune_table.sh "$out/pretrained" "$out/finetuned" synthetic:narrow "$out/pruned" 0.5 0.25 0.5 0.75
+bash examples/prune_table.sh "$out/pretrained" "$out/finetuned" synthetic:narrow "$out/pruned" 0.25 0.25 0.5 0.75
 echo
-echo "pretrained on synthetic: $(jq -r '.accuracy * 10000 | round / 100' "$out/pretrained/results.json") % test accuracy"
-echo "Everything is in $out: config.yaml, metrics.csv, results.json and checkpoints of each run, finetuned/measured/*.csv, pruned/pruning.csv"
+echo "Everything is in $out: config.yaml, metrics.csv, results.json and checkpoints of each run, finetuned/measured/*.csv, pruned/cells.csv"

@@ -58,6 +58,28 @@ static void test_teacher(void **state) {
   succeed("finetune taught --data synthetic:narrow --out untaught --quiet");
 }
 
+/* A file goes over the model's own settings; a resumed run keeps what it said. */
+static void test_config_of_a_finetuning(void **state) {
+  (void)state;
+  static const char recipe[] = "optimizer: {kind: sgd, weight_decay: 0}\ntraining: {epochs: 0.02}\n";
+  static const char other[] = "optimizer: {kind: sgd, weight_decay: 0.5}\ntraining: {epochs: 0.02}\n";
+  static char settled[TEXT_SIZE];
+  write_file("recipe.yaml", recipe, sizeof recipe - 1);
+  write_file("other.yaml", other, sizeof other - 1);
+  succeed("finetune pretrained --data synthetic:narrow --out recipe --quiet --config recipe.yaml --set "
+          "optimizer.momentum=0.8");
+  read_file("recipe/config.yaml", settled, sizeof settled);
+  if (!strstr(settled, "kind: sgd") || !strstr(settled, "momentum: 0.8") || !strstr(settled, "width: 16"))
+    fail_msg("recipe.yaml is not over the model's settings:\n%s", settled);
+  succeed("finetune pretrained --data synthetic:narrow --out recipe --quiet --config recipe.yaml --resume --set "
+          "optimizer.momentum=0.8");
+  refuse("finetune pretrained --data synthetic:narrow --out recipe --quiet --config other.yaml --resume --set "
+         "optimizer.momentum=0.8",
+         2, "keeps its settings", "`weight_decay: 0.5`");
+  refuse("finetune pretrained --data synthetic:narrow --out never --quiet --config there-is-none.yaml", 1,
+         "there-is-none.yaml", "");
+}
+
 static void test_merge(void **state) {
   (void)state;
   char digest[32];
@@ -527,6 +549,7 @@ int main(void) {
       cmocka_unit_test(test_inspect),
       cmocka_unit_test(test_merge),
       cmocka_unit_test(test_teacher),
+      cmocka_unit_test(test_config_of_a_finetuning),
       cmocka_unit_test(test_measure),
       cmocka_unit_test(test_routers),
       cmocka_unit_test(test_inspect_settings),

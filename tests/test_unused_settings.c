@@ -115,6 +115,36 @@ static void what_is_saved_loads_again(void **state) {
   remove_folder(folder);
 }
 
+/* A file over a trained model's settings changes what it names and no more, and is judged by all of them together. */
+static void files_go_over_settings(void **state) {
+  (void)state;
+  esp_run_config config, before;
+  char folder[TESTING_PATH_SIZE], path[TESTING_PATH_SIZE + 16];
+  const char *override = "training.epochs=3", *idle = "optimizer.beta1=0.8";
+  make_folder(folder);
+  snprintf(path, sizeof path, "%s/f.yaml", folder);
+  const char *own[] = {"model.moe.experts=4", "optimizer.weight_decay=0.1", "training.epochs=9", "training.batch=48",
+                       "model.mixing=none"};
+  assert_int_equal(esp_run_config_load(&before, NULL, own, 5), ESP_OK);
+  write_text(path, "optimizer: {kind: sgd, momentum: 0.8, weight_decay: 0}\ntraining: {epochs: 5}\n");
+  config = before;
+  if (esp_run_config_overlay(&config, path, &override, 1) != ESP_OK) fail_msg("%s", esp_error_message());
+  assert_int_equal(config.optimizer.kind, ESP_OPTIMIZER_SGD);
+  assert_true(config.optimizer.momentum == 0.8 && config.optimizer.weight_decay == 0);
+  assert_true(config.training.epochs == 3 && config.training.batch == 48 && config.model.moe.experts == 4);
+  config = before;
+  expect_refused(esp_run_config_overlay(&config, path, &idle, 1), "optimizer.beta1");
+  assert_true(config.training.epochs == 9 && config.optimizer.kind == before.optimizer.kind);
+  write_text(path, "model: {heads: 4}\n");
+  expect_refused(esp_run_config_overlay(&config, path, NULL, 0), "f.yaml: model.heads");
+  write_text(path, "optimizer: {knid: sgd}\n");
+  assert_int_equal(esp_run_config_overlay(&config, path, NULL, 0), ESP_ERR_CONFIG);
+  assert_non_null(strstr(esp_error_message(), "kind"));
+  assert_int_equal(esp_run_config_overlay(&config, NULL, &override, 1), ESP_OK);
+  assert_true(config.training.epochs == 3 && config.optimizer.weight_decay == 0.1);
+  remove_folder(folder);
+}
+
 static void gates_are_divided_where_there_is_something_to_divide_by(void **state) {
   (void)state;
   static const struct {
@@ -132,9 +162,9 @@ static void gates_are_divided_where_there_is_something_to_divide_by(void **state
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(overrides_that_do_nothing_are_refused),
-                                     cmocka_unit_test(files_are_judged_by_themselves),
-                                     cmocka_unit_test(what_is_saved_loads_again),
-                                     cmocka_unit_test(gates_are_divided_where_there_is_something_to_divide_by)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(overrides_that_do_nothing_are_refused), cmocka_unit_test(files_are_judged_by_themselves),
+      cmocka_unit_test(what_is_saved_loads_again), cmocka_unit_test(files_go_over_settings),
+      cmocka_unit_test(gates_are_divided_where_there_is_something_to_divide_by)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -180,6 +180,27 @@ esp_status esp_run_config_parse(esp_run_config *config, const char *name, const 
   return esp_refuse_unused_overrides(config, overrides, override_count);
 }
 
+static esp_status overlay(esp_run_config *config, const char *path, const char *const *overrides, size_t count) {
+  const esp_run_config base = *config;
+  const esp_yaml_options options = {sizeof *config, &run_schema, &base, overrides, count};
+  if (path) ESP_TRY(esp_yaml_load_file(config, &options, path));
+  else ESP_TRY(esp_yaml_load(config, &options, "the settings", NULL));
+  return check(config);
+}
+
+esp_status esp_run_config_overlay(esp_run_config *config, const char *path, const char *const *overrides,
+                                  size_t override_count) {
+  esp_run_config made = *config;
+  if (path) {
+    ESP_TRY(overlay(&made, path, NULL, 0));
+    ESP_TRY(esp_refuse_unused_keys(&made, path));
+  }
+  ESP_TRY(overlay(&made, NULL, overrides, override_count));
+  ESP_TRY(esp_refuse_unused_overrides(&made, overrides, override_count));
+  *config = made;
+  return ESP_OK;
+}
+
 esp_status esp_training_check(const esp_training_config *config) {
   const esp_status status = esp_precision_check(config->precision);
   return status == ESP_OK ? ESP_OK : esp_fail_in(status, "training.precision");

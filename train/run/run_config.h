@@ -63,6 +63,11 @@ ESP_API esp_status esp_run_config_load(esp_run_config *config, const char *path,
 ESP_API esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text,
                                         const char *const *overrides, size_t override_count) ESP_MUST_CHECK;
 
+/* *config, which stands for a trained model's settings, overlaid by the YAML file `path` (NULL: none) and by overrides.
+ * ESP_ERR_CONFIG, too, if a key of either does nothing among all settings there are then. Left alone on failure. */
+ESP_API esp_status esp_run_config_overlay(esp_run_config *config, const char *path, const char *const *overrides,
+                                          size_t override_count) ESP_MUST_CHECK;
+
 /* ESP_ERR_CONFIG if this machine cannot train so: its processor lacks the precision. */
 ESP_API esp_status esp_training_check(const esp_training_config *config) ESP_MUST_CHECK;
 
