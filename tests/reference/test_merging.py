@@ -107,7 +107,8 @@ def test_averages():
 
 def test_similarities():
     """Row 38."""
-    check_all({"model.moe.top_k": 3}, [{"similarity": s} for s in
+    many = {"model.moe.top_k": 3, "model.moe.experts": 10, "model.layers": "[moe]", "model.moe.hidden": 4}
+    check_all(many, [{"similarity": s} for s in
               ("router-logits", "router-weights", "expert-weights", "weights-features", "gradients", "mean-features",
                "mean-absolute-features")])
 

@@ -88,8 +88,7 @@ def _margin(values, chosen):
 
 def skip_choices(gates, beta, renormalise):
     """Dynamic skipping (arXiv 2402.14800, section 3.3; for k > 2 the appendix): the fewest best choices whose rest has
-    less than beta times their weight. Returns which are kept and their gates, which get the weight of those left out."""
-    total = gates.sum(1, keepdims=True)
+    less than beta times their weight. Returns which are kept and their gates, renormalised if the router's are."""
     kept = np.ones_like(gates, bool)
     margin = math.inf
     for t in range(gates.shape[0]):
@@ -101,7 +100,7 @@ def skip_choices(gates, beta, renormalise):
                 break
     left = np.where(kept, gates, 0)
     if renormalise:
-        left = left * total / left.sum(1, keepdims=True)
+        left = left / left.sum(1, keepdims=True)
     return kept, left, margin
 
 
@@ -115,19 +114,21 @@ def _serve(request, routing, factor, priority):
         if priority:
             best = first_scores[begin:end]  # V-MoE's gates are softmax probabilities, whatever the combination does
             tokens = tokens[np.argsort(-best, kind="stable")]
-            ordered = np.sort(best)
-            if ordered.size > 1:
-                routing.margin = min(routing.margin, np.diff(ordered).min())
         count = np.zeros(request.layer.experts, int)
         for rank in range(k):
+            last = {}  # of each expert the token it served last, in this rank
             for t in tokens:
                 slot = t * k + rank
                 expert = routing.expert[slot]
                 if not routing.served[slot]:
                     continue
                 count[expert] += 1
-                if count[expert] > limit:
-                    routing.served[slot] = False
+                if count[expert] <= limit:
+                    last[expert] = t
+                    continue
+                routing.served[slot] = False
+                if priority and expert in last:
+                    routing.margin = min(routing.margin, first_scores[last[expert]] - first_scores[t])
 
 
 def _token_gates(router, logits, scores, choices):
@@ -155,7 +156,7 @@ def token_choice(request, logits, noise=None, choices=None):
     gates = _token_gates(router, z, scores, choices)
     kept, margin_skip, skipped = np.ones_like(gates, bool), math.inf, 0
     if request.layer.skip > 0 and not request.training:
-        kept, gates, margin_skip = skip_choices(gates, request.layer.skip, True)
+        kept, gates, margin_skip = skip_choices(gates, request.layer.skip, router["renormalise"])
         skipped = int((~kept).sum())
     k = choices.shape[1]
     routing = Routing(
