@@ -35,6 +35,7 @@ static const program_option option_table[] = {
     {"--plan", "FILE.json", "drops what a saved plan of this model says", TEXT(plan)},
     {"--beta", "B", "skips a token's second expert if its gate is below B times the first one's", TEXT(beta)},
     {"--methods", "LIST", "methods with commas between them, or all (default)", TEXT(methods)},
+    {"--modes", "LIST", "modes in which criteria prune (default zero,remove)", TEXT(modes)},
     {"--ratios", "LIST", "shares of each layer's experts that go (default 0.25,0.5,0.75)", TEXT(ratios)},
     {"--seeds", "LIST", "seeds with commas between them (default 1,2,3)", TEXT(seeds)},
     {"--finetune", "EPOCHS", "finetunes each compressed model so long, too, e.g. 0.1", TEXT(finetune)},

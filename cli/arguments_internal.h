@@ -23,10 +23,10 @@ typedef struct arguments {
   repeated data_sets, criteria; /* every --data and --criterion; the last ones are `data` and `criterion` too */
   const char *seeds, *variants, *layers;
   bool sparsify, flip;
-  const char *config;                      /* of a finetuning: a file */
-  repeated calibrate_on;                   /* of a sweep */
-  const char *beta;                        /* of skip: a number */
-  const char *methods, *ratios, *finetune; /* lists and a number of a sweep */
+  const char *config;                              /* of a finetuning: a file */
+  repeated calibrate_on;                           /* of a sweep */
+  const char *beta;                                /* of skip: a number */
+  const char *methods, *modes, *ratios, *finetune; /* lists and a number of a sweep */
   const char *overrides[MAX_OVERRIDES];
   size_t override_count;
   const char *drop, *ratio, *below, *calibration, *floor, *threads, *seed, *limit, *noise,

@@ -13,7 +13,7 @@ shift 5
 ratios=$(IFS=, && echo "$*")
 
 "${ESPALIER:-espalier}" sweep "$finetuned" --reference "$pretrained" --data "$data" --methods router-norm-change,random \
-  --ratios "$ratios" --seeds 1,2,3,4,5 --finetune "$epochs" --out "$out" >/dev/null
+  --modes zero --ratios "$ratios" --seeds 1,2,3,4,5 --finetune "$epochs" --out "$out" >/dev/null
 
 verdict() { # COLUMN CLAIM
   awk -v better=router-norm-change -v than=random -v column="$1" -v claim="$2" -f "$here/statistics.awk" \

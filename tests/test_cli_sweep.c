@@ -2,7 +2,9 @@
 /* Sweeps through the program: what is in the grid, whose numbers they are, what is done again and what is refused. */
 #include "cli_program.h"
 
-#define SWEEP "sweep finetuned --data synthetic:narrow --reference pretrained --limit 100 --calibration 64 "
+#define SWEEP \
+  "sweep finetuned --data synthetic:narrow --reference pretrained --limit 100 --calibration 64 --modes zero "
+#define ALL_MODES "sweep finetuned --data synthetic:narrow --reference pretrained --limit 100 --calibration 64 "
 
 static const json_t *row_of(const json_t *sweep, const char *method, double ratio) {
   size_t i;
@@ -133,7 +135,7 @@ static void test_resumed(void **state) {
 static void finetuning_after_pruning_helps(void **state) {
   (void)state;
   json_t *sweep = succeed_json(
-      "sweep finetuned --data synthetic:narrow --limit 500 --methods random --ratios 0.5 --seeds 1,2 --finetune 0.3 --out tuned");
+      "sweep finetuned --data synthetic:narrow --limit 500 --methods random --modes zero --ratios 0.5 --seeds 1,2 --finetune 0.3 --out tuned");
   const json_t *row = row_of(sweep, "random", 0.5);
   if (number(row, "tuned_accuracy") < number(row, "accuracy"))
     fail_msg("accuracy %g before, %g after", number(row, "accuracy"), number(row, "tuned_accuracy"));
@@ -147,11 +149,11 @@ static void test_shared(void **state) {
   static char bytes[1 << 16];
   succeed(SWEEP "--out shared --methods router-norm-change --ratios 0.5,0.51 --seeds 1 --quiet");
   read_file("shared/cells.csv", bytes, sizeof bytes);
-  char *own = strstr(bytes, "\"router-norm-change\",none,0.5,1,"),
-       *other = strstr(bytes, "\"router-norm-change\",none,0.51,1,");
+  char *own = strstr(bytes, "\"router-norm-change\",zero,none,none,0.5,1,"),
+       *other = strstr(bytes, "\"router-norm-change\",zero,none,none,0.51,1,");
   assert_true(own && other);
   assert_null(memchr(strstr(own, ",1,"), '-', strcspn(strstr(own, ",1,"), "\n")));
-  assert_non_null(strstr(other, "-router-norm-change-0.5-1-none,"));
+  assert_non_null(strstr(other, "-router-norm-change-zero-0.5-1-none,"));
 }
 
 /* Methods that look at images are calibrated on each set; the same pass as `prune`'s serves all of them. */
@@ -172,6 +174,54 @@ static void test_calibrated(void **state) {
   json_decref(sweep);
 }
 
+static const json_t *row_in_form(const json_t *sweep, const char *method, const char *mode, const char *gates) {
+  size_t i;
+  json_t *row, *found = NULL;
+  json_array_foreach(get(sweep, "summary"), i, row) {
+    const bool is_it = strcmp(text(row, "method"), method) == 0 && strcmp(text(row, "mode"), mode) == 0 &&
+                       strcmp(text(row, "gates"), gates) == 0;
+    if (is_it && found) fail_msg("two rows of %s in mode %s with gates %s", method, mode, gates);
+    if (is_it) found = row;
+  }
+  if (!found) fail_msg("no row of %s in mode %s with gates %s", method, mode, gates);
+  return found;
+}
+
+/* The row's numbers are those of `prune` in that form. */
+static void expect_as_pruned(const json_t *row, const char *options) {
+  char line[256];
+  snprintf(line, sizeof line, "prune finetuned --ratio 0.5 --seed 1 --out form.h5 --overwrite %s", options);
+  succeed(line);
+  json_t *pruned = succeed_json("evaluate form.h5 --data synthetic:narrow --limit 100");
+  if (number(row, "loss") != number(pruned, "loss") || number(row, "parameters") != parameters_of("form.h5"))
+    fail_msg("%s: loss %.9g in the sweep, %.9g by itself", options, number(row, "loss"), number(pruned, "loss"));
+  json_decref(pruned);
+}
+
+/* Every criterion prunes in both modes unless told otherwise, random too, and says in which. */
+static void test_modes_and_gates(void **state) {
+  (void)state;
+  json_t *sweep = succeed_json(ALL_MODES "--out forms --methods reap,m-smoe,reconstruction,reconstruction-greedy "
+                                         "--gates normalised,model --ratios 0.5 --seeds 1");
+  assert_int_equal((int)number(sweep, "cells"), 1 + 2 + 4 + 1 + 2 + 2);
+  expect_as_pruned(row_in_form(sweep, "random", "zero", "none"), "--criterion random --mode zero");
+  expect_as_pruned(row_in_form(sweep, "random", "remove", "none"), "--criterion random --mode remove");
+  static const char *const gates[] = {"normalised", "model"};
+  for (int i = 0; i < 2; i++) {
+    char options[160];
+    snprintf(options, sizeof options,
+             "--criterion reap --data synthetic:narrow --calibration 64 --mode zero --gates %s", gates[i]);
+    expect_as_pruned(row_in_form(sweep, "reap", "zero", gates[i]), options);
+  }
+  (void)row_in_form(sweep, "m-smoe", "none", "none");
+  assert_true(number(row_in_form(sweep, "reconstruction", "remove", "none"), "greedy_layers") == 0);
+  assert_true(number(row_in_form(sweep, "reconstruction-greedy", "remove", "none"), "greedy_layers") > 0);
+  check_columns("forms/cells.csv");
+  check_columns("forms/summary.csv");
+  assert_true(is_there("forms/sweep-zero.gp") && is_there("forms/sweep-remove.gp"));
+  json_decref(sweep);
+}
+
 static void test_refused(void **state) {
   (void)state;
   succeed(SWEEP "--out kept --methods random --ratios 0.5 --seeds 1 --quiet");
@@ -185,6 +235,10 @@ static void test_refused(void **state) {
       {SWEEP "--out new --ratios 0", 2, "a ratio of the sweep is 0", "between 0 and 1"},
       {SWEEP "--out new --ratios 0.5,x", 2, "--ratios is \"x\"", "number from 0 to 1"},
       {SWEEP "--out new --seeds ,", 2, "--seeds is \",\"", "1 to 16 items"},
+      {ALL_MODES "--out new --modes zero,zero", 2, "--modes names zero twice", ""},
+      {ALL_MODES "--out new --modes none", 2, "mode none is unknown", "remove"},
+      {SWEEP "--out new --gates raw", 2, "--gates is \"raw\"", "normalised"},
+      {SWEEP "--out new --methods mc-smoe", 2, "no method mc-smoe", "m-smoe"},
       {SWEEP "--methods random", 2, "--out is missing", "runs/sweep"},
       {"sweep finetuned --data synthetic --out new", 1, "finetuned/last.h5", "the model knows 5 classes"},
       {"sweep finetuned --data synthetic:narrow --out new --methods router-norm-change", 2, "router-norm-change",
@@ -197,10 +251,10 @@ static void test_refused(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_numbers), cmocka_unit_test(test_ranks),
-      cmocka_unit_test(test_resumed), cmocka_unit_test(finetuning_after_pruning_helps),
-      cmocka_unit_test(test_shared),  cmocka_unit_test(test_calibrated),
-      cmocka_unit_test(test_refused),
+      cmocka_unit_test(test_numbers),         cmocka_unit_test(test_ranks),
+      cmocka_unit_test(test_resumed),         cmocka_unit_test(finetuning_after_pruning_helps),
+      cmocka_unit_test(test_shared),          cmocka_unit_test(test_calibrated),
+      cmocka_unit_test(test_modes_and_gates), cmocka_unit_test(test_refused),
   };
   return cmocka_run_group_tests_name("sweep", tests, begin, end);
 }

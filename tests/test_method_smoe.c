@@ -43,7 +43,7 @@ static void merging_and_factoring_leave_what_the_ratio_says(void **state) {
   esp_model *model = eight_experts();
   for (int i = 0; i < 3; i++) {
     esp_compressed made;
-    make_method("mc-smoe", model, cases[i].ratio, &made);
+    make_method("m-smoe-factored", model, cases[i].ratio, &made);
     int stored = 0;
     for (int l = 0; l < 2; l++) {
       const esp_moe *moe = esp_model_moe(made.model, l);

@@ -14,7 +14,8 @@ typedef struct sweeping {
   loaded models[ESP_SWEEP_MODELS], reference;
   esp_sweep_model referenced;
   esp_dataset *data, *others[ESP_SWEEP_LIST];
-  char methods[LIST_SIZE], ratios[LIST_SIZE], seeds[LIST_SIZE]; /* cut into their items */
+  char methods[LIST_SIZE], ratios[LIST_SIZE], seeds[LIST_SIZE], modes[LIST_SIZE],
+      gates[LIST_SIZE]; /* cut into their items */
   esp_sweep_settings settings;
   esp_sweep *sweep;
 } sweeping;
@@ -101,6 +102,30 @@ static esp_status read_numbers(sweeping *s, const arguments *a) {
   return ESP_OK;
 }
 
+static esp_status read_modes(sweeping *s, const arguments *a) {
+  const char *items[3];
+  if (!a->modes) return ESP_OK;
+  ESP_TRY(read_list("--modes", a->modes, "", s->modes, items, 3, &s->settings.mode_count));
+  for (int i = 0; i < s->settings.mode_count; i++) {
+    ESP_TRY(esp_prune_mode_parse(&s->settings.modes[i], items[i]));
+    for (int j = 0; j < i; j++)
+      if (s->settings.modes[j] == s->settings.modes[i]) return fail_twice("--modes", items[i]);
+  }
+  return ESP_OK;
+}
+
+static esp_status read_gates(sweeping *s, const arguments *a) {
+  const char *items[2];
+  if (!a->gates) return ESP_OK;
+  ESP_TRY(read_list("--gates", a->gates, "", s->gates, items, 2, &s->settings.gate_count));
+  for (int i = 0; i < s->settings.gate_count; i++) {
+    ESP_TRY(parse_gates(&(arguments){.gates = items[i]}, &s->settings.gates[i]));
+    for (int j = 0; j < i; j++)
+      if (s->settings.gates[j] == s->settings.gates[i]) return fail_twice("--gates", items[i]);
+  }
+  return ESP_OK;
+}
+
 static esp_status open_all(sweeping *s, const arguments *a) {
   esp_sweep_settings *to = &s->settings;
   for (int i = 0; i < a->operand_count; i++) {
@@ -128,6 +153,8 @@ static esp_status sweep(sweeping *s, const arguments *a) {
   if (!a->finetune) ESP_TRY(refuse_options(a, "--distil --set", "nothing is finetuned without --finetune"));
   ESP_TRY(read_methods(s, a));
   ESP_TRY(read_numbers(s, a));
+  ESP_TRY(read_modes(s, a));
+  ESP_TRY(read_gates(s, a));
   ESP_TRY(open_all(s, a));
   s->settings.overrides = a->overrides;
   s->settings.override_count = a->override_count;
@@ -157,18 +184,32 @@ static int run_sweep(const arguments *a) {
 /* --- help ------------------------------------------------------------------------------------------------------ */
 
 static const command_option options[] = {
-    {"--data", NULL},      {"--validation", NULL},  {"--out", "the folder for the sweep"},
-    {"--methods", NULL},   {"--ratios", NULL},      {"--seeds", NULL},
-    {"--finetune", NULL},  {"--calibration", NULL}, {"--calibrate-on", NULL},
-    {"--reference", NULL}, {"--limit", NULL},       {"--set", "overrides a setting of the finetuning; may be repeated"},
-    {"--distil", NULL},    {"--keep", NULL},        {NULL, NULL},
+    {"--data", NULL},
+    {"--validation", NULL},
+    {"--out", "the folder for the sweep"},
+    {"--methods", NULL},
+    {"--ratios", NULL},
+    {"--seeds", NULL},
+    {"--finetune", NULL},
+    {"--calibration", NULL},
+    {"--calibrate-on", NULL},
+    {"--reference", NULL},
+    {"--limit", NULL},
+    {"--set", "overrides a setting of the finetuning; may be repeated"},
+    {"--modes", NULL},
+    {"--gates",
+     "normalised, model or both: what criteria that weigh gates take for them (default: normalised over a token's experts, with one expert a token the model's, since normalised they would be 1)"},
+    {"--distil", NULL},
+    {"--keep", NULL},
+    {NULL, NULL},
 };
 
 const command sweep_command = {
     .name = "sweep",
-    .usage = "sweep RUN|CKPT... --data DATA --out FOLDER [--methods LIST] [--ratios LIST] [--seeds LIST] [--finetune "
-             "EPOCHS] [--calibration N] [--calibrate-on DATA]... [--reference RUN|CKPT] [--limit N] [--distil] "
-             "[--keep] [--set KEY=VALUE]...",
+    .usage =
+        "sweep RUN|CKPT... --data DATA --out FOLDER [--methods LIST] [--modes LIST] [--gates LIST] [--ratios LIST] [--seeds LIST] [--finetune "
+        "EPOCHS] [--calibration N] [--calibrate-on DATA]... [--reference RUN|CKPT] [--limit N] [--distil] "
+        "[--keep] [--set KEY=VALUE]...",
     .summary = "Sets methods side by side on the same models",
     .details =
         "Every method at every ratio and seed: accuracy before and after a short finetuning, parameters, FLOPs, "
@@ -176,12 +217,15 @@ const command sweep_command = {
         "methods of `espalier merge`, and these:\n"
         "skip, NAME+skip\twhat `espalier skip` does, by itself or after another method\n"
         "factored\tU V + S without training\n"
-        "mc-smoe\tm-smoe to sqrt(1 - R) of the experts, then factored, so that 1 - R of their weights are left; "
-        "this share-out is ours\n"
+        "m-smoe-factored\tm-smoe to sqrt(1 - R) of the experts, then factored, so that 1 - R of their weights are left: "
+        "MC-SMoE's steps without its training, with shares of our own\n"
         "unpruned\tthe model as it is; it and random are always in\n"
+        "Criteria prune in each of --modes, random too, so that rows of one mode compare like with like: in mode zero a "
+        "token sent to a dropped expert gets nothing, in mode remove the next expert. Where reconstruction has too many "
+        "subsets to try, its row says in how many layers it went expert by expert.\n"
         "Those that look at images take a sample of --data's training split (matched) and of each "
         "--calibrate-on. --set changes settings of the finetuning, --limit looks at N images of a split, always the same. "
-        "FOLDER gets cells.csv, summary.csv, sweep.json and curves (sweep.svg). Ctrl-C ends after a cell; the "
+        "FOLDER gets cells.csv, summary.csv, sweep.json and curves (sweep.svg, or sweep-MODE.svg with several modes). Ctrl-C ends after a cell; the "
         "same command goes on, and more methods, ratios, seeds or calibration data may be asked for: a cell that "
         "is done is not done again.",
     .example =

@@ -8,15 +8,15 @@ static const char unified[] = "Liu et al., arXiv 2606.15716";
 static const char lu[] = "Lu et al., ACL 2024, arXiv 2402.14800";
 
 #define FAMILY(name, formula, source, b, alpha, beta) \
-  { name, formula, source, false, true, ESP_PRUNE_REMOVE, esp_score_family, NULL, b, alpha, beta }
-#define BY_PASS(name, formula, source, score) \
-  { name, formula, source, false, true, ESP_PRUNE_REMOVE, score, NULL, 0, 0, 0 }
+  { name, formula, source, false, true, ESP_PRUNE_REMOVE, esp_score_family, NULL, b, alpha, beta, (alpha) > 0 }
+#define BY_PASS(name, formula, source, score, gates) \
+  { name, formula, source, false, true, ESP_PRUNE_REMOVE, score, NULL, 0, 0, 0, gates }
 #define BY_REFERENCE(name, formula, source, score) \
-  { name, formula, source, true, false, ESP_PRUNE_ZERO, score, NULL, 0, 0, 0 }
+  { name, formula, source, true, false, ESP_PRUNE_ZERO, score, NULL, 0, 0, 0, false }
 #define BY_CHOICE(name, formula, source, choose) \
-  { name, formula, source, false, true, ESP_PRUNE_REMOVE, NULL, choose, 0, 0, 0 }
+  { name, formula, source, false, true, ESP_PRUNE_REMOVE, NULL, choose, 0, 0, 0, false }
 #define WITHOUT(name, formula, source, mode, score) \
-  { name, formula, source, false, false, mode, score, NULL, 0, 0, 0 }
+  { name, formula, source, false, false, mode, score, NULL, 0, 0, 0, false }
 
 /* n = norm of the expert's output f before the gate, g = the gate, N = tokens routed to the expert; sums over these. */
 static const esp_criterion named[] = {
@@ -37,12 +37,12 @@ static const esp_criterion named[] = {
     FAMILY("gate-weighted-ean", "S(0,1,1) = sum g n", unified, 0, 1, 1),
     FAMILY("squared-gate-energy", "S(0,2,2) = sum g^2 n^2", unified, 0, 2, 2),
     BY_PASS("novice-mone", "(mean g) x norm of the standard deviations of f's entries",
-            "Mixture-of-Novices-and-Experts, arXiv 2507.00390", esp_score_novice),
-    BY_PASS("max-activation", "the largest single entry of f", "as in REAP's code", esp_score_max_activation),
+            "Mixture-of-Novices-and-Experts, arXiv 2507.00390", esp_score_novice, true),
+    BY_PASS("max-activation", "the largest single entry of f", "as in REAP's code", esp_score_max_activation, false),
     BY_PASS("importance", "(share of tokens whose first choice it is) x exp(mean score of these choices)",
-            "NLLB, arXiv 2207.04672", esp_score_importance),
+            "NLLB, arXiv 2207.04672", esp_score_importance, false),
     BY_PASS("damage", "sum over tokens routed to it of |y - y without it|, the next choice taking its place", unified,
-            esp_score_damage),
+            esp_score_damage, false),
     BY_CHOICE("reconstruction", "the subset without which |Z - Z'| is least, each layer by itself", lu,
               esp_choose_by_layer),
     BY_CHOICE("reconstruction-progressive", "the same, on what comes of the layers pruned before", lu,

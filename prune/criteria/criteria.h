@@ -43,6 +43,7 @@ struct esp_criterion {
   /* Drops drops[i] experts of layer i itself, and may say in their scores why. */
   esp_status (*choose)(const esp_criterion *self, const esp_criterion_inputs *inputs, esp_plan *plan, const int *drops);
   int b, alpha, beta; /* of the family S(b, alpha, beta) (esp_family_score()); otherwise unused */
+  bool weighs_gates;  /* esp_criterion_inputs.gates changes its scores */
 };
 
 /* The table of named criteria; returns its number of rows. The family's variants without a name are not among them. */

@@ -28,11 +28,13 @@ static esp_status make_by_criterion(const esp_method *method, const esp_method_i
                                      .reference_info = inputs->reference_info,
                                      .seed = inputs->seed,
                                      .calibration = inputs->calibration,
+                                     .gates = inputs->gates,
                                      .scores = inputs->scores};
   const esp_prune_budget budget = {.drop = -1, .ratio = inputs->ratio};
-  const esp_prune_mode mode = esp_criterion_mode(method->criterion, inputs->model);
+  const esp_prune_mode mode = inputs->mode ? *inputs->mode : esp_criterion_mode(method->criterion, inputs->model);
   esp_plan *plan;
   ESP_TRY(esp_plan_make(&plan, method->criterion, &seen, mode, &budget));
+  for (int i = 0; i < plan->layer_count; i++) made->greedy += plan->layers[i].greedy;
   const esp_status status = esp_apply_method_plan(inputs, plan, made);
   esp_plan_free(plan);
   return status;
@@ -80,10 +82,10 @@ static const esp_method first_rows[] = {
      .needs_data = true,
      .has_ratio = true,
      .make = esp_make_factored},
-    {.name = "mc-smoe",
+    {.name = "m-smoe-factored",
      .summary =
-         "m-smoe keeps sqrt(1 - ratio) of the experts, which are then factored to 1 - ratio of the weights (the share "
-         "between both is ours)",
+         "m-smoe keeps sqrt(1 - ratio) of the experts, which are then factored to 1 - ratio of the weights, nothing "
+         "being trained: the steps of MC-SMoE, but neither its shares nor its training",
      .kind = ESP_METHOD_FACTOR,
      .needs_data = true,
      .has_ratio = true,

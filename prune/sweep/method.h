@@ -29,13 +29,16 @@ typedef struct esp_method_inputs {
   const esp_calibration *calibration;        /* images to look at; NULL: none */
   const esp_expert_scores *scores; /* of these images; NULL: methods that want them make a pass of their own */
   uint64_t seed;                   /* of what is random in the method itself */
+  const esp_prune_mode *mode;      /* in which criteria prune; NULL: each in its own (esp_criterion_mode()) */
+  esp_gate_form gates;             /* what criteria take for gates; `scores` are of these */
   double ratio;                    /* the share of each layer's experts (or of their weights) that is to go */
 } esp_method_inputs;
 
 /* What a method made. */
 typedef struct esp_compressed {
   esp_model *model; /* a new one, freed by esp_model_free() */
-  char *plan;       /* how it was made, as JSON from esp_alloc(); NULL if there is nothing to tell */
+  int greedy; /* layers whose experts a search chose one by one, as by reconstruction where there are too many subsets */
+  char *plan; /* how it was made, as JSON from esp_alloc(); NULL if there is nothing to tell */
 } esp_compressed;
 
 typedef struct esp_method esp_method;

@@ -20,8 +20,8 @@ static void tell(const esp_sweep *sweep, const esp_sweep_cell *cell, esp_progres
   if (sweep->settings.finetune > 0) snprintf(tuned, sizeof tuned, " -> %.2f %%", 100 * cell->tuned_accuracy);
   snprintf(result, sizeof result, "%.2f %%%s, %.3f M parameters%s", 100 * cell->accuracy, tuned,
            1e-6 * (double)cell->parameters, *cell->same_as ? ", as another cell" : "");
-  esp_progress_note(bar, "[%lld/%lld] %s, ratio %g, seed %llu, calibration %s: %s; %.1f s, %.0f s left",
-                    (long long)done, (long long)bar->steps, cell->method.name, cell->ratio,
+  esp_progress_note(bar, "[%lld/%lld] %s, mode %s, ratio %g, seed %llu, calibration %s: %s; %.1f s, %.0f s left",
+                    (long long)done, (long long)bar->steps, cell->method.name, esp_sweep_mode(cell->mode), cell->ratio,
                     (unsigned long long)cell->seed, esp_sweep_calibration(sweep, cell->calibration),
                     *cell->failure ? cell->failure : result, cell->seconds, each * (double)(bar->steps - done));
 }

@@ -33,10 +33,14 @@ typedef struct esp_sweep_settings {
   int ratio_count, seed_count;
   double ratios[ESP_SWEEP_LIST];
   uint64_t seeds[ESP_SWEEP_LIST];
-  double finetune;              /* epochs; 0: none */
-  bool distil;                  /* the unpruned model is the teacher of the finetuning */
-  int64_t calibration_images;   /* a cell's sample */
-  int64_t limit;                /* test images looked at; 0: all */
+  int mode_count;             /* 0: zero and remove, and only remove where experts or slots choose */
+  esp_prune_mode modes[3];    /* in which criteria prune */
+  int gate_count;             /* 0: normalised, and the model's where those are 1 or there is no fixed number of them */
+  esp_gate_form gates[2];     /* what criteria that weigh gates take for them */
+  double finetune;            /* epochs; 0: none */
+  bool distil;                /* the unpruned model is the teacher of the finetuning */
+  int64_t calibration_images; /* a cell's sample */
+  int64_t limit;              /* test images looked at; 0: all */
   const char *const *overrides; /* "section.key=value" of the finetuning's settings */
   size_t override_count;
   const char *folder;                /* of what is made */
@@ -50,11 +54,13 @@ typedef struct esp_sweep_settings {
 typedef struct esp_sweep_cell {
   int model, calibration; /* calibration -1: the method looks at no data */
   esp_method method;
-  double ratio; /* 0 if the method has none */
+  int mode, gates; /* an esp_prune_mode and an esp_gate_form; -1 where the method has no such thing */
+  double ratio;    /* 0 if the method has none */
   uint64_t seed;
   bool done;
   char failure[512];            /* why the method cannot do this; "" if it can */
   char digest[ESP_DIGEST_SIZE]; /* of the compressed model */
+  int64_t greedy_layers;        /* esp_compressed.greedy */
   char same_as[128];            /* the cell that the numbers were taken from; "" if they are its own */
   double accuracy, loss;        /* on the test images, before finetuning */
   double tuned_accuracy, tuned_loss;
@@ -77,7 +83,7 @@ typedef struct esp_sweep_cell {
 /* Over models and seeds, of the cells that could be done. */
 typedef struct esp_sweep_row {
   esp_method method;
-  int calibration;
+  int mode, gates, calibration;
   double ratio;
   int cells, failed;
   double accuracy, accuracy_spread; /* mean and standard deviation (n - 1) */
@@ -87,13 +93,13 @@ typedef struct esp_sweep_row {
   int rank,
       tuned_rank; /* by validation accuracy (without a validation split: by test accuracy), among the rows of this ratio, 1 the best; equal means share a rank; 0: none */
   double parameters, activated_parameters, flops, measured_flops, rows_per_token, bytes, memory, milliseconds, speed,
-      seconds;
+      seconds, greedy_layers;
 } esp_sweep_row;
 
 typedef struct esp_sweep esp_sweep;
 
 /* Runs what is not done yet. Leaves in the folder: cells/NAME.json, cells.csv (a line a cell), summary.csv (a line for
- * each method, calibration and ratio), sweep.json (settings and summary), sweep.gp with sweep.svg and .png.
+ * each method, calibration and ratio), sweep.json (settings and summary), sweep.gp with sweep.svg and .png (with several modes sweep-MODE.gp ...).
  * ESP_ERR_MISMATCH, saying what differs, if the folder holds a sweep with other settings; other methods, ratios, seeds
  * or calibration data are no such difference. ESP_ERR_INTERRUPTED if stopped. On failure *sweep is NULL; freed by
  * esp_sweep_free(). */

@@ -119,8 +119,8 @@ static esp_status measure_speed(const esp_sweep *sweep, const esp_model *model, 
 static esp_status add_history(esp_checkpoint_info *info, const char *action, const esp_sweep_cell *cell,
                               const char *reference) {
   char detail[256];
-  snprintf(detail, sizeof detail, "%s, ratio %g, seed %llu", cell->method.name, cell->ratio,
-           (unsigned long long)cell->seed);
+  snprintf(detail, sizeof detail, "%s%s%s, ratio %g, seed %llu", cell->method.name, cell->mode < 0 ? "" : ", mode ",
+           cell->mode < 0 ? "" : esp_sweep_mode(cell->mode), cell->ratio, (unsigned long long)cell->seed);
   return esp_checkpoint_add_history(info, action, detail, info->digest, reference);
 }
 
@@ -223,6 +223,9 @@ static void copy_numbers(esp_sweep_cell *cell, const esp_sweep_cell *twin, bool 
   cell->model = own.model;
   cell->calibration = own.calibration;
   cell->method = own.method;
+  cell->mode = own.mode;
+  cell->gates = own.gates;
+  cell->greedy_layers = own.greedy_layers;
   cell->ratio = own.ratio;
   cell->seed = own.seed;
   cell->done = false;
@@ -267,11 +270,11 @@ static bool descends(const esp_sweep_settings *s, const esp_checkpoint_info *inf
 }
 
 void esp_sweep_forget_scores(esp_sweep *sweep) {
-  for (int c = 0; c < ESP_SWEEP_LIST; c++)
-    for (int i = 0; i < ESP_SWEEP_LIST; i++) {
-      esp_expert_scores_free(sweep->scores[c][i]);
-      sweep->scores[c][i] = NULL;
-    }
+  esp_expert_scores **all = &sweep->scores[0][0][0];
+  for (size_t i = 0; i < sizeof sweep->scores / sizeof *all; i++) {
+    esp_expert_scores_free(all[i]);
+    all[i] = NULL;
+  }
 }
 
 static int seed_index(const esp_sweep_settings *s, uint64_t seed) {
@@ -280,16 +283,22 @@ static int seed_index(const esp_sweep_settings *s, uint64_t seed) {
   return index;
 }
 
-/* The calibration pass of a cell's model, data and seed, made when it is first asked for. */
+/* A cell without gates takes any pass. */
+static esp_gate_form gates_of(const esp_sweep_cell *cell) {
+  return cell->gates < 0 ? ESP_GATES_NORMALISED : (esp_gate_form)cell->gates;
+}
+
+/* The calibration pass of a cell's model, gates, data and seed, made when it is first asked for. */
 static esp_status take_scores(esp_sweep *sweep, const esp_sweep_cell *cell, const esp_calibration *calibration,
                               const esp_expert_scores **scores) {
   const esp_model *model = sweep->settings.models[cell->model].model;
   if (sweep->scored_model != cell->model) esp_sweep_forget_scores(sweep);
   sweep->scored_model = cell->model;
-  esp_expert_scores **kept = &sweep->scores[cell->calibration][seed_index(&sweep->settings, cell->seed)];
+  const esp_gate_form gates = gates_of(cell);
+  esp_expert_scores **kept = &sweep->scores[gates][cell->calibration][seed_index(&sweep->settings, cell->seed)];
   if (!*kept) {
     esp_expert_scores *made;
-    ESP_TRY(esp_expert_scores_create(&made, model, ESP_GATES_NORMALISED));
+    ESP_TRY(esp_expert_scores_create(&made, model, gates));
     const esp_observer observer = esp_expert_scores_observer(made);
     const esp_status status = esp_calibration_pass(model, calibration, &observer);
     if (status != ESP_OK) {
@@ -311,16 +320,20 @@ static esp_status compute(esp_sweep *sweep, esp_sweep_cell *cell) {
                                        .split = ESP_TRAIN,
                                        .images = s->calibration_images,
                                        .seed = cell->seed};
+  const esp_prune_mode mode = (esp_prune_mode)cell->mode;
   esp_method_inputs inputs = {.model = origin->model,
                               .info = origin->info,
                               .reference = refer ? s->reference->model : NULL,
                               .reference_info = refer ? s->reference->info : NULL,
                               .calibration = calibrate ? &calibration : NULL,
                               .seed = cell->seed,
+                              .mode = cell->mode < 0 ? NULL : &mode,
+                              .gates = gates_of(cell),
                               .ratio = cell->ratio};
   esp_compressed made;
   if (calibrate) ESP_TRY(take_scores(sweep, cell, &calibration, &inputs.scores));
   ESP_TRY(esp_method_make(&cell->method, &inputs, &made));
+  cell->greedy_layers = made.greedy;
   const esp_status status = fill(sweep, cell, made.model);
   esp_compressed_clear(&made);
   return status;

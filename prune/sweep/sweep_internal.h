@@ -13,9 +13,9 @@ struct esp_sweep {
   esp_sweep_cell *cells;
   int row_count;
   esp_sweep_row *rows;
-  /* What the calibration passes said of one model, so that each is made once: [calibration data][seed]. */
+  /* What the calibration passes said of one model, so that each is made once: [gates][calibration data][seed]. */
   int scored_model;
-  esp_expert_scores *scores[ESP_SWEEP_LIST][ESP_SWEEP_LIST];
+  esp_expert_scores *scores[2][ESP_SWEEP_LIST][ESP_SWEEP_LIST];
 };
 
 enum { SWEEP_NAME_SIZE = sizeof((esp_sweep_cell *)0)->same_as };
@@ -31,10 +31,21 @@ esp_status esp_sweep_make_grid(esp_sweep *sweep) ESP_MUST_CHECK;
 /* "matched", or the name of the data set; "none" for -1. */
 const char *esp_sweep_calibration(const esp_sweep *sweep, int calibration);
 
-/* The model's digest, method, ratio, seed and calibration data: the same in every sweep over the folder. */
+/* "zero", "remove", "mask"; "none" for -1. */
+const char *esp_sweep_mode(int mode);
+
+/* "normalised", "model"; "none" for -1. */
+const char *esp_sweep_gates(int gates);
+
+/* Whether criteria prune in several modes, and whether with several forms of gates. */
+bool esp_sweep_has_modes(const esp_sweep *sweep);
+bool esp_sweep_has_gate_forms(const esp_sweep *sweep);
+
+/* The model's digest, method, mode, gates, ratio, seed and calibration data: the same in every sweep over the folder. */
 void esp_sweep_cell_name(const esp_sweep *sweep, const esp_sweep_cell *cell, char name[SWEEP_NAME_SIZE]);
 
-/* What a row's curve is called: its method, and the data if they are mismatched. */
+/* What a row's curve is called: its method, and what else tells it from others of that method: the mode and the gates if
+ * the sweep has several, the data if they are mismatched. */
 void esp_sweep_curve_name(const esp_sweep *sweep, const esp_sweep_row *row, char name[SWEEP_NAME_SIZE]);
 
 /* --- sweep_record.c: what is kept ------------------------------------------------------------------------ */

@@ -114,6 +114,7 @@ static const field fields[] = {
     REAL(milliseconds),
     REAL(speed),
     REAL(seconds),
+    WHOLE(greedy_layers),
 };
 enum { FIELD_COUNT = sizeof fields / sizeof fields[0] };
 
@@ -137,8 +138,9 @@ static json_t *number_json(const esp_sweep_cell *cell, const field *f) {
 
 static json_t *cell_json(const esp_sweep *sweep, const esp_sweep_cell *cell) {
   json_t *json = json_pack(
-      "{s:s, s:s, s:s, s:f, s:I, s:s, s:s, s:s}", "model", sweep->settings.models[cell->model].info->digest, "method",
-      cell->method.name, "calibration", esp_sweep_calibration(sweep, cell->calibration), "ratio", cell->ratio, "seed",
+      "{s:s, s:s, s:s, s:s, s:s, s:f, s:I, s:s, s:s, s:s}", "model", sweep->settings.models[cell->model].info->digest,
+      "method", cell->method.name, "mode", esp_sweep_mode(cell->mode), "gates", esp_sweep_gates(cell->gates),
+      "calibration", esp_sweep_calibration(sweep, cell->calibration), "ratio", cell->ratio, "seed",
       (json_int_t)cell->seed, "digest", cell->digest, "same_as", cell->same_as, "failure", cell->failure);
   for (int i = 0; json && i < FIELD_COUNT; i++)
     json_object_set_new(json, fields[i].name, number_json(cell, &fields[i]));
@@ -217,14 +219,15 @@ static void write_text(FILE *file, const char *text) {
 }
 
 static void write_cells(const esp_sweep *sweep, FILE *file) {
-  fputs("model,method,calibration,ratio,seed,digest,same_as", file);
+  fputs("model,method,mode,gates,calibration,ratio,seed,digest,same_as", file);
   for (int i = 0; i < FIELD_COUNT; i++) fprintf(file, ",%s", fields[i].name);
   fputs(",failure\n", file);
   for (int64_t n = 0; n < sweep->cell_count; n++) {
     const esp_sweep_cell *c = &sweep->cells[n];
     if (!c->done) continue;
-    fprintf(file, "%s,\"%s\",%s,%g,%llu,%s,%s", sweep->settings.models[c->model].info->digest, c->method.name,
-            esp_sweep_calibration(sweep, c->calibration), c->ratio, (unsigned long long)c->seed, c->digest, c->same_as);
+    fprintf(file, "%s,\"%s\",%s,%s,%s,%g,%llu,%s,%s", sweep->settings.models[c->model].info->digest, c->method.name,
+            esp_sweep_mode(c->mode), esp_sweep_gates(c->gates), esp_sweep_calibration(sweep, c->calibration), c->ratio,
+            (unsigned long long)c->seed, c->digest, c->same_as);
     for (int i = 0; i < FIELD_COUNT; i++)
       write_number(file, fields[i].whole ? (double)whole_of(c, &fields[i]) : real_of(c, &fields[i]));
     write_text(file, c->failure);
@@ -234,9 +237,9 @@ static void write_cells(const esp_sweep *sweep, FILE *file) {
 
 static void write_summary(const esp_sweep *sweep, FILE *file) {
   fputs(
-      "curve,ratio,method,calibration,cells,failed,rank,accuracy,accuracy_spread,loss,tuned_rank,tuned_accuracy,tuned_spread,"
+      "curve,ratio,method,mode,gates,calibration,cells,failed,rank,accuracy,accuracy_spread,loss,tuned_rank,tuned_accuracy,tuned_spread,"
       "tuned_loss,parameters,activated_parameters,flops,measured_flops,rows_per_token,bytes,memory,milliseconds,speed,seconds,"
-      "validation_accuracy,tuned_validation_accuracy\n",
+      "validation_accuracy,tuned_validation_accuracy,greedy_layers\n",
       file);
   for (int i = 0; i < sweep->row_count; i++) {
     const esp_sweep_row *r = &sweep->rows[i];
@@ -245,11 +248,12 @@ static void write_summary(const esp_sweep *sweep, FILE *file) {
                              r->parameters,     r->activated_parameters, r->flops,
                              r->measured_flops, r->rows_per_token,       r->bytes,
                              r->memory,         r->milliseconds,         r->speed,
-                             r->seconds,        r->validation_accuracy,  r->tuned_validation_accuracy};
+                             r->seconds,        r->validation_accuracy,  r->tuned_validation_accuracy,
+                             r->greedy_layers};
     char curve[SWEEP_NAME_SIZE];
     esp_sweep_curve_name(sweep, r, curve);
-    fprintf(file, "\"%s\",%g,\"%s\",%s,%d,%d,%d", curve, r->ratio, r->method.name,
-            esp_sweep_calibration(sweep, r->calibration), r->cells, r->failed, r->rank);
+    fprintf(file, "\"%s\",%g,\"%s\",%s,%s,%s,%d,%d,%d", curve, r->ratio, r->method.name, esp_sweep_mode(r->mode),
+            esp_sweep_gates(r->gates), esp_sweep_calibration(sweep, r->calibration), r->cells, r->failed, r->rank);
     for (size_t n = 0; n < sizeof numbers / sizeof numbers[0]; n++) write_number(file, numbers[n]);
     fprintf(file, ",%d", r->tuned_rank);
     for (size_t n = 0; n < sizeof others / sizeof others[0]; n++) write_number(file, others[n]);
@@ -273,8 +277,9 @@ static esp_status write_table(const esp_sweep *sweep, const char *name,
 static json_t *real_json(double value) { return isfinite(value) ? json_real(value) : json_null(); }
 
 static json_t *row_json(const esp_sweep *sweep, const esp_sweep_row *r) {
-  return json_pack("{s:f, s:s, s:s, s:i, s:i, s:o, s:o, s:i, s:o, s:o, s:o, s:i, s:o, s:o, s:o}", "ratio", r->ratio,
-                   "method", r->method.name, "calibration", esp_sweep_calibration(sweep, r->calibration), "cells",
+  return json_pack("{s:f, s:s, s:s, s:s, s:s, s:i, s:i, s:o, s:o, s:i, s:o, s:o, s:o, s:i, s:o, s:o, s:o}", "ratio",
+                   r->ratio, "method", r->method.name, "mode", esp_sweep_mode(r->mode), "gates",
+                   esp_sweep_gates(r->gates), "calibration", esp_sweep_calibration(sweep, r->calibration), "cells",
                    r->cells, "failed", r->failed, "validation_accuracy", real_json(r->validation_accuracy),
                    "tuned_validation_accuracy", real_json(r->tuned_validation_accuracy), "rank", r->rank, "accuracy",
                    real_json(r->accuracy), "accuracy_spread", real_json(r->accuracy_spread), "loss", real_json(r->loss),
@@ -295,7 +300,8 @@ static void add_costs(json_t *json, const esp_sweep_row *r) {
                {"memory", r->memory},
                {"milliseconds", r->milliseconds},
                {"speed", r->speed},
-               {"seconds", r->seconds}};
+               {"seconds", r->seconds},
+               {"greedy_layers", r->greedy_layers}};
   for (size_t i = 0; i < sizeof costs / sizeof costs[0]; i++)
     json_object_set_new(json, costs[i].name, real_json(costs[i].value));
 }

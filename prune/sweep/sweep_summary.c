@@ -8,8 +8,8 @@
 #include <string.h>
 
 static bool belongs(const esp_sweep_cell *cell, const esp_sweep_row *row) {
-  return cell->calibration == row->calibration && cell->ratio == row->ratio &&
-         strcmp(cell->method.name, row->method.name) == 0;
+  return cell->calibration == row->calibration && cell->ratio == row->ratio && cell->mode == row->mode &&
+         cell->gates == row->gates && strcmp(cell->method.name, row->method.name) == 0;
 }
 
 /* --- means ------------------------------------------------------------------------------------------------ */
@@ -29,6 +29,7 @@ static double bytes_of(const esp_sweep_cell *c) { return (double)c->bytes; }
 static double memory_of(const esp_sweep_cell *c) { return (double)c->memory; }
 static double milliseconds_of(const esp_sweep_cell *c) { return c->milliseconds; }
 static double speed_of(const esp_sweep_cell *c) { return c->speed; }
+static double greedy_of(const esp_sweep_cell *c) { return (double)c->greedy_layers; }
 static double seconds_of(const esp_sweep_cell *c) { return c->seconds; }
 
 /* Mean over the row's cells that could be done; its standard deviation if `spread` is not NULL. */
@@ -75,6 +76,7 @@ static void fill(const esp_sweep *sweep, esp_sweep_row *r) {
   r->milliseconds = mean(sweep, r, milliseconds_of, NULL);
   r->speed = mean(sweep, r, speed_of, NULL);
   r->seconds = mean(sweep, r, seconds_of, NULL);
+  r->greedy_layers = mean(sweep, r, greedy_of, NULL);
 }
 
 /* --- ranks ------------------------------------------------------------------------------------------------ */
@@ -108,7 +110,9 @@ static int in_order(const void *a, const void *b) {
   const double one = isfinite(first) ? first : -1, other = isfinite(second) ? second : -1;
   if (one != other) return one > other ? -1 : 1;
   const int names = strcmp(x->method.name, y->method.name);
-  return names ? names : x->calibration - y->calibration;
+  if (names) return names;
+  if (x->mode != y->mode) return x->mode - y->mode;
+  return x->gates != y->gates ? x->gates - y->gates : x->calibration - y->calibration;
 }
 
 esp_status esp_sweep_summarise(esp_sweep *sweep) {
@@ -119,8 +123,8 @@ esp_status esp_sweep_summarise(esp_sweep *sweep) {
     int found = 0;
     while (found < sweep->row_count && !belongs(c, &sweep->rows[found])) found++;
     if (found == sweep->row_count)
-      sweep->rows[sweep->row_count++] =
-          (esp_sweep_row){.method = c->method, .calibration = c->calibration, .ratio = c->ratio};
+      sweep->rows[sweep->row_count++] = (esp_sweep_row){
+          .method = c->method, .mode = c->mode, .gates = c->gates, .calibration = c->calibration, .ratio = c->ratio};
   }
   for (int i = 0; i < sweep->row_count; i++) fill(sweep, &sweep->rows[i]);
   for (int i = 0; i < sweep->row_count; i++) {
@@ -139,12 +143,14 @@ static void print_percent(FILE *file, double mean_of, double spread, int rank) {
 }
 
 static void print_row(const esp_sweep *sweep, const esp_sweep_row *r, FILE *file) {
-  fprintf(file, "  %-32s %-12s", r->method.name, esp_sweep_calibration(sweep, r->calibration));
+  fprintf(file, "  %-28s %-6s %-10s %-12s", r->method.name, esp_sweep_mode(r->mode), esp_sweep_gates(r->gates),
+          esp_sweep_calibration(sweep, r->calibration));
   print_percent(file, r->accuracy, r->accuracy_spread, r->rank);
   if (sweep->settings.finetune > 0) print_percent(file, r->tuned_accuracy, r->tuned_spread, r->tuned_rank);
   if (r->cells > r->failed)
     fprintf(file, "  %8.3f %8.3f %8.2f %7.2f %7.2f %8.3f %6.2f", 1e-6 * r->parameters, 1e-6 * r->activated_parameters,
             1e-6 * r->measured_flops, 1e-6 * r->bytes, 1e-6 * r->memory, r->milliseconds, r->speed);
+  if (r->greedy_layers > 0) fprintf(file, "  %g layers expert by expert", r->greedy_layers);
   if (r->failed) fprintf(file, "  %d of %d impossible", r->failed, r->cells);
   fputc('\n', file);
 }
@@ -154,7 +160,9 @@ static void print_failures(const esp_sweep *sweep, FILE *file) {
     const esp_sweep_cell *c = &sweep->cells[i];
     bool said = false;
     for (int64_t n = 0; n < i; n++) said = said || strcmp(sweep->cells[n].failure, c->failure) == 0;
-    if (*c->failure && !said) fprintf(file, "impossible, %s at ratio %g: %s\n", c->method.name, c->ratio, c->failure);
+    if (*c->failure && !said)
+      fprintf(file, "impossible, %s in mode %s at ratio %g: %s\n", c->method.name, esp_sweep_mode(c->mode), c->ratio,
+              c->failure);
   }
 }
 
@@ -165,7 +173,7 @@ void esp_sweep_print(const esp_sweep *sweep, FILE *file) {
     if (i == 0 || r->ratio != sweep->rows[i - 1].ratio) {
       fprintf(file, r->ratio > 0 ? "%s%g %% of the experts or their weights gone\n" : "%sWithout a ratio\n",
               i ? "\n" : "", 100 * r->ratio);
-      fprintf(file, "  %-32s %-12s  rank accuracy, %%  %s", "method", "calibration",
+      fprintf(file, "  %-28s %-6s %-10s %-12s  rank accuracy, %%  %s", "method", "mode", "gates", "calibration",
               tuned ? "  rank finetuned, %" : "");
       fprintf(file, "  %8s %8s %8s %7s %7s %8s %6s\n", "M param.", "M activ.", "MFLOP", "MB disk", "MB mem.",
               "ms/image", "speed");
