@@ -8,6 +8,7 @@
 #include <espalier/checkpoint.h>
 #include <espalier/evaluate.h>
 #include <espalier/expert_scores.h>
+#include <espalier/folder_lock.h>
 #include <espalier/json_file.h>
 #include <espalier/neurons.h>
 #include <espalier/plan.h>
@@ -73,6 +74,12 @@ bool is_same_file(const char *path, const char *other);
 
 /* Refuses a target that is the file of an input. */
 esp_status check_not_input(const char *target, const char *input);
+
+/* Says on standard error if the folder cannot be locked. */
+void tell_lock(const esp_folder_lock *lock);
+
+/* Makes the folder and takes it for this process as long as it lives: ESP_ERR_BUSY if another one writes there. */
+esp_status take_folder(const char *folder, const char *purpose);
 
 /* --out of a command that makes one checkpoint: a file that ends in .h5, or last.h5 in a folder. What is there is
  * replaced with --overwrite only. */

@@ -125,6 +125,19 @@ esp_status check_not_input(const char *target, const char *input) {
   return esp_fail(ESP_ERR_USAGE, "%s is one of the inputs, and these are never changed; choose another --out", target);
 }
 
+void tell_lock(const esp_folder_lock *lock) {
+  if (*esp_folder_lock_note(lock)) fprintf(stderr, "espalier: %s\n", esp_folder_lock_note(lock));
+}
+
+/* Held until the process ends: a command takes one folder. */
+esp_status take_folder(const char *folder, const char *purpose) {
+  static esp_folder_lock *lock;
+  ESP_TRY(esp_folder_make(folder));
+  ESP_TRY(esp_folder_lock_take(&lock, folder, purpose));
+  tell_lock(lock);
+  return ESP_OK;
+}
+
 esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a) {
   if (!a->out) return esp_fail(ESP_ERR_USAGE, "--out is missing: a folder, or a file ending in .h5, for the new model");
   const size_t length = strlen(a->out);
@@ -133,6 +146,7 @@ esp_status choose_checkpoint(char target[ESP_PATH_SIZE], const arguments *a) {
     return esp_fail(ESP_ERR_USAGE, "--out is longer than %d letters", ESP_PATH_SIZE - 1);
   if (is_file) memcpy(target, a->out, length + 1);
   else ESP_TRY(esp_folder_path(target, a->out, ESP_LAST_CHECKPOINT));
+  ESP_TRY(esp_output_check(target));
   if (esp_file_exists(target) && !a->overwrite)
     return esp_fail(ESP_ERR_USAGE, "%s exists already; --overwrite replaces it, or choose another --out", target);
   return ESP_OK;

@@ -48,11 +48,20 @@ static void watch(int number, int flags) {
   if (sigaction(number, NULL, &before) == 0 && before.sa_handler != SIG_IGN) sigaction(number, &action, NULL);
 }
 
+/* A closed pipe's own SIGPIPE does nothing, write() tells of it. One that another process sends is a request to end. */
+static void on_pipe(int number, siginfo_t *info, void *context) {
+  (void)number, (void)context;
+  if (info->si_pid != getpid()) interrupted = 1;
+}
+
 /* A second Ctrl-C ends the program at once. A second SIGHUP does not: when a terminal closes, both the shell and the system may
  * send one. */
 const volatile sig_atomic_t *watch_interrupts(void) {
   watch(SIGINT, (int)SA_RESETHAND);
   watch(SIGTERM, (int)SA_RESETHAND);
   watch(SIGHUP, 0);
+  struct sigaction pipe_action = {.sa_sigaction = on_pipe, .sa_flags = SA_SIGINFO | SA_RESTART};
+  sigemptyset(&pipe_action.sa_mask);
+  sigaction(SIGPIPE, &pipe_action, NULL);
   return &interrupted;
 }

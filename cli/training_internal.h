@@ -6,6 +6,8 @@
 
 #include <espalier/train.h>
 
+#include <sys/stat.h>
+
 typedef struct training training;
 
 /* How commands that train differ. */
@@ -32,7 +34,9 @@ struct training {
   loaded teacher; /* of a distillation; no model: none */
   esp_checkpoint_info info;
   char resume_from[ESP_PATH_SIZE]; /* the folder's last checkpoint, there or not */
+  struct stat found;               /* of it, zeros if it was not there */
   bool resumes;                    /* it is there, and goes on */
+  esp_folder_lock *lock;           /* of the folder, while the run goes on */
 };
 
 /* A whole command that trains once. */

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 esp_status training_place(training *t, const char *folder, bool resume, bool overwrite) {
   if (!folder) return esp_fail(ESP_ERR_USAGE, "--out is missing: the folder for the run, e.g. --out runs/first");
@@ -17,7 +18,20 @@ esp_status training_place(training *t, const char *folder, bool resume, bool ove
         ESP_ERR_USAGE,
         "%s already holds a run; --resume continues it, --overwrite starts it anew, or choose another --out", folder);
   t->resumes = resume && exists;
+  if (!exists || stat(t->resume_from, &t->found) != 0) t->found = (struct stat){0};
+  if (resume && !exists && !t->quiet && !t->terse)
+    fprintf(stderr, "there is no run in %s yet that could go on: a new one starts\n", folder);
   return ESP_OK;
+}
+
+/* Another process may have written there before we took the folder. */
+static esp_status check_unchanged(const training *t) {
+  struct stat now;
+  if (stat(t->resume_from, &now) != 0) now = (struct stat){0};
+  if (now.st_ino == t->found.st_ino && now.st_mtim.tv_sec == t->found.st_mtim.tv_sec &&
+      now.st_mtim.tv_nsec == t->found.st_mtim.tv_nsec)
+    return ESP_OK;
+  return esp_fail(ESP_ERR_BUSY, "another process wrote %s just now; look at it, then try again", t->resume_from);
 }
 
 void training_take_sizes(training *t) { esp_run_take_sizes(&t->config, t->dataset); }
@@ -158,7 +172,10 @@ static esp_status check_run(const training *t) {
 
 esp_status training_run(training *t, esp_training_result *result) {
   ESP_TRY(check_run(t));
-  ESP_TRY(esp_run_open_folder(t->folder, t->resumes));
+  ESP_TRY(esp_run_open_folder(&t->lock, t->folder, t->action, true));
+  ESP_TRY(check_unchanged(t));
+  if (!t->resumes) ESP_TRY(esp_run_remove_older(t->folder));
+  tell_lock(t->lock);
   t->config.model = t->model->config;
   ESP_TRY(esp_run_write_config(t->folder, &t->config, &t->info));
   print_start(t);
@@ -179,6 +196,8 @@ esp_status training_run(training *t, esp_training_result *result) {
 }
 
 void training_release(training *t) {
+  esp_folder_lock_free(t->lock);
+  t->lock = NULL;
   esp_model_free(t->model);
   unload(&t->teacher);
   json_decref(t->more);

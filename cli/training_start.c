@@ -181,6 +181,7 @@ bool training_has_ended(const training *t) {
 int run_training(const arguments *a, const recipe *r) {
   training t = {.arguments = a, .recipe = r, .action = r->action, .quiet = a->quiet};
   esp_training_result result = {.step = 0};
+  (void)watch_interrupts(); /* also while data are read: then the run ends after its first step */
   esp_status status = open_data(&t.dataset, a);
   if (status == ESP_OK) status = training_place(&t, a->out, a->resume, a->overwrite);
   if (status == ESP_OK) status = check_resumable(&t, a);

@@ -72,6 +72,61 @@ static void test_closed_pipe(void **state) {
   }
 }
 
+/* Another process in the folder: refused and told who it is; also one that would go on with it. */
+static void test_two_writers(void **state) {
+  (void)state;
+  const pid_t first = spawn(PRETRAIN "--out shared --set training.epochs=50 --set training.checkpoint_minutes=0.000001",
+                            in_base("out"));
+  char holder[80];
+  snprintf(holder, sizeof holder, "shared is being written by process %ld (pretrain) on ", (long)first);
+  wait_for("shared/last.h5", 1);
+  const char *const lines[] = {PRETRAIN "--out shared --overwrite",
+                               PRETRAIN "--out shared --resume --set training.epochs=50"
+                                        " --set training.checkpoint_minutes=0.000001",
+                               "finetune pretrained --data synthetic:narrow --quiet --out shared --overwrite",
+                               "prune pretrained --criterion random --drop 1 --out shared --overwrite"};
+  for (int i = 0; i < 4; i++) {
+    assert_int_equal(run(lines[i]), 1);
+    if (!strstr(err, holder) || !strstr(err, " since 20")) fail_msg("%s: %s", lines[i], err);
+  }
+  assert_int_equal(kill(first, 0), 0);
+  kill(first, SIGTERM);
+  assert_int_equal(finish(first), 1);
+  assert_non_null(strstr(err, "stopped after step"));
+}
+
+/* --overwrite takes nothing away before the new run can begin. */
+static void test_overwrite_waits(void **state) {
+  (void)state;
+  char before[32], after[32];
+  digest_of("pretrained", before);
+  assert_int_equal(run("pretrain small.yaml --data hdf5:none.h5 --out pretrained --overwrite"), 1);
+  assert_int_equal(run(PRETRAIN "--out pretrained --overwrite --set training.batch=100000000"), 2);
+  assert_int_equal(run(PRETRAIN "--out pretrained --overwrite --set training.freeze=nothing.like.that"), 2);
+  digest_of("pretrained", after);
+  assert_string_equal(before, after);
+  assert_true(is_there("pretrained/results.json") && is_there("pretrained/best.h5"));
+}
+
+/* Devices are not replaced by files. */
+static void test_outputs_that_are_no_files(void **state) {
+  (void)state;
+  assert_int_equal(mkfifo("pipe.h5", 0600), 0);
+  symlink("/dev/full", "full");
+  assert_int_equal(run("measure pretrained --data synthetic --trace full --out traced"), 2);
+  assert_non_null(strstr(err, "full is a device, and would be replaced"));
+  assert_int_equal(run("prune pretrained --criterion random --drop 1 --out pipe.h5 --overwrite"), 2);
+  assert_non_null(strstr(err, "pipe.h5 is a FIFO"));
+  assert_int_equal(run("data preview synthetic --out full"), 2);
+  assert_non_null(strstr(err, "full is a device"));
+  assert_int_equal(run("evaluate pretrained --data synthetic --logits full"), 2);
+  assert_non_null(strstr(err, "full is a device"));
+  struct stat found;
+  assert_true(lstat("full", &found) == 0 && S_ISLNK(found.st_mode));
+  unlink("pipe.h5");
+  unlink("full");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_threads_of_the_environment),
@@ -79,6 +134,9 @@ int main(void) {
       cmocka_unit_test(test_names_that_are_not_utf8),
       cmocka_unit_test(test_no_waiting_for_fifos),
       cmocka_unit_test(test_closed_pipe),
+      cmocka_unit_test(test_two_writers),
+      cmocka_unit_test(test_overwrite_waits),
+      cmocka_unit_test(test_outputs_that_are_no_files),
   };
   return cmocka_run_group_tests_name("cli runs", tests, begin, end);
 }

@@ -109,6 +109,8 @@ static esp_status save(run *r, const char *name) {
   char path[ESP_PATH_SIZE];
   ESP_TRY(esp_folder_path(path, r->job->folder, name));
   r->last_checkpoint = esp_seconds();
+  ESP_TRY(esp_metrics_sync(r->metrics));
+  ESP_TRY(esp_routing_log_sync(r->routing));
   ESP_TRY(esp_checkpoint_save(path, r->job->model, r->optimizer, info, r->job->config->training.compression));
   r->saved_step = r->step;
   return ESP_OK;

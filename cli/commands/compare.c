@@ -104,7 +104,7 @@ static esp_status prepare(comparing *c) {
   ESP_TRY(read_variants(c));
   ESP_TRY(open_data(&c->dataset, c->a));
   ESP_TRY(read_configs(c));
-  return esp_folder_make(c->a->out);
+  return take_folder(c->a->out, "compare");
 }
 
 /* --- one run -------------------------------------------------------------------------------------------- */

@@ -1,6 +1,7 @@
 /* data list, data info, data preview. */
 #include "commands_internal.h"
 
+#include <espalier/output_file.h>
 #include <espalier/data.h>
 
 #include <stdio.h>
@@ -95,6 +96,7 @@ static int preview(const arguments *a) {
   int rows = 0;
   esp_status status = a->out ? open_operand(&dataset, a)
                              : esp_fail(ESP_ERR_USAGE, "--out is missing: the PNG file to write, e.g. --out sheet.png");
+  if (status == ESP_OK) status = esp_output_check(a->out);
   if (status == ESP_OK) status = write_preview(a, dataset, &rows);
   esp_dataset_close(dataset);
   if (status != ESP_OK) return report_failure(status);

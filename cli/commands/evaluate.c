@@ -66,6 +66,7 @@ static esp_status write_logits(const char *path, const logit_table *table) {
 static esp_status evaluate(const arguments *a, const loaded *l, const esp_dataset *dataset,
                            esp_evaluation_options *options, esp_evaluation *evaluation) {
   if (!a->logits) return esp_evaluate(l->model, dataset, &l->info.normalisation, options, evaluation);
+  ESP_TRY(esp_output_check(a->logits));
   logit_table table = {.dataset = dataset, .split = options->split, .classes = l->model->config.classes};
   table.images = esp_evaluated_images(esp_dataset_info_of(dataset), options);
   table.logits = esp_alloc((size_t)(table.images * table.classes), sizeof *table.logits);

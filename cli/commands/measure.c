@@ -60,7 +60,7 @@ esp_status choose_measure_folder(char folder[ESP_PATH_SIZE], const arguments *a)
   if (a->out) snprintf(folder, ESP_PATH_SIZE, "%s", a->out);
   else if (stat(a->operands[0], &found) == 0 && S_ISDIR(found.st_mode))
     ESP_TRY(esp_folder_path(folder, a->operands[0], "measured"));
-  return *folder ? esp_folder_make(folder) : ESP_OK;
+  return *folder ? take_folder(folder, "measure") : ESP_OK;
 }
 
 static esp_status measure(measuring *m, const arguments *a) {
@@ -72,6 +72,7 @@ static esp_status measure(measuring *m, const arguments *a) {
   ESP_TRY(refuse_options(a, "--seed", "only --sparsify draws anything"));
   if (!a->data) ESP_TRY(refuse_options(a, "--split --limit", "they choose among the images of --data"));
   if (a->trace && !a->data) return esp_fail(ESP_ERR_USAGE, "--trace records the routing of images: give --data too");
+  if (a->trace) ESP_TRY(esp_output_check(a->trace));
   ESP_TRY(load(&m->model, a->operands[0]));
   m->measurement.model = m->model.model;
   m->measurement.checkpoint = m->model.path;

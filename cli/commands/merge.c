@@ -80,7 +80,7 @@ static esp_status merge(merging *m, const arguments *a) {
   ESP_TRY(esp_apply_plan(&m->merged, m->model.model, m->plan));
   if (a->ranks) ESP_TRY(esp_stable_ranks_create(&m->before, m->model.model));
   if (a->ranks) ESP_TRY(esp_stable_ranks_create(&m->after, m->merged));
-  if (strcmp(m->target, a->out) != 0) ESP_TRY(esp_folder_make(a->out));
+  if (strcmp(m->target, a->out) != 0) ESP_TRY(take_folder(a->out, "merge"));
   ESP_TRY(write_plan(m->plan, m->target, a));
   return save_model(m);
 }

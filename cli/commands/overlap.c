@@ -154,7 +154,7 @@ static void write_rows(const void *context, FILE *file) {
 
 static esp_status save(const comparison *c, const char *folder) {
   json_t *result = result_json(c);
-  esp_status status = result ? esp_folder_make(folder) : esp_fail(ESP_ERR_MEMORY, "out of memory");
+  esp_status status = result ? take_folder(folder, "overlap") : esp_fail(ESP_ERR_MEMORY, "out of memory");
   if (status == ESP_OK) status = esp_file_compose(folder, "overlap.csv", write_rows, result);
   if (status == ESP_OK) return esp_json_write(folder, "overlap.json", result, ESP_JSON_DIGITS);
   json_decref(result);

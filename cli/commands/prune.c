@@ -166,7 +166,7 @@ static esp_status prune(pruning *p, const arguments *a) {
   ESP_TRY(load_inputs(p, a));
   ESP_TRY(make_plan(p, a));
   ESP_TRY(esp_apply_plan(&p->pruned, p->model.model, p->plan));
-  if (strcmp(p->target, a->out) != 0) ESP_TRY(esp_folder_make(a->out));
+  if (strcmp(p->target, a->out) != 0) ESP_TRY(take_folder(a->out, "prune"));
   ESP_TRY(write_plan(p->plan, p->target, a));
   return save_model(p, a);
 }

@@ -49,7 +49,7 @@ static esp_status make(skipping *s, const arguments *a) {
   if (a->beta) snprintf(detail, sizeof detail, "beta %s", a->beta);
   else snprintf(detail, sizeof detail, "beta calibrated on %s", esp_dataset_info_of(s->dataset)->name);
   ESP_TRY(esp_checkpoint_add_history(&s->model.info, "skip", detail, parent, ""));
-  if (strcmp(s->target, a->out) != 0) ESP_TRY(esp_folder_make(a->out));
+  if (strcmp(s->target, a->out) != 0) ESP_TRY(take_folder(a->out, "skip"));
   return esp_checkpoint_save(s->target, s->made, NULL, &s->model.info, ESP_DEFAULT_COMPRESSION);
 }
 

@@ -55,7 +55,7 @@ static esp_status upcycle(upcycling *u, const arguments *a) {
   ESP_TRY(check_not_input(u->target, u->dense.path));
   ESP_TRY(read_settings(u, a));
   ESP_TRY(esp_upcycle(&u->model, u->dense.model, &u->config.model, u->noise, (uint64_t)u->seed));
-  if (strcmp(u->target, a->out) != 0) ESP_TRY(esp_folder_make(a->out));
+  if (strcmp(u->target, a->out) != 0) ESP_TRY(take_folder(a->out, "upcycle"));
   return save_model(u);
 }
 

@@ -81,6 +81,7 @@ void esp_sweep_free(esp_sweep *sweep) {
   esp_sweep_forget_scores(sweep);
   esp_free(sweep->cells);
   esp_free(sweep->rows);
+  esp_folder_lock_free(sweep->lock);
   esp_free(sweep);
 }
 

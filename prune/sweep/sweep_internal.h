@@ -2,6 +2,7 @@
 #ifndef ESPALIER_SWEEP_INTERNAL_H
 #define ESPALIER_SWEEP_INTERNAL_H
 
+#include <espalier/folder_lock.h>
 #include <espalier/run_folder.h>
 #include <espalier/sweep.h>
 
@@ -11,6 +12,7 @@ struct esp_sweep {
   esp_sweep_settings settings; /* "unpruned" and "random" among the methods */
   int64_t cell_count;
   esp_sweep_cell *cells;
+  esp_folder_lock *lock; /* of the folder */
   int row_count;
   esp_sweep_row *rows;
   /* What the calibration passes said of one model, so that each is made once: [gates][calibration data][seed]. */
@@ -51,7 +53,7 @@ void esp_sweep_curve_name(const esp_sweep *sweep, const esp_sweep_row *row, char
 /* --- sweep_record.c: what is kept ------------------------------------------------------------------------ */
 
 /* Compares the folder's settings with these, or writes them there. */
-esp_status esp_sweep_record_open(const esp_sweep *sweep) ESP_MUST_CHECK;
+esp_status esp_sweep_record_open(esp_sweep *sweep) ESP_MUST_CHECK;
 
 /* Takes over what a file of an earlier sweep says of the cell, if there is one. */
 esp_status esp_sweep_record_read(const esp_sweep *sweep, esp_sweep_cell *cell) ESP_MUST_CHECK;

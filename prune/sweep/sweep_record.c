@@ -70,12 +70,14 @@ static esp_status make_folders(const esp_sweep_settings *s) {
   return ESP_OK;
 }
 
-esp_status esp_sweep_record_open(const esp_sweep *sweep) {
+esp_status esp_sweep_record_open(esp_sweep *sweep) {
   char path[ESP_PATH_SIZE];
   ESP_TRY(esp_folder_path(path, sweep->settings.folder, "settings.json"));
   json_t *now = settings_json(&sweep->settings);
   esp_status status =
       now ? check_settings(sweep->settings.folder, path, now) : esp_fail(ESP_ERR_MEMORY, "out of memory");
+  if (status == ESP_OK) status = esp_folder_make(sweep->settings.folder);
+  if (status == ESP_OK) status = esp_folder_lock_take(&sweep->lock, sweep->settings.folder, "sweep");
   if (status == ESP_OK) status = make_folders(&sweep->settings);
   if (status == ESP_OK)
     status = esp_json_write(sweep->settings.folder, "settings.json", json_incref(now), ESP_JSON_DIGITS);

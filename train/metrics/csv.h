@@ -12,7 +12,11 @@ extern "C" {
 #endif
 
 typedef struct esp_csv {
-  FILE *file;
+  FILE *file; /* for rows; what it takes goes to the file whole, at the end of a row or when it is flushed */
+  char *text; /* what it took */
+  size_t length;
+  int descriptor;
+  int64_t size; /* of the file, whole rows */
   char path[ESP_PATH_SIZE];
   char last[64]; /* how the last row begins that was there and stays; "" if there is none */
 } esp_csv;
@@ -29,6 +33,10 @@ ESP_API esp_status esp_csv_end_row(esp_csv *csv) ESP_MUST_CHECK;
 /* After whole rows were written: hands them to the system; ESP_ERR_IO if any of it could not be written. */
 ESP_API esp_status esp_csv_flush(esp_csv *csv) ESP_MUST_CHECK;
 
+/* To the disk: before a checkpoint that relies on the rows. */
+ESP_API esp_status esp_csv_sync(const esp_csv *csv) ESP_MUST_CHECK;
+
+/* Syncs and closes. */
 ESP_API esp_status esp_csv_close(esp_csv *csv) ESP_MUST_CHECK;
 
 #ifdef __cplusplus

@@ -113,6 +113,8 @@ esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, doub
   return esp_csv_end_row(&metrics->csv);
 }
 
+esp_status esp_metrics_sync(const esp_metrics *metrics) { return esp_csv_sync(&metrics->csv); }
+
 esp_status esp_metrics_close(esp_metrics *metrics) {
   if (!metrics) return ESP_OK;
   const esp_status status = esp_csv_close(&metrics->csv);

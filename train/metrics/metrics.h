@@ -39,6 +39,9 @@ ESP_API esp_status esp_metrics_write_training(esp_metrics *metrics, int64_t step
                                               const esp_window *window) ESP_MUST_CHECK;
 ESP_API esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, double epoch, esp_split_name split,
                                                 const esp_evaluation *evaluation) ESP_MUST_CHECK;
+/* To the disk: before a checkpoint that relies on the rows. */
+ESP_API esp_status esp_metrics_sync(const esp_metrics *metrics) ESP_MUST_CHECK;
+
 ESP_API esp_status esp_metrics_close(esp_metrics *metrics) ESP_MUST_CHECK; /* NULL is allowed */
 
 #ifdef __cplusplus

@@ -47,15 +47,25 @@ esp_status esp_run_check(const esp_model *model, const esp_run_config *config, c
   return esp_training_freeze(&config->training, model);
 }
 
-esp_status esp_run_open_folder(const char *folder, bool resumes) {
+esp_status esp_run_remove_older(const char *folder) {
   static const char *const leftovers[] = {ESP_LAST_CHECKPOINT, "best.h5", "results.json"};
   char path[ESP_PATH_SIZE];
-  ESP_TRY(esp_folder_make(folder));
-  for (size_t i = 0; !resumes && i < sizeof leftovers / sizeof leftovers[0]; i++) {
+  for (size_t i = 0; i < sizeof leftovers / sizeof leftovers[0]; i++) {
     ESP_TRY(esp_folder_path(path, folder, leftovers[i]));
     ESP_TRY(esp_file_delete(path));
   }
   return ESP_OK;
+}
+
+esp_status esp_run_open_folder(esp_folder_lock **lock, const char *folder, const char *action, bool resumes) {
+  *lock = NULL;
+  ESP_TRY(esp_folder_make(folder));
+  ESP_TRY(esp_folder_lock_take(lock, folder, action));
+  const esp_status status = resumes ? ESP_OK : esp_run_remove_older(folder);
+  if (status == ESP_OK) return ESP_OK;
+  esp_folder_lock_free(*lock);
+  *lock = NULL;
+  return status;
 }
 
 esp_status esp_run_write_config(const char *folder, const esp_run_config *config, esp_checkpoint_info *info) {
@@ -82,9 +92,12 @@ static esp_status train(const esp_run *run, const esp_run_config *config, esp_tr
                                 .stop = run->stop,
                                 .quiet = run->quiet};
   ESP_TRY(esp_run_check(trained->model, config, run->dataset));
-  ESP_TRY(esp_run_open_folder(run->folder, false));
-  ESP_TRY(esp_run_write_config(run->folder, config, &trained->info));
-  return esp_train(&job, result);
+  esp_folder_lock *lock;
+  ESP_TRY(esp_run_open_folder(&lock, run->folder, "pretrain", false));
+  esp_status status = esp_run_write_config(run->folder, config, &trained->info);
+  if (status == ESP_OK) status = esp_train(&job, result);
+  esp_folder_lock_free(lock);
+  return status;
 }
 
 esp_status esp_run_train(const esp_run *run, esp_trained *trained, esp_training_result *result) {

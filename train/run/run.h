@@ -3,6 +3,7 @@
 #ifndef ESPALIER_RUN_H
 #define ESPALIER_RUN_H
 
+#include <espalier/folder_lock.h>
 #include <espalier/trained.h>
 #include <espalier/trainer.h>
 
@@ -46,9 +47,14 @@ ESP_API esp_status esp_run_create(esp_trained *trained, const esp_run_config *co
 ESP_API esp_status esp_run_check(const esp_model *model, const esp_run_config *config,
                                  const esp_dataset *dataset) ESP_MUST_CHECK;
 
-/* Makes the folder. Unless the run `resumes`, checkpoints and results that an older one left there are removed, for they
- * would be taken for this one's. */
-ESP_API esp_status esp_run_open_folder(const char *folder, bool resumes) ESP_MUST_CHECK;
+/* Makes the folder and takes it for this run: ESP_ERR_BUSY if another process writes there. Unless the run `resumes`, checkpoints
+ * and results that an older one left there are removed, for they would be taken for this one's. On failure *lock is NULL;
+ * otherwise it is the run's for as long as it writes, and freed by esp_folder_lock_free(). */
+ESP_API esp_status esp_run_open_folder(esp_folder_lock **lock, const char *folder, const char *action,
+                                       bool resumes) ESP_MUST_CHECK;
+
+/* Removes what an older run left in the folder that would be taken for a new one's: checkpoints and results. */
+ESP_API esp_status esp_run_remove_older(const char *folder) ESP_MUST_CHECK;
 
 /* Writes the folder's config.yaml, and the same text into the info. */
 ESP_API esp_status esp_run_write_config(const char *folder, const esp_run_config *config,

@@ -166,6 +166,13 @@ esp_status esp_routing_log_open(esp_routing_log **log, const char *folder, const
   return status;
 }
 
+esp_status esp_routing_log_sync(const esp_routing_log *log) {
+  ESP_TRY(esp_csv_sync(&log->routing));
+  ESP_TRY(esp_csv_sync(&log->coactivation));
+  ESP_TRY(esp_csv_sync(&log->specialisation));
+  return esp_csv_sync(&log->alarms);
+}
+
 esp_status esp_routing_log_close(esp_routing_log *log) {
   if (!log) return ESP_OK;
   esp_csv *const files[] = {&log->routing, &log->coactivation, &log->specialisation, &log->alarms};
