@@ -102,11 +102,9 @@ esp_status parse_split(const arguments *a, esp_split_name *split) {
   return esp_fail(ESP_ERR_USAGE, "--split is \"%s\"; it must be test, validation or train", a->split);
 }
 
-enum { EVALUATION_BATCH = 128 };
-
 esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset, esp_evaluation_options *options) {
   long long limit;
-  *options = (esp_evaluation_options){.batch = EVALUATION_BATCH};
+  *options = (esp_evaluation_options){0};
   ESP_TRY(parse_split(a, &options->split));
   ESP_TRY(whole_number("--limit", a->limit, 1, INT64_MAX, 0, &limit));
   ESP_TRY(need_data(a));

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { SPARSIFY_BATCH = 128, SPARSIFY_IMAGES = 1000 };
+enum { SPARSIFY_IMAGES = 1000 };
 
 typedef struct sparsifying {
   loaded l;
@@ -47,7 +47,6 @@ static esp_status open_inputs(sparsifying *s, const arguments *a) {
   long long limit, seed;
   if (a->reference || a->trace)
     return esp_fail(ESP_ERR_USAGE, "--sparsify is a study of its own; measure --reference and --trace without it");
-  s->options.evaluation.batch = SPARSIFY_BATCH;
   ESP_TRY(parse_split(a, &s->options.evaluation.split));
   ESP_TRY(whole_number("--limit", a->limit, 1, INT64_MAX, SPARSIFY_IMAGES, &limit));
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &seed));

@@ -165,8 +165,7 @@ static const char *roughly(double accuracy) {
 }
 
 static int show_curves(const lesson *l, esp_tape *tape, const char *name, double kept) {
-  const esp_sparsify_options options = {.evaluation = {.split = ESP_TEST, .batch = 100, .limit = TEST_IMAGES},
-                                        .seed = 1};
+  const esp_sparsify_options options = {.evaluation = {.split = ESP_TEST, .limit = TEST_IMAGES}, .seed = 1};
   esp_sparsify_point points[ESP_SPARSIFY_ORDERS * ESP_SPARSIFY_SHARES];
   esp_model *model = make_model(l, kept);
   if (!model || train(l, tape, model)) return 1;

@@ -15,7 +15,7 @@ static const char settings[] = "model: {width: 32, blocks: 2, mixing: convolutio
                                "training: {epochs: 2, batch: 64}\n";
 
 static esp_status report(const char *what, const esp_trained *trained, const esp_dataset *data) {
-  const esp_evaluation_options options = {.split = ESP_TEST, .batch = 100};
+  const esp_evaluation_options options = {.split = ESP_TEST};
   esp_evaluation e;
   ESP_TRY(esp_evaluate(trained->model, data, &trained->info.normalisation, &options, &e));
   printf("%s: test accuracy %.0f %%\n", what, 100 * e.accuracy);

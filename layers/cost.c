@@ -103,7 +103,7 @@ static void count_experts(const place *at, int first, int count, int *served, in
 /* Token choice, of one member, evenly: tokens x k x served / routable, and at most the experts' capacity. */
 static double chosen_rows(const place *at, int first, int count) {
   const esp_moe_config *moe = &at->config->moe;
-  const int64_t group = moe->router.group_images;
+  const int64_t group = esp_evaluation_group(&moe->router);
   int served, routable;
   count_experts(at, first, count, &served, &routable);
   if (served == 0) return 0;
@@ -117,7 +117,8 @@ static double chosen_rows(const place *at, int first, int count) {
 /* Expert choice: each of a group's S tokens has k experts on average, so that an expert takes S k / experts. */
 static double taken_rows(const place *at) {
   const esp_moe_config *moe = &at->config->moe;
-  const int64_t group = moe->router.group_images, own = moe->experts / moe->members, tokens = group * at->tokens;
+  const int64_t group = esp_evaluation_group(&moe->router), own = moe->experts / moe->members,
+                tokens = group * at->tokens;
   int served, routable;
   count_experts(at, 0, logical_experts(at), &served, &routable);
   return (double)(served * esp_smaller(tokens, (tokens * moe->top_k + own - 1) / own)) / (double)group;

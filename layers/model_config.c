@@ -54,6 +54,7 @@ static const cyaml_schema_field_t router_fields[] = {
     CYAML_FIELD_FLOAT("evaluation_capacity", CYAML_FLAG_DEFAULT, esp_router_config, evaluation_capacity),
     CYAML_FIELD_BOOL("batch_priority", CYAML_FLAG_DEFAULT, esp_router_config, batch_priority),
     CYAML_FIELD_INT("group_images", CYAML_FLAG_DEFAULT, esp_router_config, group_images),
+    CYAML_FIELD_INT("evaluation_group", CYAML_FLAG_DEFAULT, esp_router_config, evaluation_group),
     CYAML_FIELD_INT("slots", CYAML_FLAG_DEFAULT, esp_router_config, slots),
     CYAML_FIELD_ENUM("balance", CYAML_FLAG_STRICT, esp_router_config, balance, balance_names,
                      CYAML_ARRAY_LEN(balance_names)),
@@ -177,6 +178,20 @@ int esp_neurons_kept(const esp_model_config *config, int index) {
   }
   const int count = (int)ceil((kept > 1 ? kept : kept * moe->hidden) - 1e-9);
   return count < 1 ? 1 : count;
+}
+
+int esp_evaluation_group(const esp_router_config *config) {
+  if (config->evaluation_group > 0) return config->evaluation_group;
+  return config->group_images > 0 ? config->group_images : ESP_EVALUATION_IMAGES;
+}
+
+int64_t esp_evaluation_batch(const esp_model_config *config, int64_t images) {
+  const esp_router_config *router = &config->moe.router;
+  const bool shares = router->policy == ESP_ROUTER_EXPERT_CHOICE ||
+                      (router->policy == ESP_ROUTER_TOKEN_CHOICE && router->evaluation_capacity > 0);
+  const int64_t group = esp_evaluation_group(router);
+  if (!shares || !esp_has_mixture(config)) return images;
+  return images < group ? group : images / group * group;
 }
 
 bool esp_activation_is_gated(esp_activation_kind activation) {
@@ -344,6 +359,7 @@ static esp_status check_router(const esp_model_config *c) {
   } numbers[] = {{"noise", r->noise},
                  {"bias_rate", r->bias_rate},
                  {"group_images", r->group_images},
+                 {"evaluation_group", r->evaluation_group},
                  {"balance_weight", r->balance_weight},
                  {"importance_weight", r->importance_weight},
                  {"load_weight", r->load_weight},

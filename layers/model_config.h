@@ -11,6 +11,7 @@ extern "C" {
 
 enum { ESP_MAX_BLOCKS = 64, ESP_MAX_STAGES = 4, ESP_MAX_EXTRA = 3, ESP_MAX_EXPERTS = 1024 };
 enum { ESP_UNLIMITED_CAPACITY = -1 }; /* an expert serves whoever chose it */
+enum { ESP_EVALUATION_IMAGES = 128 }; /* of a pass of an evaluation; of a group, where none is asked for */
 
 /* How an image [H, W, C] becomes tokens [T, width]. */
 typedef enum esp_stem_kind {
@@ -108,7 +109,10 @@ typedef struct esp_router_config {
   bool batch_priority; /* with a capacity: served by descending score of the first choice, not by position */
   int group_images;    /* images that share a capacity, and that the importance and load losses are of; expert choice:
                           among whose tokens an expert chooses; 0: the whole batch */
-  int slots;           /* Soft MoE: of each expert and image; 0: tokens / experts, rounded up */
+  /* the same outside of training, where batches may not matter: the images of a split in their order, so many to a
+   * group, the last group what is left; 0: as group_images, and ESP_EVALUATION_IMAGES where that is 0 */
+  int evaluation_group;
+  int slots; /* Soft MoE: of each expert and image; 0: tokens / experts, rounded up */
   esp_balance_kind balance;
   esp_balance_scores balance_scores;
   double balance_weight;    /* of the Switch load-balance loss */
@@ -193,6 +197,13 @@ ESP_API esp_gate_kind esp_activation_gate(esp_activation_kind activation);
 
 /* Rows and columns of the grid of tokens that the stem makes. */
 ESP_API void esp_token_grid(const esp_model_config *config, int *rows, int *columns);
+
+/* Images that share a capacity, or among whose tokens an expert chooses, outside of training. */
+ESP_API int esp_evaluation_group(const esp_router_config *config);
+
+/* How many images, about `images`, a pass outside of training takes so that groups stay whole: where it matters to a
+ * token who shares its group, a multiple of the group. */
+ESP_API int64_t esp_evaluation_batch(const esp_model_config *config, int64_t images);
 
 /* ESP_ERR_CONFIG, naming the key, if the settings cannot be a model. */
 ESP_API esp_status esp_model_config_check(const esp_model_config *config) ESP_MUST_CHECK;

@@ -388,7 +388,7 @@ static void a_tenth_of_the_elements_is_left_after_training(void **state) {
   assert_int_equal(result.step, 30);
   assert_a_tenth_is_left(compact);
   esp_evaluation evaluation;
-  const esp_evaluation_options options = {.split = ESP_TEST, .batch = 32};
+  const esp_evaluation_options options = {.split = ESP_TEST};
   expect_ok(esp_evaluate(compact, data, &info.normalisation, &options, &evaluation));
   assert_true(fabs(evaluation.loss - result.final.loss) < 1e-5); /* the same function */
   esp_model_free(compact);

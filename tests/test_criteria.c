@@ -265,7 +265,7 @@ static void mean_input(const esp_model *model, const esp_calibration *c, double 
 }
 
 static double loss_on(const esp_model *model, const esp_dataset *of, const esp_normalisation *normalisation) {
-  const esp_evaluation_options options = {.split = ESP_TEST, .batch = 20};
+  const esp_evaluation_options options = {.split = ESP_TEST};
   esp_evaluation evaluation;
   if (esp_evaluate(model, of, normalisation, &options, &evaluation) != ESP_OK) fail_msg("%s", esp_error_message());
   return evaluation.loss;

@@ -89,7 +89,7 @@ static esp_model *make_model(void) {
 }
 
 static double loss_on(const esp_model *model, const esp_dataset *dataset, const esp_normalisation *normalisation) {
-  const esp_evaluation_options options = {.split = ESP_TEST, .batch = IMAGES};
+  const esp_evaluation_options options = {.split = ESP_TEST};
   esp_evaluation evaluation = {0};
   if (esp_evaluate(model, dataset, normalisation, &options, &evaluation) != ESP_OK) fail_msg("%s", esp_error_message());
   return evaluation.loss;

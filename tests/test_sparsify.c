@@ -94,7 +94,7 @@ static void sparsification_of_a_trained_model(void **state) {
   (void)state;
   trained t = train_quickly(settings, "synthetic:narrow");
   const esp_sparsify_options options = {
-      .evaluation = {.split = ESP_TEST, .batch = 100, .limit = 500}, .seed = 3, .first_layer = 1, .end_layer = 2};
+      .evaluation = {.split = ESP_TEST, .limit = 500}, .seed = 3, .first_layer = 1, .end_layer = 2};
   const int64_t count = esp_sparsify_count(&options);
   assert_int_equal(count, 2 * ESP_SPARSIFY_ORDERS * ESP_SPARSIFY_SHARES);
   esp_sparsify_point *points = esp_alloc((size_t)count, sizeof *points),

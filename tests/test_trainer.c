@@ -611,17 +611,14 @@ static void test_evaluation(void **state) {
   set_up(&t, SETTINGS(NULL));
   expect_failure(go(&t, NULL, &at_once), ESP_ERR_INTERRUPTED, "", ""); /* at step 0 every loss is log(classes) */
   const esp_normalisation *n = &t.info.normalisation;
-  expect_ok(esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TEST, .batch = 64}, &all));
-  expect_ok(
-      esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TEST, .batch = 7, .limit = 100}, &some));
-  expect_ok(
-      esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TRAIN, .batch = 50, .limit = 100}, &train));
+  expect_ok(esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TEST}, &all));
+  expect_ok(esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TEST, .limit = 100}, &some));
+  expect_ok(esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TRAIN, .limit = 100}, &train));
   assert_int_equal(all.examples, 1000);
   assert_int_equal(some.examples, 100);
   assert_true(train.loss != some.loss);
   esp_evaluation again;
-  expect_ok(
-      esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TEST, .batch = 100, .limit = 100}, &again));
+  expect_ok(esp_evaluate(t.model, data, n, &(esp_evaluation_options){.split = ESP_TEST, .limit = 100}, &again));
   assert_true(again.accuracy == some.accuracy && fabs(again.loss - some.loss) < 1e-6);
   tear_down(&t);
 }
@@ -660,7 +657,7 @@ static void test_evaluation_with_mirror_images(void **state) {
   expect_ok(go(&t, NULL, NULL));
   const esp_normalisation *n = &t.info.normalisation;
   int64_t places[100];
-  const esp_evaluation_options options = {.split = ESP_TEST, .batch = 50, .limit = 100, .places = places};
+  const esp_evaluation_options options = {.split = ESP_TEST, .limit = 100, .places = places};
   esp_evaluation_options flipped = options;
   flipped.flip = true;
   expect_ok(esp_evaluate(t.model, data, n, &options, &plain));
@@ -690,7 +687,7 @@ static void test_evaluation_of_what_does_not_fit(void **state) {
   esp_evaluation e;
   esp_dataset *broad;
   esp_model *smaller;
-  const esp_evaluation_options options = {.split = ESP_TEST, .batch = 64};
+  const esp_evaluation_options options = {.split = ESP_TEST};
   set_up(&t, SETTINGS(NULL));
   expect_ok(esp_dataset_open(&broad, "synthetic"));
   expect_failure(esp_evaluate(t.model, broad, &t.info.normalisation, &options, &e), ESP_ERR_MISMATCH,

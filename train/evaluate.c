@@ -63,6 +63,20 @@ int64_t esp_count_correct(const esp_tensor *logits, const int32_t *labels) {
   return correct;
 }
 
+static double row_loss(const esp_real *logits, int64_t classes, int32_t label) {
+  double most = (double)logits[0], mass = 0;
+  for (int64_t j = 1; j < classes; j++) most = (double)logits[j] > most ? (double)logits[j] : most;
+  for (int64_t j = 0; j < classes; j++) mass += exp((double)logits[j] - most); /* not-a-number comes through */
+  return most + log(mass) - (double)logits[label];
+}
+
+double esp_sum_losses(const esp_tensor *logits, const int32_t *labels) {
+  const int64_t classes = esp_tensor_columns(logits);
+  double sum = 0;
+  for (int64_t i = 0; i < esp_tensor_rows(logits); i++) sum += row_loss(logits->data + i * classes, classes, labels[i]);
+  return sum;
+}
+
 /* Every image of the leaf from left to right. */
 static esp_tensor *mirrored(esp_tape *tape, const esp_tensor *images) {
   const int64_t rows = images->shape[0] * images->shape[1], width = images->shape[2], channels = images->shape[3];
@@ -82,10 +96,9 @@ static esp_status add_flipped(const esp_model *model, esp_tape *tape, const esp_
   const esp_pass unwatched = {.neurons = pass->neurons, .filter = pass->filter};
   const esp_model_output output = esp_model_forward(model, tape, mirror, &unwatched);
   esp_tensor *mean = esp_scale(tape, esp_add(tape, logits, esp_ensemble_prediction(tape, &output)), 0.5);
-  esp_tensor *loss = mean ? esp_cross_entropy(tape, mean, &(esp_targets){.labels = batch->labels}) : NULL;
-  if (!loss) return esp_tape_status(tape);
+  if (!mean) return esp_tape_status(tape);
   sum->flip_accuracy += (double)esp_count_correct(mean, batch->labels);
-  sum->flip_loss += (double)loss->data[0] * (double)batch->count;
+  sum->flip_loss += esp_sum_losses(mean, batch->labels);
   return ESP_OK;
 }
 
@@ -107,10 +120,9 @@ static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const e
   if (!images) return esp_tape_status(tape);
   const esp_model_output output = esp_model_forward(model, tape, images, &pass);
   esp_tensor *logits = esp_ensemble_prediction(tape, &output);
-  esp_tensor *loss = logits ? esp_cross_entropy(tape, logits, &(esp_targets){.labels = batch->labels}) : NULL;
-  if (!loss) return esp_tape_status(tape);
+  if (!logits) return esp_tape_status(tape);
   sum->accuracy += (double)esp_count_correct(logits, batch->labels);
-  sum->loss += (double)loss->data[0] * (double)batch->count;
+  sum->loss += esp_sum_losses(logits, batch->labels);
   if (options->logits) keep_logits(logits, sum->examples, options->logits);
   if (options->places)
     memcpy(options->places + sum->examples, batch->places, (size_t)batch->count * sizeof *batch->places);
@@ -145,7 +157,7 @@ esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset, cons
   const esp_dataset_info *info = esp_dataset_info_of(dataset);
   const int64_t images = esp_evaluated_images(info, options);
   if (options->replay) ESP_TRY(esp_routing_trace_check(options->replay, model, info, options->split, images));
-  const esp_loader_options loading = {.batch = options->batch,
+  const esp_loader_options loading = {.batch = esp_evaluation_batch(&model->config, ESP_EVALUATION_IMAGES),
                                       .normalisation = *normalisation,
                                       .example_limit = images,
                                       .sample = images < info->count[options->split],

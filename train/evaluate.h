@@ -22,7 +22,6 @@ typedef struct esp_evaluation {
 /* What an evaluation looks at, and who watches it. */
 typedef struct esp_evaluation_options {
   esp_split_name split;
-  int64_t batch;
   int64_t limit; /* looks at so many images, always the same ones, with the classes in their shares; 0, or as many as
                     there are: at all, in the order of the split */
   const esp_observer *observer;    /* NULL: none */
@@ -35,7 +34,8 @@ typedef struct esp_evaluation_options {
   bool flip;       /* mirror images, which nobody watches and nothing replays, are looked at, too */
 } esp_evaluation_options;
 
-/* Runs the model over the split without augmentation. ESP_ERR_MISMATCH if images or classes are
+/* Runs the model over the split without augmentation. What it finds depends on the model and the images alone: passes
+ * take as many images as esp_evaluation_batch() says, and routing groups begin where they begin in the split. ESP_ERR_MISMATCH if images or classes are
  * not the model's or the trace is of other data or another kind of model, ESP_ERR_NOT_FINITE if the loss is not
  * finite. */
 ESP_API esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset,
@@ -58,6 +58,9 @@ ESP_API esp_tensor *esp_batch_images(esp_tape *tape, const esp_batch *batch, con
 
 /* How many rows of logits [N, classes] have their largest entry at the label; the first of equal ones counts. */
 ESP_API int64_t esp_count_correct(const esp_tensor *logits, const int32_t *labels);
+
+/* The sum of the rows' cross-entropies, in nats, from logits to sum in double: not finite if one is. */
+ESP_API double esp_sum_losses(const esp_tensor *logits, const int32_t *labels);
 
 /* Seconds of a clock that never goes back. */
 ESP_API double esp_seconds(void);

@@ -140,8 +140,7 @@ static bool has_validation(const run *r) { return esp_dataset_info_of(r->job->da
 static esp_status evaluate(run *r, const esp_model *model, esp_split_name split, int64_t limit,
                            const esp_observer *observer, esp_evaluation *evaluation) {
   const esp_training_job *job = r->job;
-  const esp_evaluation_options options = {
-      .split = split, .batch = job->config->training.batch, .limit = limit, .observer = observer};
+  const esp_evaluation_options options = {.split = split, .limit = limit, .observer = observer};
   const esp_status status = esp_evaluate(model, job->dataset, &job->info->normalisation, &options, evaluation);
   return status == ESP_OK ? ESP_OK : esp_fail_in(status, "evaluating after step %lld", (long long)r->step);
 }

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_VARIANTS = 32, MOST_SEEDS = 64, NAME_SIZE = 64, STATISTICS_BATCH = 128 };
+enum { MOST_VARIANTS = 32, MOST_SEEDS = 64, NAME_SIZE = 64 };
 enum { TIMED_IMAGES = 64, TIMED_ROUNDS = 101 };
 
 typedef struct comparing {
@@ -171,7 +171,7 @@ static esp_status measure_one(const training *t, double *values) {
   esp_statistics *statistics;
   ESP_TRY(esp_statistics_create(&statistics, t->model, ESP_STATISTICS_STRIDE));
   const esp_observer observer = esp_statistics_observer(statistics);
-  const esp_evaluation_options options = {.split = ESP_TEST, .batch = STATISTICS_BATCH, .observer = &observer};
+  const esp_evaluation_options options = {.split = ESP_TEST, .observer = &observer};
   esp_evaluation evaluation;
   const esp_status status = esp_evaluate(t->model, t->dataset, &t->info.normalisation, &options, &evaluation);
   if (status == ESP_OK) take_statistics(statistics, values);

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ZERO_SHOT_SAMPLES = 512, ZERO_SHOT_BATCH = 16, EVALUATION_BATCH = 128 };
+enum { ZERO_SHOT_SAMPLES = 512, ZERO_SHOT_BATCH = 16 };
 
 /* --- settings ---------------------------------------------------------------------------------------------------- */
 
@@ -96,7 +96,7 @@ static esp_status load_source(outcome *o, const training *t) {
 
 static esp_status evaluate(const training *t, const esp_model *model, esp_split_name split,
                            esp_evaluation *evaluation) {
-  const esp_evaluation_options options = {.split = split, .batch = EVALUATION_BATCH};
+  const esp_evaluation_options options = {.split = split};
   return esp_evaluate(model, t->dataset, &t->info.normalisation, &options, evaluation);
 }
 

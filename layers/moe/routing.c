@@ -105,7 +105,8 @@ esp_route_request esp_plain_request(const esp_router_config *config, const esp_e
 }
 
 int64_t esp_group_tokens(const esp_route_request *r) {
-  const int64_t tokens = r->tokens / r->members, group = r->config->group_images * (r->tokens / r->images);
+  const int images = r->training ? r->config->group_images : esp_evaluation_group(r->config);
+  const int64_t tokens = r->tokens / r->members, group = images * (r->tokens / r->images);
   return group > 0 && group < tokens ? group : tokens;
 }
 

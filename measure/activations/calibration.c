@@ -11,7 +11,9 @@ int64_t esp_calibration_images(const esp_calibration *c) {
   return c->images > 0 && c->images < available ? c->images : available;
 }
 
-int64_t esp_calibration_batch(const esp_calibration *c) { return c->batch > 0 ? c->batch : ESP_CALIBRATION_BATCH; }
+int64_t esp_calibration_batch(const esp_calibration *c, const esp_model_config *config) {
+  return esp_evaluation_batch(config, c->batch > 0 ? c->batch : ESP_CALIBRATION_BATCH);
+}
 
 static esp_status pass_over_batch(const esp_model *model, esp_tape *tape, const esp_batch *batch, bool labelled,
                                   const esp_observer *observer) {
@@ -34,7 +36,7 @@ static esp_status pass_over_all(const esp_model *model, esp_tape *tape, esp_load
 
 esp_status esp_calibration_pass(const esp_model *model, const esp_calibration *c, const esp_observer *observer) {
   ESP_TRY(esp_calibration_check(c, &model->config));
-  const esp_loader_options loading = {.batch = esp_calibration_batch(c),
+  const esp_loader_options loading = {.batch = esp_calibration_batch(c, &model->config),
                                       .normalisation = *c->normalisation,
                                       .seed = c->seed,
                                       .example_limit = esp_calibration_images(c),

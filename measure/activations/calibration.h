@@ -18,7 +18,7 @@ typedef struct esp_calibration {
   esp_split_name split;                   /* ESP_TRAIN, so that a test split stays unseen */
   int64_t images;                         /* a sample without replacement; 0 or more than there are: all */
   uint64_t seed;                          /* keys the sample */
-  int64_t batch;                          /* 0: ESP_CALIBRATION_BATCH */
+  int64_t batch;                          /* 0: ESP_CALIBRATION_BATCH; taken as esp_evaluation_batch() says */
 } esp_calibration;
 
 /* ESP_ERR_MISMATCH if the images have not the model's shape. */
@@ -27,7 +27,7 @@ ESP_API esp_status esp_calibration_check(const esp_calibration *calibration,
 
 /* How many images a pass looks at, in batches of how many. */
 ESP_API int64_t esp_calibration_images(const esp_calibration *calibration);
-ESP_API int64_t esp_calibration_batch(const esp_calibration *calibration);
+ESP_API int64_t esp_calibration_batch(const esp_calibration *calibration, const esp_model_config *config);
 
 /* Runs the model over the sample in evaluation mode, always in the same order and batches; observers get labels only
  * if the data's number of classes is the model's. ESP_ERR_MISMATCH as above. */

@@ -225,7 +225,7 @@ static esp_status add_gradients(gradient_pass *pass, const esp_batch *batch) {
 }
 
 static esp_status run_gradients(gradient_pass *pass, const esp_calibration *c) {
-  const esp_loader_options loading = {.batch = esp_calibration_batch(c),
+  const esp_loader_options loading = {.batch = esp_calibration_batch(c, &pass->model->config),
                                       .normalisation = *c->normalisation,
                                       .seed = c->seed,
                                       .example_limit = esp_calibration_images(c),

@@ -35,8 +35,8 @@ static void watch(void *context, const esp_moe_record *record) {
     if (f->caches[i].block == record->layer->block) f->status = keep(&f->caches[i], record);
 }
 
-static esp_status prepare(esp_layer_cache *cache, const esp_calibration *c) {
-  const int64_t batch = esp_calibration_batch(c);
+static esp_status prepare(esp_layer_cache *cache, const esp_model *model, const esp_calibration *c) {
+  const int64_t batch = esp_calibration_batch(c, &model->config);
   cache->count = 0;
   cache->capacity = (int)((esp_calibration_images(c) + batch - 1) / batch);
   cache->batches = esp_alloc((size_t)cache->capacity, sizeof *cache->batches);
@@ -47,7 +47,7 @@ static esp_status prepare(esp_layer_cache *cache, const esp_calibration *c) {
 esp_status esp_layer_cache_fill(esp_layer_cache *caches, int count, const esp_model *model, const esp_calibration *c) {
   filling f = {caches, count, ESP_OK};
   const esp_observer observer = {watch, &f};
-  for (int i = 0; i < count && f.status == ESP_OK; i++) f.status = prepare(&caches[i], c);
+  for (int i = 0; i < count && f.status == ESP_OK; i++) f.status = prepare(&caches[i], model, c);
   if (f.status == ESP_OK) {
     const esp_status passed = esp_calibration_pass(model, c, &observer);
     if (passed != ESP_OK) f.status = passed;

@@ -50,13 +50,12 @@ static esp_status evaluate(const esp_sweep *sweep, esp_sweep_cell *cell, const e
   row_count count = {{0}, {0}};
   esp_evaluation evaluation;
   const esp_observer observer = {count_rows, &count};
-  const esp_evaluation_options options = {
-      .split = ESP_TEST, .batch = BATCH, .limit = test_images(sweep), .observer = &observer};
+  const esp_evaluation_options options = {.split = ESP_TEST, .limit = test_images(sweep), .observer = &observer};
   ESP_TRY(esp_evaluate(model, s->data, &s->models[cell->model].info->normalisation, &options, &evaluation));
   cell->accuracy = evaluation.accuracy;
   cell->loss = evaluation.loss;
   if (esp_dataset_info_of(s->data)->count[ESP_VALIDATION] > 0) {
-    const esp_evaluation_options validating = {.split = ESP_VALIDATION, .batch = BATCH, .limit = options.limit};
+    const esp_evaluation_options validating = {.split = ESP_VALIDATION, .limit = options.limit};
     ESP_TRY(esp_evaluate(model, s->data, &s->models[cell->model].info->normalisation, &validating, &evaluation));
     cell->validation_accuracy = evaluation.accuracy;
   }

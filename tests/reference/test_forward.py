@@ -69,6 +69,7 @@ def test_capacity():
     """Overflow is dropped; by rank then position, or by rank then the largest gate; groups of images; rounding."""
     for settings in ({}, {R + "batch_priority": "true"}, {R + "batch_priority": "true", R + "renormalise": "false"},
                      {R + "group_images": 3}, {R + "group_images": 5, R + "batch_priority": "true"},
+                     {R + "evaluation_group": 3, R + "group_images": 5}, {R + "evaluation_group": 4},
                      {R + "group_images": 0, R + "score": "sigmoid", R + "renormalise": "false"},
                      {"model.moe.top_k": 3, R + "batch_priority": "true", R + "score": "sigmoid",
                       R + "renormalise": "false"}):
@@ -82,6 +83,7 @@ def test_expert_choice():
     base = {R + "policy": "expert_choice", R + "balance_weight": 0, R + "renormalise": "false"}
     check_all([dict(base, **s) for s in ({}, {R + "score_selected_only": "true"}, {R + "score": "sigmoid"},
                                          {R + "group_images": 3}, {R + "group_images": 0, "model.moe.top_k": 1},
+                                         {R + "evaluation_group": 5},
                                          {R + "cosine": "true"},
                                          {R + "score": "sigmoid", R + "score_selected_only": "true"})])
 

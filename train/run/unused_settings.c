@@ -90,6 +90,12 @@ static const char *without_capacity(const esp_run_config *c) {
   return "nothing has a capacity (model.moe.router.capacity), so that no images share one";
 }
 
+static const char *without_evaluation_capacity(const esp_run_config *c) {
+  if (routes_by(c, ESP_ROUTER_SOFT)) return without_capacity(c);
+  if (routes_by(c, ESP_ROUTER_EXPERT_CHOICE) || router_of(c)->evaluation_capacity > 0) return NULL;
+  return "outside of training nothing has a capacity (model.moe.router.evaluation_capacity), so that no images share one";
+}
+
 static const char *without_balance(const esp_run_config *c) {
   static const char *const reasons[] = {
       [ESP_ROUTER_EXPERT_CHOICE] = "with model.moe.router.policy expert_choice all experts serve as many tokens",
@@ -162,6 +168,7 @@ static const struct {
             {"model.moe.router.renormalise", division_without},
             {"model.moe.router.temperature", without_cosine},
             {"model.moe.router.group_images", without_capacity},
+            {"model.moe.router.evaluation_group", without_evaluation_capacity},
             {"model.moe.router.balance", without_balance_loss},
             {"model.moe.router.balance_scores", without_balance_loss},
             {"model.moe.router.balance_weight", weight_without_balance},

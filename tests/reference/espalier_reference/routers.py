@@ -11,6 +11,7 @@ import numpy as np
 from .numerics import sigmoid, softmax, top_k
 
 ZERO, MASKED = -1, -2
+EVALUATION_IMAGES = 128  # of a group outside of training where the settings say none
 
 
 @dataclass
@@ -62,10 +63,13 @@ class Request:
         return np.where(allowed & self.routable()[None], logits, -np.inf)
 
     def groups(self):
-        """Ranges of tokens that share a capacity: group_images images of one member."""
+        """Ranges of tokens that share a capacity: group_images images of one member, outside of training
+        evaluation_group ones."""
         per_image = self.tokens // self.images
         of_member = self.images // self.members
-        size = self.router["group_images"] or of_member
+        size = self.router["group_images"] or (of_member if self.training else EVALUATION_IMAGES)
+        if not self.training:
+            size = self.router.get("evaluation_group") or size
         for member in range(self.members):
             for first in range(0, of_member, size):
                 last = min(first + size, of_member)
