@@ -13,7 +13,7 @@ from espalier_reference.forward import Model, ensemble, expert_weights, run_expe
 from espalier_reference.losses import cross_entropy
 from espalier_reference.merging import PARTS, stable_rank
 from espalier_reference.models import decided_model
-from espalier_reference.program import Workshop
+from espalier_reference.program import TRAIN, Workshop
 from espalier_reference.routers import MASKED, ZERO
 
 R = "model.moe.router."
@@ -106,6 +106,43 @@ def test_factored_experts():
             assert abs(left - total * 0.4) < before.config["width"], f"{left} of {total} elements are left, not to a row"
             check_ranks(shop, before, after)
         close(mc_smoe_expert(768, 3072, 32, 0.1) / 1e6, 0.7176, 1e-4, "parameters of a factored expert")
+
+
+STILL = {"optimizer.kind": "sgd", "optimizer.momentum": 0, "optimizer.weight_decay": 0, "optimizer.clip_norm": 0,
+         "optimizer.schedule.kind": "constant", "optimizer.schedule.warmup": 0, "training.batch": TRAIN}
+
+
+def run_still(shop, command, name, out, rate, *arguments, **settings):
+    shop.run(command, name, "--data", "hdf5:data.h5", "--out", out, "--overwrite", *arguments,
+             *[w for k, v in dict(STILL, **settings, **{"optimizer.learning_rate": rate}).items() for w in ("--set", f"{k}={v}")])
+
+
+def test_importance_of_rows():
+    """Row 42: the rows of S that stay are those with the largest mean |s dL/ds|, over all matrices of all layers together
+    and counted by their elements. Steps that move nothing, the first without pruning, the second with all of it; the
+    gradient comes from a step of the trainer (test_losses.py holds it)."""
+    with Workshop() as shop:
+        name = decided_model(shop, {"model.moe.hidden": 8, R + "balance_weight": 0}, split="train", batch=TRAIN)[0]
+        run_still(shop, "finetune", name, "stepped", 1, **{"training.epochs": 1})
+        run_still(shop, "compress", name, "factored", 1e-9, "--rank", 3, "--share", 0.4,
+                  **{"training.epochs": 3, "compression.start": 0.6, "compression.finish": 0.34})
+        before, stepped, after = (shop.checkpoint(n) for n in (name, "stepped", "factored"))
+        rows, there = [], []
+        for scope in before.mixtures():
+            for s in range(before.layers[scope].stored):
+                for w, moved in zip(matrices(before, scope, s), matrices(stepped, scope, s)):
+                    u, sigma, v = np.linalg.svd(w)
+                    sparse = w - (u[:, :3] * sigma[:3]) @ v[:3]
+                    rows += [(value, w.shape[1]) for value in np.abs(sparse * (w - moved)).mean(1)]
+                there += list(rows_of_s(after, scope, s))
+        check_rows_left(np.array(rows), np.array(there))
+
+
+def check_rows_left(rows, there):
+    importance, sizes = rows[:, 0], rows[:, 1]
+    assert importance[there].min() > importance[~there].max() * (1 - 1e-4), "a row stays that matters less than one that goes"
+    left = sizes[there].sum() / sizes.sum()
+    assert abs(left - 0.4) * sizes.sum() < sizes.max(), f"{left} of the elements are left"
 
 
 def matrices(checkpoint, scope, stored):

@@ -18,7 +18,7 @@ def log_sum_exp(z, axis=-1):
 
 
 def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
+    return np.exp(-np.logaddexp(0, -z))  # exact to the last digits of small values, too
 
 
 _erf = np.vectorize(math.erf, otypes=[float])
