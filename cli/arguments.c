@@ -72,6 +72,8 @@ static const program_option option_table[] = {
     {"--parameters", NULL, "lists every parameter with its shape", TEXT(parameters)},
     {"--overwrite", NULL, "replaces a run that is already in the output folder", TEXT(overwrite)},
     {"--seed", "N", "seeds what is random here", TEXT(seed)},
+    {"--unsealed", NULL,
+     "reads checkpoints and traces without a seal too, which another program has changed: trust them", TEXT(unsealed)},
     {"--threads", "N", "threads to compute with (default: all cores)", TEXT(threads)},
     {"--json", NULL, "prints one JSON object on standard output and nothing else there", TEXT(json)},
     {"--quiet", NULL, "no progress on standard error", TEXT(quiet)},
@@ -79,8 +81,8 @@ static const program_option option_table[] = {
 };
 enum { OPTION_COUNT = sizeof option_table / sizeof option_table[0] };
 
-const command_option common_options[] = {
-    {"--threads", NULL}, {"--json", NULL}, {"--quiet", NULL}, {"--help", NULL}, {NULL, NULL}};
+const command_option common_options[] = {{"--unsealed", NULL}, {"--threads", NULL}, {"--json", NULL},
+                                         {"--quiet", NULL},    {"--help", NULL},    {NULL, NULL}};
 
 static bool is_among(const command_option *list, const char *name) {
   for (; list->name; list++)

@@ -31,7 +31,7 @@ typedef struct arguments {
   size_t override_count;
   const char *drop, *ratio, *below, *calibration, *floor, *threads, *seed, *limit, *noise,
       *rounds; /* numbers, checked by whole_number() and real_number() */
-  bool json, quiet, help, resume, augment, parameters, overwrite, ranks, keep, distil;
+  bool json, quiet, help, resume, augment, parameters, overwrite, ranks, keep, distil, unsealed;
   const char *rank, *share; /* of compress: numbers */
   bool zero_shot;           /* likewise */
 } arguments;

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 
 int report_failure(esp_status status) {
-  fprintf(stderr, "espalier: %s\n", esp_error_message());
+  fprintf(stderr, "espalier: %s\n", esp_shown(esp_error_message()));
   return status == ESP_ERR_USAGE || status == ESP_ERR_CONFIG ? EXIT_USAGE : EXIT_FAILED;
 }
 
@@ -166,7 +166,7 @@ void draw_figure(const arguments *a, const char *folder, const char *name) {
   if (drawn == ESP_NO_GNUPLOT)
     fprintf(stderr, "the figure is not drawn, for gnuplot is not installed (Debian: gnuplot-nox); later: ");
   else fprintf(stderr, "gnuplot could not draw the figure; to see why: ");
-  fprintf(stderr, "cd '%s' && gnuplot %s.gp\n", folder, name);
+  fprintf(stderr, "cd '%s' && gnuplot %s.gp\n", esp_shown(folder), name);
 }
 
 json_t *history_json(const esp_checkpoint_info *info) {
@@ -183,11 +183,11 @@ json_t *history_json(const esp_checkpoint_info *info) {
 void print_history(const esp_checkpoint_info *info) {
   for (int i = 0; i < info->history_count; i++) {
     const esp_history_entry *h = &info->history[i];
-    printf("  %d. %s: %s", i + 1, h->action, h->detail);
+    printf("  %d. %s: %s", i + 1, esp_shown(h->action), esp_shown(h->detail));
     if (h->steps) printf(", %lld steps", (long long)h->steps);
-    if (*h->frozen) printf(", frozen: %s", h->frozen);
-    if (*h->parent) printf(", from %s", h->parent);
-    if (*h->reference) printf(", reference %s", h->reference);
+    if (*h->frozen) printf(", frozen: %s", esp_shown(h->frozen));
+    if (*h->parent) printf(", from %s", esp_shown(h->parent));
+    if (*h->reference) printf(", reference %s", esp_shown(h->reference));
     putchar('\n');
   }
 }

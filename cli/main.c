@@ -31,6 +31,11 @@ static int unknown_command(const char *name) {
   return report_failure(ESP_ERR_USAGE);
 }
 
+static void warn_unsealed(const char *path) {
+  fprintf(stderr, "espalier: warning: %s has no seal: another program has changed it, or it is cut short\n",
+          esp_shown(path));
+}
+
 static int run(const command *c, int argc, char **argv) {
   arguments a;
   long long threads = 0;
@@ -43,6 +48,7 @@ static int run(const command *c, int argc, char **argv) {
   esp_threads_set((int)threads);
   if (status == ESP_OK) status = check_threads();
   if (status != ESP_OK) return report_failure(status);
+  if (a.unsealed) esp_checkpoint_accept_unsealed(warn_unsealed);
   return c->run(&a);
 }
 

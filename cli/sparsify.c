@@ -109,7 +109,7 @@ int run_sparsify(const arguments *a) {
     code = print_json(points_json(&s));
   } else {
     esp_sparsify_print(s.l.model, s.points, s.count, stdout);
-    if (*s.folder) printf("%s: sparsify.csv, sparsify.json, sparsify.svg\n", s.folder);
+    if (*s.folder) printf("%s: sparsify.csv, sparsify.json, sparsify.svg\n", esp_shown(s.folder));
   }
   esp_free(s.points);
   esp_dataset_close(s.dataset);

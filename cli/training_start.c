@@ -63,7 +63,7 @@ static esp_status recall(training *t, esp_training_result *result) {
                             .best_step = json_integer_value(json_object_get(t->more, "best_step")),
                             .seconds = json_number_value(json_object_get(t->more, "seconds")),
                             .images_per_second = json_number_value(json_object_get(t->more, "images_per_second"))};
-  if (!t->quiet) fprintf(stderr, "%s is finished: there is nothing to resume\n", t->folder);
+  if (!t->quiet) fprintf(stderr, "%s is finished: there is nothing to resume\n", esp_shown(t->folder));
   return ESP_OK;
 }
 
@@ -77,7 +77,7 @@ static void print_end(const training *t, const esp_training_result *r) {
   if (r->best_step != r->step)
     printf("; best.h5, of step %lld: validation %.2f %%, test %.2f %%", (long long)r->best_step,
            100 * r->best_validation.accuracy, 100 * r->best.accuracy);
-  printf("; %.0f s, %.0f images/s; checkpoint %s/last.h5\n", r->seconds, r->images_per_second, t->folder);
+  printf("; %.0f s, %.0f images/s; checkpoint %s/last.h5\n", r->seconds, r->images_per_second, esp_shown(t->folder));
 }
 
 static int finish(training *t, const arguments *a, esp_status status, const esp_training_result *result) {

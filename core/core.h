@@ -7,6 +7,8 @@
 #include <espalier/memory.h>
 #include <espalier/random.h>
 #include <espalier/parallel.h>
+#include <espalier/confined.h>
+#include <espalier/escape.h>
 #include <espalier/blas.h>
 #include <espalier/lapack.h>
 #include <espalier/tensor.h>

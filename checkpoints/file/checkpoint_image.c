@@ -79,3 +79,39 @@ esp_status esp_image_make(esp_image *image, size_t expected, esp_image_writer *w
   esp_h5_end_silence(&silence);
   return status;
 }
+
+/* ---- reading ---- */
+
+/* HDF5 is to use the bytes where they lie: it asks for memory for its copy, and gets the bytes themselves. */
+static void *lend(size_t size, H5FD_file_image_op_t operation, void *user_data) {
+  const esp_image *image = user_data;
+  (void)operation;
+  return size <= image->size ? image->bytes : NULL;
+}
+
+static void *keep(void *to, const void *from, size_t size, H5FD_file_image_op_t operation, void *user_data) {
+  (void)from, (void)size, (void)operation, (void)user_data;
+  return to;
+}
+
+static void *refuse_to_grow(void *block, size_t size, H5FD_file_image_op_t operation, void *user_data) {
+  (void)block, (void)size, (void)operation, (void)user_data;
+  return NULL;
+}
+
+hid_t esp_image_open(esp_h5_handles *handles, esp_image *image) {
+  H5FD_file_image_callbacks_t callbacks = {.image_malloc = lend,
+                                           .image_memcpy = keep,
+                                           .image_realloc = refuse_to_grow,
+                                           .image_free = let_go,
+                                           .udata_copy = share,
+                                           .udata_free = unshare,
+                                           .udata = image};
+  char name[64];
+  snprintf(name, sizeof name, "espalier file in memory %p", (const void *)image);
+  const hid_t list = esp_h5_keep(handles, H5Pcreate(H5P_FILE_ACCESS));
+  if (list < 0 || H5Pset_fapl_core(list, STEP, false) < 0) return H5I_INVALID_HID;
+  if (H5Pset_file_image_callbacks(list, &callbacks) < 0) return H5I_INVALID_HID;
+  if (H5Pset_file_image(list, image->bytes, image->size) < 0) return H5I_INVALID_HID;
+  return esp_h5_keep(handles, H5Fopen(name, H5F_ACC_RDONLY, list));
+}

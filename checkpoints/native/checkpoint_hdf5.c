@@ -10,7 +10,8 @@ enum {
   LARGEST_RATIO = 1032,  /* of deflate */
   DEFLATE_EXCESS = 1000, /* what cannot be compressed grows by less than a thousandth */
   BYTES_PER_DATASET = 4096,
-  REASON_SIZE = 256
+  REASON_SIZE = 256,
+  MOST_LINKS = 1 << 16
 };
 
 /* ---- errors and handles ---- */
@@ -194,6 +195,7 @@ static esp_status fail_open(hid_t place, const char *name, const char *what) {
 }
 
 esp_status esp_h5_open_group(esp_h5_handles *handles, hid_t place, const char *name, hid_t *group) {
+  ESP_TRY(esp_h5_check_links(place, name));
   *group = esp_h5_keep(handles, H5Gopen2(place, name, H5P_DEFAULT));
   return *group >= 0 ? ESP_OK : fail_open(place, name, "group");
 }
@@ -231,12 +233,14 @@ static esp_status read_shape(hid_t space, const char *name, esp_h5_array *array)
 static esp_status check_opened(hid_t data, hid_t type, hid_t space, const char *name, H5T_class_t kind, size_t size,
                                esp_h5_array *array) {
   ESP_TRY(check_type(name, type, kind, size));
+  ESP_TRY(esp_h5_check_storage(data, name, type));
   ESP_TRY(read_shape(space, name, array));
   return check_stored(name, data, type, array);
 }
 
 esp_status esp_h5_open(esp_h5_handles *handles, hid_t place, const char *name, H5T_class_t kind, size_t size,
                        esp_h5_array *array, hid_t *dataset) {
+  ESP_TRY(esp_h5_check_links(place, name));
   *dataset = esp_h5_keep(handles, H5Dopen2(place, name, H5P_DEFAULT));
   if (*dataset < 0) return fail_open(place, name, "dataset");
   esp_h5_handles inner = {0};
@@ -344,6 +348,9 @@ esp_status esp_h5_get_number(hid_t place, const char *name, int64_t *value) {
 esp_status esp_h5_each(hid_t group, esp_h5_visit *visit, void *context) {
   H5G_info_t info;
   if (H5Gget_info(group, &info) < 0) return fail_read("a group");
+  if (info.nlinks > MOST_LINKS)
+    return esp_fail(ESP_ERR_FORMAT, "a group has %llu entries; expected at most %d", (unsigned long long)info.nlinks,
+                    (int)MOST_LINKS);
   for (hsize_t i = 0; i < info.nlinks; i++) {
     char name[256];
     if (H5Lget_name_by_idx(group, ".", H5_INDEX_NAME, H5_ITER_INC, i, name, sizeof name, H5P_DEFAULT) < 0)

@@ -79,7 +79,8 @@ static esp_status read_states(hid_t group, const esp_parameters *parameters, esp
   return ESP_OK;
 }
 
-static esp_status read_group(hid_t file, const esp_parameters *parameters, esp_optimizer *optimizer) {
+static esp_status read_group(hid_t file, void *context) {
+  esp_optimizer *const optimizer = context;
   esp_h5_handles handles = {0};
   hid_t group;
   if (!esp_h5_has(file, "optimizer"))
@@ -87,15 +88,11 @@ static esp_status read_group(hid_t file, const esp_parameters *parameters, esp_o
                     "holds no optimiser state, so no training can be resumed from it; start anew from "
                     "its weights");
   esp_status status = esp_h5_open_group(&handles, file, "optimizer", &group);
-  if (status == ESP_OK) status = read_states(group, parameters, optimizer);
+  if (status == ESP_OK) status = read_states(group, esp_optimizer_parameters(optimizer), optimizer);
   esp_h5_close(&handles);
   return status;
 }
 
 esp_status esp_checkpoint_load_optimizer(const char *path, esp_optimizer *optimizer) {
-  esp_checkpoint_file file;
-  esp_status status = esp_checkpoint_open(&file, path, "checkpoint");
-  if (status == ESP_OK) status = read_group(file.id, esp_optimizer_parameters(optimizer), optimizer);
-  esp_checkpoint_close(&file);
-  return status == ESP_OK ? ESP_OK : esp_fail_in(status, "%s", path);
+  return esp_checkpoint_read(path, "checkpoint", read_group, optimizer);
 }

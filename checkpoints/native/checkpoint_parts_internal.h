@@ -49,16 +49,14 @@ esp_status esp_arrays_read(hid_t place, const char *name, const esp_parameters *
 
 esp_status esp_optimizer_write(hid_t file, const esp_parameters *parameters, const esp_optimizer *optimizer, int level);
 
-/* An open file whose format and version are known to be right. */
-typedef struct esp_checkpoint_file {
-  esp_h5_silence silence;
-  esp_h5_handles handles;
-  hid_t id;
-} esp_checkpoint_file;
+/* Reads from an open file whose format and version are known to be right. It is run twice, see esp_checkpoint_read(): what it
+ * does to `context` is done once. */
+typedef esp_status esp_checkpoint_work(hid_t file, void *context);
 
-/* kind: "checkpoint" or "routing trace". esp_checkpoint_close() is due also after a failure. */
-esp_status esp_checkpoint_open(esp_checkpoint_file *file, const char *path, const char *kind);
-void esp_checkpoint_close(esp_checkpoint_file *file);
+/* Opens the file, which must be sealed, and has it read. kind: "checkpoint" or "routing trace". The same is done in a copy of
+ * this process before, because HDF5 1.10 crashes on files that were made for it; both are given the same bytes, and the copy's
+ * memory is this one's, so that what went well there goes well here. Messages begin with the path. */
+esp_status esp_checkpoint_read(const char *path, const char *kind, esp_checkpoint_work *work, void *context);
 
 /* The model that the file describes, its parameters of the right shapes but not read yet. Also after a failure
  * both are to be cleared and freed. */
@@ -77,7 +75,11 @@ esp_status esp_image_make(esp_image *image, size_t expected, esp_image_writer *w
 /* Makes the file in memory, adds a checksum over all bytes behind them, and replaces `path` by it; the message has the path. */
 esp_status esp_sealed_file_write(const char *path, size_t expected, esp_image_writer *write, const void *context);
 
-/* Whether a file that has such a checksum is as it was written. */
-esp_status esp_seal_check(const char *path);
+/* Reads a whole file, checks its seal and cuts that off. image->bytes is to be freed also after a failure. Messages begin with
+ * the path. */
+esp_status esp_sealed_file_read(esp_image *image, const char *path, const char *kind);
+
+/* Opens an HDF5 file in memory for reading, without copying its bytes; kept in `handles`. */
+hid_t esp_image_open(esp_h5_handles *handles, esp_image *image);
 
 #endif

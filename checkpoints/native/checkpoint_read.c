@@ -1,6 +1,6 @@
 #include "checkpoint_parts_internal.h"
+#include <espalier/confined.h>
 #include <espalier/factors.h>
-#include <espalier/input_file.h>
 #include <espalier/memory.h>
 
 #include <errno.h>
@@ -12,21 +12,6 @@
 enum { TEXT_SIZE = 64, SPARE_ELEMENTS = 1 << 16 };
 
 /* ---- the file ---- */
-
-static esp_status open_file(esp_checkpoint_file *file, const char *path, const char *kind) {
-  char expected[TEXT_SIZE];
-  snprintf(expected, sizeof expected, "a %s", kind);
-  ESP_TRY(esp_input_check(path, expected));
-  ESP_TRY(esp_seal_check(path));
-  const hid_t list = esp_h5_keep(&file->handles, H5Pcreate(H5P_FILE_ACCESS));
-  /* A checkpoint never changes once it has its name, so there is nothing to lock; some file systems cannot. */
-  if (list >= 0) H5Pset_file_locking(list, false, true);
-  const htri_t known = H5Fis_hdf5(path);
-  if (known == 0) return esp_fail(ESP_ERR_FORMAT, "is not an HDF5 file; expected an Espalier %s", kind);
-  file->id = esp_h5_keep(&file->handles, H5Fopen(path, H5F_ACC_RDONLY, list < 0 ? H5P_DEFAULT : list));
-  if (file->id >= 0) return ESP_OK;
-  return esp_fail(ESP_ERR_FORMAT, "cannot be opened, the file is damaged or cut short: %s", esp_h5_reason());
-}
 
 static esp_status check_header(hid_t file, const char *kind) {
   char format[TEXT_SIZE], expected[TEXT_SIZE];
@@ -42,15 +27,43 @@ static esp_status check_header(hid_t file, const char *kind) {
                   version > ESP_FORMAT_VERSION ? "update espalier" : "there was no such format");
 }
 
-esp_status esp_checkpoint_open(esp_checkpoint_file *file, const char *path, const char *kind) {
-  *file = (esp_checkpoint_file){.silence = esp_h5_begin_silence(), .id = H5I_INVALID_HID};
-  ESP_TRY(open_file(file, path, kind));
-  return check_header(file->id, kind);
+/* An image and what is to be done with it. */
+typedef struct reading {
+  esp_image *image;
+  const char *kind;
+  esp_checkpoint_work *work;
+  void *context;
+} reading;
+
+static esp_status read_open(esp_h5_handles *handles, const reading *r) {
+  const hid_t file = esp_image_open(handles, r->image);
+  if (file < 0) return esp_fail(ESP_ERR_FORMAT, "cannot be opened, the file is damaged: %s", esp_h5_reason());
+  ESP_TRY(check_header(file, r->kind));
+  return r->work(file, r->context);
 }
 
-void esp_checkpoint_close(esp_checkpoint_file *file) {
-  esp_h5_close(&file->handles);
-  esp_h5_end_silence(&file->silence);
+static esp_status read_image(void *context, int to) {
+  (void)to;
+  esp_h5_handles handles = {0};
+  const esp_h5_silence silence = esp_h5_begin_silence();
+  const esp_status status = read_open(&handles, context);
+  esp_h5_close(&handles);
+  esp_h5_end_silence(&silence);
+  return status;
+}
+
+esp_status esp_checkpoint_read(const char *path, const char *kind, esp_checkpoint_work *work, void *context) {
+  esp_image image;
+  esp_status status = esp_sealed_file_read(&image, path, kind);
+  if (status == ESP_OK) {
+    const esp_confined_limits limits = esp_confined_limits_of(image.size, "HDF5");
+    reading r = {&image, kind, work, context};
+    status = esp_confined_try(read_image, &r, &limits);
+    if (status == ESP_OK) status = read_image(&r, -1);
+    if (status != ESP_OK) status = esp_fail_in(status, "%s", path);
+  }
+  esp_free(image.bytes);
+  return status;
 }
 
 /* ---- the model ---- */
@@ -120,29 +133,33 @@ esp_status esp_checkpoint_make_model(hid_t file, esp_architecture *architecture,
   return status;
 }
 
-/* What was made so far is left in *model and *info. */
-static esp_status read_all(hid_t file, esp_architecture *architecture, esp_model **model, esp_checkpoint_info *info) {
-  ESP_TRY(esp_checkpoint_make_model(file, architecture, model));
-  ESP_TRY(esp_arrays_read(file, "parameters", (*model)->parameters, esp_parameters_values((*model)->parameters)));
-  for (int i = 0; i < esp_model_moe_count(*model); i++) ESP_TRY(esp_factors_check(&esp_model_moe(*model, i)->bank));
-  ESP_TRY(check_digest(file, architecture, *model, info->digest));
-  return esp_info_read(file, info);
+/* What a load makes; what was made before a failure is left here. */
+typedef struct loading {
+  esp_architecture architecture;
+  esp_model *model;
+  esp_checkpoint_info *info;
+} loading;
+
+static esp_status read_all(hid_t file, void *context) {
+  loading *l = context;
+  ESP_TRY(esp_checkpoint_make_model(file, &l->architecture, &l->model));
+  esp_parameters *const parameters = l->model->parameters;
+  ESP_TRY(esp_arrays_read(file, "parameters", parameters, esp_parameters_values(parameters)));
+  for (int i = 0; i < esp_model_moe_count(l->model); i++) ESP_TRY(esp_factors_check(&esp_model_moe(l->model, i)->bank));
+  ESP_TRY(check_digest(file, &l->architecture, l->model, l->info->digest));
+  return esp_info_read(file, l->info);
 }
 
 esp_status esp_checkpoint_load(const char *path, esp_model **model, esp_checkpoint_info *info) {
-  esp_checkpoint_file file;
-  esp_architecture architecture = {0};
-  *model = NULL;
+  loading l = {.info = info};
   *info = (esp_checkpoint_info){0};
-  esp_status status = esp_checkpoint_open(&file, path, "checkpoint");
-  if (status == ESP_OK) status = read_all(file.id, &architecture, model, info);
-  esp_architecture_clear(&architecture);
-  esp_checkpoint_close(&file);
+  const esp_status status = esp_checkpoint_read(path, "checkpoint", read_all, &l);
+  esp_architecture_clear(&l.architecture);
+  *model = status == ESP_OK ? l.model : NULL;
   if (status == ESP_OK) return ESP_OK;
-  esp_model_free(*model);
-  *model = NULL;
+  esp_model_free(l.model);
   esp_checkpoint_info_clear(info);
-  return esp_fail_in(status, "%s", path);
+  return status;
 }
 
 /* ---- where it is ---- */

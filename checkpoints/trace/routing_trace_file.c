@@ -174,7 +174,8 @@ static void sort_layers(esp_routing_trace *trace) {
     }
 }
 
-static esp_status read_trace(hid_t file, esp_routing_trace *trace) {
+static esp_status read_trace(hid_t file, void *context) {
+  esp_routing_trace *const trace = context;
   ESP_TRY(esp_h5_get_text(file, "model", trace->model, sizeof trace->model));
   ESP_TRY(esp_h5_get_text(file, "data_name", trace->data_name, sizeof trace->data_name));
   ESP_TRY(esp_h5_get_text(file, "data_digest", trace->data_digest, sizeof trace->data_digest));
@@ -196,17 +197,9 @@ esp_status esp_routing_trace_load(esp_routing_trace **trace, const char *path) {
   *trace = NULL;
   esp_routing_trace *made = esp_alloc(1, sizeof *made);
   if (made) made->layers = esp_alloc(ESP_MAX_BLOCKS, sizeof *made->layers);
-  esp_checkpoint_file file;
-  esp_status status = made && made->layers ? ESP_OK : ESP_ERR_MEMORY;
-  if (status == ESP_OK) {
-    status = esp_checkpoint_open(&file, path, "routing trace");
-    if (status == ESP_OK) status = read_trace(file.id, made);
-    esp_checkpoint_close(&file);
-  }
-  if (status == ESP_OK) {
-    *trace = made;
-    return ESP_OK;
-  }
-  esp_routing_trace_free(made);
-  return esp_fail_in(status, "%s", path);
+  esp_status status = ESP_ERR_MEMORY;
+  if (made && made->layers) status = esp_checkpoint_read(path, "routing trace", read_trace, made);
+  if (status == ESP_OK) *trace = made;
+  else esp_routing_trace_free(made);
+  return status;
 }

@@ -310,7 +310,8 @@ static int show(const comparing *c) {
   draw_figure(c->a, c->a->out, "compare");
   if (c->a->json) return print_json(esp_comparison_json(&comparison));
   esp_comparison_print(&comparison, stdout);
-  printf("%s: compare.csv, compare_summary.csv, compare.json, compare.svg, and a folder for each run\n", c->a->out);
+  printf("%s: compare.csv, compare_summary.csv, compare.json, compare.svg, and a folder for each run\n",
+         esp_shown(c->a->out));
   return EXIT_DONE;
 }
 

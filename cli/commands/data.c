@@ -1,8 +1,9 @@
 /* data list, data info, data preview. */
 #include "commands_internal.h"
 
-#include <espalier/output_file.h>
 #include <espalier/data.h>
+#include <espalier/escape.h>
+#include <espalier/output_file.h>
 
 #include <stdio.h>
 #include <string.h>
@@ -44,14 +45,15 @@ static void print_info(const esp_dataset *dataset) {
   esp_normalisation n;
   esp_dataset_normalisation(dataset, &n);
   printf("%s (%s)\n  %d classes, %lld training, %lld validation and %lld test images of %d x %d x %d, %s\n", info->name,
-         info->source, info->classes, (long long)info->count[ESP_TRAIN], (long long)info->count[ESP_VALIDATION],
-         (long long)info->count[ESP_TEST], info->height, info->width, info->channels, info->digest);
+         esp_shown(info->source), info->classes, (long long)info->count[ESP_TRAIN],
+         (long long)info->count[ESP_VALIDATION], (long long)info->count[ESP_TEST], info->height, info->width,
+         info->channels, info->digest);
   if (info->own_validation) puts("  the validation split is the source's own");
   else printf("  held out of the training images for validation: a share of %g of each class\n", info->validation);
   for (int c = 0; c < info->channels; c++)
     printf("  channel %d: mean %.4f, standard deviation %.4f\n", c, (double)n.mean[c], (double)n.deviation[c]);
   for (int i = 0; info->class_names && i < info->classes; i++)
-    printf("%s%s", i ? ", " : "  classes: ", info->class_names[i]);
+    printf("%s%s", i ? ", " : "  classes: ", esp_shown(info->class_names[i]));
   if (info->class_names) putchar('\n');
   if (*info->note) printf("  %s\n", info->note);
 }
@@ -102,7 +104,7 @@ static int preview(const arguments *a) {
   if (status != ESP_OK) return report_failure(status);
   if (a->json)
     return print_json(json_pack("{s:s, s:i, s:i}", "file", a->out, "rows", rows, "columns", PREVIEW_COLUMNS));
-  printf("%s: %d classes, a row each, %d images a row\n", a->out, rows, PREVIEW_COLUMNS);
+  printf("%s: %d classes, a row each, %d images a row\n", esp_shown(a->out), rows, PREVIEW_COLUMNS);
   return EXIT_DONE;
 }
 

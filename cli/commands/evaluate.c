@@ -25,7 +25,7 @@ static int show_evaluation(const arguments *a, const loaded *l, const esp_datase
                              json_pack("{s:f, s:f}", "flip_accuracy", e->flip_accuracy, "flip_loss", e->flip_loss));
     return print_json(json);
   }
-  printf("%s on the %s split of %s: accuracy %.2f %%, loss %.4f, %lld images, %.0f images/s\n", l->path,
+  printf("%s on the %s split of %s: accuracy %.2f %%, loss %.4f, %lld images, %.0f images/s\n", esp_shown(l->path),
          esp_split_text(options->split), esp_dataset_info_of(dataset)->name, 100 * e->accuracy, e->loss,
          (long long)e->examples, (double)e->examples / e->seconds);
   if (a->flip)

@@ -45,8 +45,8 @@ static void print_parameters(const esp_parameters *parameters) {
 
 static void print_inspection(const loaded *l, const esp_model_cost *cost, bool parameters) {
   const esp_model_config *c = &l->model->config;
-  printf("%s: %.2f MB, digest %s\n%d classes (%s), images of %d x %d x %d\n", l->path,
-         1e-6 * (double)file_size(l->path), l->info.digest, c->classes, l->info.data_name, c->image_height,
+  printf("%s: %.2f MB, digest %s\n%d classes (%s), images of %d x %d x %d\n", esp_shown(l->path),
+         1e-6 * (double)file_size(l->path), l->info.digest, c->classes, esp_shown(l->info.data_name), c->image_height,
          c->image_width, c->image_channels);
   esp_model_cost_print(cost, stdout);
   print_experts(l->model);
@@ -112,9 +112,9 @@ static int show_settings(const arguments *a, const esp_model_config *c, bool ass
   esp_config_cost(c, NULL, &cost);
   esp_token_grid(c, &rows, &columns);
   if (!a->json) {
-    printf("%s: %d classes, images of %d x %d x %d%s, %d tokens each\n", a->operands[0], c->classes, c->image_height,
-           c->image_width, c->image_channels, assumed ? " (assumed where the settings leave it to the data)" : "",
-           rows * columns);
+    printf("%s: %d classes, images of %d x %d x %d%s, %d tokens each\n", esp_shown(a->operands[0]), c->classes,
+           c->image_height, c->image_width, c->image_channels,
+           assumed ? " (assumed where the settings leave it to the data)" : "", rows * columns);
     esp_model_cost_print(&cost, stdout);
     return EXIT_DONE;
   }

@@ -142,7 +142,7 @@ static void print_groups(const merging *m, const esp_layer_plan *layer) {
 
 static void print_result(const merging *m, const esp_model_cost *before, const esp_model_cost *after) {
   for (int i = 0; i < m->plan->layer_count; i++) print_groups(m, &m->plan->layers[i]);
-  printf("%s: %.3f M of %.3f M parameters left, %.2f MB\n", m->target, 1e-6 * (double)after->parameters,
+  printf("%s: %.3f M of %.3f M parameters left, %.2f MB\n", esp_shown(m->target), 1e-6 * (double)after->parameters,
          1e-6 * (double)before->parameters, 1e-6 * (double)file_size(m->target));
 }
 

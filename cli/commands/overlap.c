@@ -1,6 +1,7 @@
 /* overlap: which experts would go with one calibration set, and which with another. */
 #include "commands_internal.h"
 
+#include <espalier/escape.h>
 #include <espalier/memory.h>
 #include <espalier/prune.h>
 
@@ -138,18 +139,24 @@ static json_t *result_json(const comparison *c) {
                    list);
 }
 
+static void write_row(const json_t *row, FILE *file) {
+  static const char *const texts[] = {"data", "other", "layer"};
+  fprintf(file, "\"%s\"", json_string_value(json_object_get(row, "criterion")));
+  for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+    fputc(',', file);
+    esp_csv_text(file, json_string_value(json_object_get(row, texts[i])));
+  }
+  fprintf(file, ",%d,%d\n", (int)json_integer_value(json_object_get(row, "dropped")),
+          (int)json_integer_value(json_object_get(row, "common")));
+}
+
 static void write_rows(const void *context, FILE *file) {
   const json_t *result = context;
   size_t k, i;
   json_t *criterion, *row;
   fprintf(file, "criterion,data,other,layer,dropped,common\n");
   json_array_foreach(json_object_get(result, "criteria"), k, criterion)
-      json_array_foreach(json_object_get(criterion, "layers"), i, row)
-          fprintf(file, "\"%s\",%s,%s,%s,%d,%d\n", json_string_value(json_object_get(row, "criterion")),
-                  json_string_value(json_object_get(row, "data")), json_string_value(json_object_get(row, "other")),
-                  json_string_value(json_object_get(row, "layer")),
-                  (int)json_integer_value(json_object_get(row, "dropped")),
-                  (int)json_integer_value(json_object_get(row, "common")));
+      json_array_foreach(json_object_get(criterion, "layers"), i, row) write_row(row, file);
 }
 
 static esp_status save(const comparison *c, const char *folder) {

@@ -203,7 +203,7 @@ static void print_result(const pruning *p, const esp_model_cost *before, const e
     if (layer->loss > 0) printf(", loss %.4g%s", layer->loss, layer->greedy ? " (greedily, one by one)" : "");
     putchar('\n');
   }
-  printf("%s: %.3f M of %.3f M parameters left, %.2f MB\n", p->target, 1e-6 * (double)after->parameters,
+  printf("%s: %.3f M of %.3f M parameters left, %.2f MB\n", esp_shown(p->target), 1e-6 * (double)after->parameters,
          1e-6 * (double)before->parameters, 1e-6 * (double)file_size(p->target));
 }
 

@@ -64,7 +64,7 @@ static int show(const skipping *s, const arguments *a) {
       json_pack("{s:s, s:s, s:o}", "checkpoint", s->target, "digest", s->model.info.digest, "layers", layers);
   if (a->json) return print_json(result);
   json_decref(result);
-  printf("%s: `espalier measure` counts what it skips\n", s->target);
+  printf("%s: `espalier measure` counts what it skips\n", esp_shown(s->target));
   return EXIT_DONE;
 }
 

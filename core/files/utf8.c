@@ -11,19 +11,24 @@ static int more_bytes(unsigned char first, uint32_t *least) {
   return first < 0xe0 ? 1 : first < 0xf0 ? 2 : 3;
 }
 
-bool esp_is_utf8(const char *text) {
-  for (const unsigned char *c = (const unsigned char *)text; *c;) {
-    uint32_t least;
-    const int more = more_bytes(*c, &least);
-    if (more < 0) return false;
-    uint32_t code = more ? *c & (0x3fu >> more) : *c;
-    c++;
-    for (int i = 0; i < more; i++, c++) {
-      if ((*c & 0xc0) != 0x80) return false;
-      code = code << 6 | (*c & 0x3f);
-    }
-    if (code < least || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff)) return false;
+size_t esp_utf8_character(const char *text, uint32_t *code) {
+  const unsigned char *const bytes = (const unsigned char *)text;
+  uint32_t least;
+  const int more = more_bytes(bytes[0], &least);
+  if (more < 0) return 0;
+  *code = more ? bytes[0] & (0x3fu >> more) : bytes[0];
+  for (int i = 1; i <= more; i++) {
+    if ((bytes[i] & 0xc0) != 0x80) return 0;
+    *code = *code << 6 | (bytes[i] & 0x3f);
   }
+  const bool beyond = *code > 0x10ffff || (*code >= 0xd800 && *code <= 0xdfff);
+  return *code >= least && !beyond ? (size_t)more + 1 : 0;
+}
+
+bool esp_is_utf8(const char *text) {
+  uint32_t code;
+  for (size_t length; *text; text += length)
+    if ((length = esp_utf8_character(text, &code)) == 0) return false;
   return true;
 }
 

@@ -3,10 +3,14 @@
 #define ESPALIER_UTF8_H
 
 #include <espalier/status.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* The code point at the start of a text, and how many bytes it has; 0 if they are not UTF-8. */
+ESP_API size_t esp_utf8_character(const char *text, uint32_t *code);
 
 /* Whether the text is UTF-8 as RFC 3629 has it: no overlong forms, no surrogates, nothing beyond U+10FFFF. */
 ESP_API bool esp_is_utf8(const char *text);

@@ -1,6 +1,7 @@
 /* What a sweep keeps: its settings, a JSON file a cell, and tables of them all. */
 #include "sweep_internal.h"
 
+#include <espalier/escape.h>
 #include <espalier/json_file.h>
 #include <espalier/memory.h>
 #include <espalier/parallel.h>
@@ -210,16 +211,6 @@ static void write_number(FILE *file, double value) {
   else fputc(',', file);
 }
 
-/* A text in quotes, its own doubled. */
-static void write_text(FILE *file, const char *text) {
-  fputs(",\"", file);
-  for (; *text; text++) {
-    if (*text == '"') fputc('"', file);
-    fputc(*text, file);
-  }
-  fputc('"', file);
-}
-
 static void write_cells(const esp_sweep *sweep, FILE *file) {
   fputs("model,method,mode,gates,calibration,ratio,seed,digest,same_as", file);
   for (int i = 0; i < FIELD_COUNT; i++) fprintf(file, ",%s", fields[i].name);
@@ -227,12 +218,14 @@ static void write_cells(const esp_sweep *sweep, FILE *file) {
   for (int64_t n = 0; n < sweep->cell_count; n++) {
     const esp_sweep_cell *c = &sweep->cells[n];
     if (!c->done) continue;
-    fprintf(file, "%s,\"%s\",%s,%s,%s,%g,%llu,%s,%s", sweep->settings.models[c->model].info->digest, c->method.name,
-            esp_sweep_mode(c->mode), esp_sweep_gates(c->gates), esp_sweep_calibration(sweep, c->calibration), c->ratio,
-            (unsigned long long)c->seed, c->digest, c->same_as);
+    fprintf(file, "%s,\"%s\",%s,%s,", sweep->settings.models[c->model].info->digest, c->method.name,
+            esp_sweep_mode(c->mode), esp_sweep_gates(c->gates));
+    esp_csv_text(file, esp_sweep_calibration(sweep, c->calibration));
+    fprintf(file, ",%g,%llu,%s,%s", c->ratio, (unsigned long long)c->seed, c->digest, c->same_as);
     for (int i = 0; i < FIELD_COUNT; i++)
       write_number(file, fields[i].whole ? (double)whole_of(c, &fields[i]) : real_of(c, &fields[i]));
-    write_text(file, c->failure);
+    fputc(',', file);
+    esp_csv_text(file, c->failure);
     fputc('\n', file);
   }
 }
@@ -254,8 +247,10 @@ static void write_summary(const esp_sweep *sweep, FILE *file) {
                              r->greedy_layers};
     char curve[SWEEP_NAME_SIZE];
     esp_sweep_curve_name(sweep, r, curve);
-    fprintf(file, "\"%s\",%g,\"%s\",%s,%s,%s,%d,%d,%d", curve, r->ratio, r->method.name, esp_sweep_mode(r->mode),
-            esp_sweep_gates(r->gates), esp_sweep_calibration(sweep, r->calibration), r->cells, r->failed, r->rank);
+    esp_csv_text(file, curve);
+    fprintf(file, ",%g,\"%s\",%s,%s,", r->ratio, r->method.name, esp_sweep_mode(r->mode), esp_sweep_gates(r->gates));
+    esp_csv_text(file, esp_sweep_calibration(sweep, r->calibration));
+    fprintf(file, ",%d,%d,%d", r->cells, r->failed, r->rank);
     for (size_t n = 0; n < sizeof numbers / sizeof numbers[0]; n++) write_number(file, numbers[n]);
     fprintf(file, ",%d", r->tuned_rank);
     for (size_t n = 0; n < sizeof others / sizeof others[0]; n++) write_number(file, others[n]);

@@ -1,3 +1,4 @@
+#include <espalier/escape.h>
 #include <espalier/figure.h>
 
 #include <fcntl.h>
@@ -23,19 +24,9 @@ enum {
   KEY_LINE = 22    /* of the legend */
 };
 
-/* As a gnuplot string, in which nothing has a meaning but the quote, which is doubled. */
-static void put_text(FILE *file, const char *text) {
-  fputc('\'', file);
-  for (; *text; text++) {
-    if (*text == '\'') fputc('\'', file);
-    fputc(*text == '\n' ? ' ' : *text, file);
-  }
-  fputc('\'', file);
-}
-
 static void put_column(FILE *file, const char *name) {
   fputs("(column(", file);
-  put_text(file, name);
+  esp_gnuplot_text(file, name);
   fputs("))", file);
 }
 
@@ -74,7 +65,7 @@ static void put_start(const esp_figure *figure, const char *name, FILE *file) {
           "set datafile missing NaN\n"
           "data = ",
           name, name, name, figure->csv);
-  put_text(file, figure->csv);
+  esp_gnuplot_text(file, figure->csv);
   fputs("\nset style line 100 lc rgb '#d8d8d8' lw 1\n"
         "set grid back ls 100\n"
         "set border 3 lc rgb '#404040'\n"
@@ -91,9 +82,9 @@ static void put_start(const esp_figure *figure, const char *name, FILE *file) {
           "if (format eq 'png') { set terminal pngcairo size %d,%d font 'sans,11' }\n"
           "set output ",
           width, height, width, height);
-  put_text(file, name);
+  esp_gnuplot_text(file, name);
   fprintf(file, ".'.'.format\nset multiplot layout 1,%d title ", figure->panel_count);
-  put_text(file, figure->title);
+  esp_gnuplot_text(file, figure->title);
   fprintf(file, " noenhanced margins %.4f,%.4f,0.14,0.86 spacing %.4f\n", left, right, 105.0 / width);
   fprintf(file, "set key at screen %.4f,0.86 left top Left reverse noenhanced spacing 1.25\n", right + 15.0 / width);
 }
@@ -101,14 +92,14 @@ static void put_start(const esp_figure *figure, const char *name, FILE *file) {
 /* "data using (x of the chosen rows):" */
 static void put_rows(const esp_figure *figure, const esp_figure_panel *panel, int curve, FILE *file) {
   fputs("data using (strcol(", file);
-  put_text(file, figure->series);
+  esp_gnuplot_text(file, figure->series);
   fputs(") eq ", file);
-  put_text(file, figure->curves[curve].value);
+  esp_gnuplot_text(file, figure->curves[curve].value);
   if (panel->where) {
     fputs(" && strcol(", file);
-    put_text(file, panel->where);
+    esp_gnuplot_text(file, panel->where);
     fputs(") eq ", file);
-    put_text(file, panel->is);
+    esp_gnuplot_text(file, panel->is);
   }
   fputs(" ? ", file);
   put_column(file, panel->x);
@@ -146,7 +137,7 @@ static void put_curve(const esp_figure *figure, const esp_figure_panel *panel, i
   }
   const char *style = bars ? figure->points ? "yerrorbars" : "yerrorlines" : figure->points ? "points" : "linespoints";
   fprintf(file, " with %s ls %d title ", style, curve + 1);
-  put_text(file, label_of(&figure->curves[curve]));
+  esp_gnuplot_text(file, label_of(&figure->curves[curve]));
 }
 
 static void put_band(const esp_figure *figure, const esp_figure_panel *panel, int curve, FILE *file) {
@@ -161,13 +152,13 @@ static void put_levels(const esp_figure_panel *panel, FILE *file) {
   for (int i = 0; i < panel->level_count; i++) {
     fprintf(file, ", \\\n  %.9g with lines lw 1.5 dt %d lc rgb '%s' title ", panel->levels[i].y, i % 4 + 2,
             greys[i % 3]);
-    put_text(file, panel->levels[i].label);
+    esp_gnuplot_text(file, panel->levels[i].label);
   }
 }
 
 static void put_axis(const char *axis, const char *label, bool logarithmic, FILE *file) {
   fprintf(file, "%s logscale %s\nset %slabel ", logarithmic ? "set" : "unset", axis, axis);
-  put_text(file, label);
+  esp_gnuplot_text(file, label);
   fputs(" noenhanced\n", file);
 }
 
@@ -175,9 +166,9 @@ static void put_panel(const esp_figure *figure, const esp_figure_panel *panel, F
   put_axis("x", panel->x_label, panel->log_x, file);
   put_axis("y", panel->y_label, panel->log_y, file);
   fputs("set format x ", file);
-  put_text(file, panel->x_format ? panel->x_format : "%h");
+  esp_gnuplot_text(file, panel->x_format ? panel->x_format : "%h");
   fputs("\nset title ", file);
-  put_text(file, panel->title ? panel->title : "");
+  esp_gnuplot_text(file, panel->title ? panel->title : "");
   fputs(" noenhanced\nunset object\n", file);
   for (int i = 0; i < panel->level_count; i++)
     if (panel->levels[i].low < panel->levels[i].high)
@@ -223,7 +214,7 @@ static char *go_to(const char *folder) {
   FILE *file = open_memstream(&text, &size);
   if (!file) return NULL;
   fputs("cd ", file);
-  put_text(file, folder);
+  esp_gnuplot_text(file, folder);
   if (fclose(file) == 0) return text;
   free(text);
   return NULL;
