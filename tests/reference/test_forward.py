@@ -69,6 +69,7 @@ def test_capacity():
     """Overflow is dropped; by rank then position, or by rank then the largest gate; groups of images; rounding."""
     for settings in ({}, {R + "batch_priority": "true"}, {R + "batch_priority": "true", R + "renormalise": "false"},
                      {R + "group_images": 3}, {R + "group_images": 5, R + "batch_priority": "true"},
+                     {R + "group_images": 3, R + "evaluation_group": 7},
                      {R + "evaluation_group": 3, R + "group_images": 5}, {R + "evaluation_group": 4},
                      {R + "group_images": 0, R + "score": "sigmoid", R + "renormalise": "false"},
                      {"model.moe.top_k": 3, R + "batch_priority": "true", R + "score": "sigmoid",
