@@ -105,6 +105,9 @@ json_t *neurons_left_json(const esp_layer_plan *layer);
 json_t *history_json(const esp_checkpoint_info *info);
 void print_history(const esp_checkpoint_info *info);
 
+/* Whether there is a folder of this name. */
+bool is_folder(const char *path);
+
 /* Bytes of a file; 0 if it cannot be read. */
 long long file_size(const char *path);
 

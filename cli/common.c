@@ -192,6 +192,11 @@ void print_history(const esp_checkpoint_info *info) {
   }
 }
 
+bool is_folder(const char *path) {
+  struct stat found;
+  return stat(path, &found) == 0 && S_ISDIR(found.st_mode);
+}
+
 long long file_size(const char *path) {
   struct stat found;
   return stat(path, &found) == 0 ? (long long)found.st_size : 0;

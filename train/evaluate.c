@@ -90,13 +90,15 @@ static esp_tensor *mirrored(esp_tape *tape, const esp_tensor *images) {
 
 /* Adds what the mean of both logits says. */
 static esp_status add_flipped(const esp_model *model, esp_tape *tape, const esp_batch *batch, const esp_tensor *images,
-                              esp_tensor *logits, const esp_pass *pass, esp_evaluation *sum) {
+                              esp_tensor *logits, const esp_pass *pass, esp_predictions *predictions,
+                              esp_evaluation *sum) {
   esp_tensor *mirror = mirrored(tape, images);
   if (!mirror) return esp_tape_status(tape);
   const esp_pass unwatched = {.neurons = pass->neurons, .filter = pass->filter};
   const esp_model_output output = esp_model_forward(model, tape, mirror, &unwatched);
   esp_tensor *mean = esp_scale(tape, esp_add(tape, logits, esp_ensemble_prediction(tape, &output)), 0.5);
   if (!mean) return esp_tape_status(tape);
+  if (predictions) esp_predictions_add(predictions, mean, batch->labels);
   sum->flip_accuracy += (double)esp_count_correct(mean, batch->labels);
   sum->flip_loss += esp_sum_losses(mean, batch->labels);
   return ESP_OK;
@@ -123,10 +125,11 @@ static esp_status evaluate_batch(const esp_model *model, esp_tape *tape, const e
   if (!logits) return esp_tape_status(tape);
   sum->accuracy += (double)esp_count_correct(logits, batch->labels);
   sum->loss += esp_sum_losses(logits, batch->labels);
+  if (options->predictions) esp_predictions_add(options->predictions, logits, batch->labels);
   if (options->logits) keep_logits(logits, sum->examples, options->logits);
   if (options->places)
     memcpy(options->places + sum->examples, batch->places, (size_t)batch->count * sizeof *batch->places);
-  if (options->flip) ESP_TRY(add_flipped(model, tape, batch, images, logits, &pass, sum));
+  if (options->flip) ESP_TRY(add_flipped(model, tape, batch, images, logits, &pass, options->flip_predictions, sum));
   sum->examples += batch->count;
   return ESP_OK;
 }

@@ -5,6 +5,7 @@
 #include <espalier/dataset.h>
 #include <espalier/loader.h>
 #include <espalier/model.h>
+#include <espalier/predictions.h>
 #include <espalier/routing_trace.h>
 
 #ifdef __cplusplus
@@ -32,6 +33,8 @@ typedef struct esp_evaluation_options {
                     mean probability; NULL: not wanted */
   int64_t *places; /* [examples] gets which image of the split each one is; NULL: not wanted */
   bool flip;       /* mirror images, which nobody watches and nothing replays, are looked at, too */
+  esp_predictions *predictions;      /* started; gets what was predicted, of an E3 by its members' mean probability */
+  esp_predictions *flip_predictions; /* the same of the mean of both logits; used if `flip`. NULL: not wanted, both */
 } esp_evaluation_options;
 
 /* Runs the model over the split without augmentation. What it finds depends on the model and the images alone: passes

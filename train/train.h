@@ -8,6 +8,7 @@
 #include <espalier/figure.h>
 #include <espalier/json_file.h>
 #include <espalier/metrics.h>
+#include <espalier/predictions.h>
 #include <espalier/progress.h>
 #include <espalier/routing_log.h>
 #include <espalier/row_pruning.h>

@@ -7,30 +7,50 @@
 #include <stdio.h>
 #include <string.h>
 
-static json_t *evaluation_json(const loaded *l, const esp_dataset *dataset, const esp_evaluation_options *options,
-                               const esp_evaluation *e) {
-  return json_pack("{s:s, s:s, s:s, s:f, s:f, s:I, s:f, s:f, s:i, s:s, s:s}", "checkpoint", l->path, "data",
-                   esp_dataset_info_of(dataset)->name, "split", esp_split_text(options->split), "accuracy", e->accuracy,
-                   "loss", e->loss, "examples", (json_int_t)e->examples, "seconds", e->seconds, "images_per_second",
-                   (double)e->examples / e->seconds, "threads", esp_threads(), "blas_kernel", esp_blas_kernel(),
-                   "product_kernel", esp_gemm_kernel());
+enum { WORST_CLASSES = 3 };
+
+/* What `evaluate` holds. */
+typedef struct evaluating {
+  loaded l;
+  esp_dataset *dataset;
+  esp_routing_trace *replay;
+  esp_evaluation_options options;
+  esp_evaluation evaluation;
+  esp_predictions predictions, flip_predictions;
+  char folder[ESP_PATH_SIZE]; /* of the tables; "": none are written */
+} evaluating;
+
+/* NULL if memory is short. */
+static json_t *evaluation_json(const evaluating *v) {
+  const esp_evaluation *e = &v->evaluation;
+  json_t *json = json_pack("{s:s, s:s, s:s, s:f, s:f, s:I, s:f, s:f, s:i, s:s, s:s}", "checkpoint", v->l.path, "data",
+                           esp_dataset_info_of(v->dataset)->name, "split", esp_split_text(v->options.split), "accuracy",
+                           e->accuracy, "loss", e->loss, "examples", (json_int_t)e->examples, "seconds", e->seconds,
+                           "images_per_second", (double)e->examples / e->seconds, "threads", esp_threads(),
+                           "blas_kernel", esp_blas_kernel(), "product_kernel", esp_gemm_kernel());
+  bool is_whole = json && esp_predictions_put(&v->predictions, "", json);
+  if (is_whole && v->options.flip)
+    is_whole = json_object_update_new(
+                   json, json_pack("{s:f, s:f}", "flip_accuracy", e->flip_accuracy, "flip_loss", e->flip_loss)) == 0 &&
+               esp_predictions_put(&v->flip_predictions, "flip_", json);
+  if (is_whole) return json;
+  json_decref(json);
+  return NULL;
 }
 
-static int show_evaluation(const arguments *a, const loaded *l, const esp_dataset *dataset,
-                           const esp_evaluation_options *options, const esp_evaluation *e) {
-  if (a->json) {
-    json_t *json = evaluation_json(l, dataset, options, e);
-    if (json && a->flip)
-      json_object_update_new(json,
-                             json_pack("{s:f, s:f}", "flip_accuracy", e->flip_accuracy, "flip_loss", e->flip_loss));
-    return print_json(json);
-  }
-  printf("%s on the %s split of %s: accuracy %.2f %%, loss %.4f, %lld images, %.0f images/s\n", esp_shown(l->path),
-         esp_split_text(options->split), esp_dataset_info_of(dataset)->name, 100 * e->accuracy, e->loss,
+static int show_evaluation(const arguments *a, const evaluating *v) {
+  if (a->json) return print_json(evaluation_json(v));
+  const esp_evaluation *e = &v->evaluation;
+  printf("%s on the %s split of %s: accuracy %.2f %%, loss %.4f, %lld images, %.0f images/s\n", esp_shown(v->l.path),
+         esp_split_text(v->options.split), esp_dataset_info_of(v->dataset)->name, 100 * e->accuracy, e->loss,
          (long long)e->examples, (double)e->examples / e->seconds);
-  if (a->flip)
+  esp_predictions_print(&v->predictions, WORST_CLASSES, stdout);
+  if (a->flip) {
     printf("with mirror images, mean of both logits: accuracy %.2f %%, loss %.4f\n", 100 * e->flip_accuracy,
            e->flip_loss);
+    esp_predictions_print(&v->flip_predictions, WORST_CLASSES, stdout);
+  }
+  if (*v->folder) printf("%s: evaluation.json, classes.csv, confusion.csv, calibration.csv\n", esp_shown(v->folder));
   return EXIT_DONE;
 }
 
@@ -63,55 +83,117 @@ static esp_status write_logits(const char *path, const logit_table *table) {
   return esp_file_compose(folder, slash ? slash + 1 : path, print_logits, table);
 }
 
-static esp_status evaluate(const arguments *a, const loaded *l, const esp_dataset *dataset,
-                           esp_evaluation_options *options, esp_evaluation *evaluation) {
-  if (!a->logits) return esp_evaluate(l->model, dataset, &l->info.normalisation, options, evaluation);
-  ESP_TRY(esp_output_check(a->logits));
-  logit_table table = {.dataset = dataset, .split = options->split, .classes = l->model->config.classes};
-  table.images = esp_evaluated_images(esp_dataset_info_of(dataset), options);
+static esp_status evaluate_model(evaluating *v) {
+  return esp_evaluate(v->l.model, v->dataset, &v->l.info.normalisation, &v->options, &v->evaluation);
+}
+
+static esp_status evaluate_with_logits(evaluating *v, const char *path) {
+  ESP_TRY(esp_output_check(path));
+  logit_table table = {.dataset = v->dataset, .split = v->options.split, .classes = v->l.model->config.classes};
+  table.images = esp_evaluated_images(esp_dataset_info_of(v->dataset), &v->options);
   table.logits = esp_alloc((size_t)(table.images * table.classes), sizeof *table.logits);
   table.places = esp_alloc((size_t)table.images, sizeof *table.places);
-  options->logits = table.logits;
-  options->places = table.places;
+  v->options.logits = table.logits;
+  v->options.places = table.places;
   esp_status status = table.logits && table.places ? ESP_OK : ESP_ERR_MEMORY;
-  if (status == ESP_OK) status = esp_evaluate(l->model, dataset, &l->info.normalisation, options, evaluation);
-  if (status == ESP_OK) status = write_logits(a->logits, &table);
+  if (status == ESP_OK) status = evaluate_model(v);
+  if (status == ESP_OK) status = write_logits(path, &table);
   esp_free(table.logits);
   esp_free(table.places);
   return status;
 }
 
+/* Beside a run stands only what is its own and whole. A run that cannot be written to can still be evaluated. */
+static esp_status choose_folder(evaluating *v, const arguments *a) {
+  char evaluated[ESP_PATH_SIZE];
+  if (a->out) {
+    if (strlen(a->out) >= sizeof v->folder)
+      return esp_fail(ESP_ERR_USAGE, "--out is longer than %d letters", ESP_PATH_SIZE - 1);
+    strcpy(v->folder, a->out);
+    return take_folder(v->folder, "evaluate");
+  }
+  if (!is_folder(a->operands[0]) || a->limit || a->replay) return ESP_OK;
+  ESP_TRY(esp_folder_path(evaluated, a->operands[0], "evaluated"));
+  ESP_TRY(esp_folder_path(v->folder, evaluated, esp_split_text(v->options.split)));
+  if (take_folder(v->folder, "evaluate") == ESP_OK) return ESP_OK;
+  if (!a->quiet) fprintf(stderr, "no tables are written: %s; --out FOLDER puts them elsewhere\n", esp_error_message());
+  *v->folder = '\0';
+  return ESP_OK;
+}
+
+/* Tables of an earlier evaluation would pass for this one's. */
+static esp_status remove_flipped(const char *folder) {
+  static const char *const names[] = {"flip_classes.csv", "flip_confusion.csv", "flip_calibration.csv"};
+  char path[ESP_PATH_SIZE];
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+    ESP_TRY(esp_folder_path(path, folder, names[i]));
+    ESP_TRY(esp_file_delete(path));
+  }
+  return ESP_OK;
+}
+
+static esp_status write_tables(const evaluating *v) {
+  ESP_TRY(esp_predictions_write(&v->predictions, v->folder, ""));
+  ESP_TRY(v->options.flip ? esp_predictions_write(&v->flip_predictions, v->folder, "flip_")
+                          : remove_flipped(v->folder));
+  return esp_json_write(v->folder, "evaluation.json", evaluation_json(v), ESP_JSON_DIGITS);
+}
+
+static esp_status start_predictions(evaluating *v) {
+  const esp_dataset_info *data = esp_dataset_info_of(v->dataset);
+  const int classes = v->l.model->config.classes;
+  ESP_TRY(esp_predictions_start(&v->predictions, classes, data->class_names));
+  ESP_TRY(esp_predictions_start(&v->flip_predictions, classes, data->class_names));
+  v->options.predictions = &v->predictions;
+  v->options.flip_predictions = &v->flip_predictions;
+  return ESP_OK;
+}
+
+static esp_status evaluate(evaluating *v, const arguments *a) {
+  ESP_TRY(load(&v->l, a->operands[0]));
+  ESP_TRY(open_part(&v->l, a, &v->dataset, &v->options));
+  if (a->replay) ESP_TRY(esp_routing_trace_load(&v->replay, a->replay));
+  v->options.replay = v->replay;
+  v->options.flip = a->flip;
+  ESP_TRY(start_predictions(v));
+  ESP_TRY(choose_folder(v, a));
+  ESP_TRY(a->logits ? evaluate_with_logits(v, a->logits) : evaluate_model(v));
+  return *v->folder ? write_tables(v) : ESP_OK;
+}
+
 static int run_evaluate(const arguments *a) {
-  loaded l = {.model = NULL};
-  esp_dataset *dataset = NULL;
-  esp_routing_trace *replay = NULL;
-  esp_evaluation_options options;
-  esp_evaluation evaluation;
-  esp_status status = load(&l, a->operands[0]);
-  if (status == ESP_OK) status = open_part(&l, a, &dataset, &options);
-  if (status == ESP_OK && a->replay) status = esp_routing_trace_load(&replay, a->replay);
-  options.replay = replay;
-  options.flip = a->flip;
-  if (status == ESP_OK) status = evaluate(a, &l, dataset, &options, &evaluation);
-  const int code = status == ESP_OK ? show_evaluation(a, &l, dataset, &options, &evaluation) : report_failure(status);
-  esp_routing_trace_free(replay);
-  esp_dataset_close(dataset);
-  unload(&l);
+  evaluating v = {.dataset = NULL};
+  const esp_status status = evaluate(&v, a);
+  const int code = status == ESP_OK ? show_evaluation(a, &v) : report_failure(status);
+  esp_predictions_clear(&v.predictions);
+  esp_predictions_clear(&v.flip_predictions);
+  esp_routing_trace_free(v.replay);
+  esp_dataset_close(v.dataset);
+  unload(&v.l);
   return code;
 }
 
 /* --- help ------------------------------------------------------------------------------------------------------ */
 
 static const command_option options[] = {
-    {"--data", NULL},   {"--validation", NULL}, {"--split", NULL}, {"--limit", NULL},
-    {"--replay", NULL}, {"--logits", NULL},     {"--flip", NULL},  {NULL, NULL},
+    {"--data", NULL},   {"--validation", NULL},
+    {"--split", NULL},  {"--limit", NULL},
+    {"--replay", NULL}, {"--logits", NULL},
+    {"--flip", NULL},   {"--out", "the folder for the tables (default: RUN/evaluated/SPLIT)"},
+    {NULL, NULL},
 };
 
 const command evaluate_command = {
     .name = "evaluate",
-    .usage = "evaluate RUN|CKPT --data DATA [--flip] [--replay TRACE.h5] [--logits FILE.csv]",
-    .summary = "Accuracy and loss on a split",
-    .details = "--replay: tokens go where a trace of `measure --trace` says, in this model or in another one with as "
+    .usage = "evaluate RUN|CKPT --data DATA [--split SPLIT] [--flip] [--replay TRACE.h5] [--logits FILE.csv] [--out "
+             "FOLDER]",
+    .summary = "Accuracy, loss, calibration and confusions on a split",
+    .details = "Besides accuracy and loss: top-5 accuracy (with more than 5 classes), the expected calibration error "
+               "over 15 bins of the top probability (arXiv 1706.04599), the accuracy of each class, and which classes "
+               "are taken for which. classes.csv, confusion.csv (row: the label, column: the prediction), "
+               "calibration.csv and evaluation.json go to RUN/evaluated/SPLIT or --out; of a part (--limit) or by "
+               "foreign routes (--replay) to --out only.\n"
+               "--replay: tokens go where a trace of `measure --trace` says, in this model or in another one with as "
                "many experts; gates are still the routers' own.\n"
                "--logits: a row for each image, its number in the split, its label, and the logit of each class (of an "
                "E3 the logarithm of its members' mean probability).",

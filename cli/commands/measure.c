@@ -7,7 +7,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* What `measure` holds. */
 typedef struct measuring {
@@ -56,10 +55,8 @@ static esp_status start_trace(measuring *m) {
 }
 
 esp_status choose_measure_folder(char folder[ESP_PATH_SIZE], const arguments *a) {
-  struct stat found;
   if (a->out) snprintf(folder, ESP_PATH_SIZE, "%s", a->out);
-  else if (stat(a->operands[0], &found) == 0 && S_ISDIR(found.st_mode))
-    ESP_TRY(esp_folder_path(folder, a->operands[0], "measured"));
+  else if (is_folder(a->operands[0])) ESP_TRY(esp_folder_path(folder, a->operands[0], "measured"));
   return *folder ? take_folder(folder, "measure") : ESP_OK;
 }
 

@@ -1,6 +1,7 @@
 /* What a sweep keeps: its settings, a JSON file a cell, and tables of them all. */
 #include "sweep_internal.h"
 
+#include <espalier/csv.h>
 #include <espalier/escape.h>
 #include <espalier/json_file.h>
 #include <espalier/memory.h>
@@ -206,11 +207,6 @@ esp_status esp_sweep_record_write(const esp_sweep *sweep, const esp_sweep_cell *
 
 /* --- tables ----------------------------------------------------------------------------------------------- */
 
-static void write_number(FILE *file, double value) {
-  if (isfinite(value)) fprintf(file, ",%.9g", value);
-  else fputc(',', file);
-}
-
 static void write_cells(const esp_sweep *sweep, FILE *file) {
   fputs("model,method,mode,gates,calibration,ratio,seed,digest,same_as", file);
   for (int i = 0; i < FIELD_COUNT; i++) fprintf(file, ",%s", fields[i].name);
@@ -223,7 +219,7 @@ static void write_cells(const esp_sweep *sweep, FILE *file) {
     esp_csv_text(file, esp_sweep_calibration(sweep, c->calibration));
     fprintf(file, ",%g,%llu,%s,%s", c->ratio, (unsigned long long)c->seed, c->digest, c->same_as);
     for (int i = 0; i < FIELD_COUNT; i++)
-      write_number(file, fields[i].whole ? (double)whole_of(c, &fields[i]) : real_of(c, &fields[i]));
+      esp_csv_put_number(file, fields[i].whole ? (double)whole_of(c, &fields[i]) : real_of(c, &fields[i]));
     fputc(',', file);
     esp_csv_text(file, c->failure);
     fputc('\n', file);
@@ -251,9 +247,9 @@ static void write_summary(const esp_sweep *sweep, FILE *file) {
     fprintf(file, ",%g,\"%s\",%s,%s,", r->ratio, r->method.name, esp_sweep_mode(r->mode), esp_sweep_gates(r->gates));
     esp_csv_text(file, esp_sweep_calibration(sweep, r->calibration));
     fprintf(file, ",%d,%d,%d", r->cells, r->failed, r->rank);
-    for (size_t n = 0; n < sizeof numbers / sizeof numbers[0]; n++) write_number(file, numbers[n]);
+    for (size_t n = 0; n < sizeof numbers / sizeof numbers[0]; n++) esp_csv_put_number(file, numbers[n]);
     fprintf(file, ",%d", r->tuned_rank);
-    for (size_t n = 0; n < sizeof others / sizeof others[0]; n++) write_number(file, others[n]);
+    for (size_t n = 0; n < sizeof others / sizeof others[0]; n++) esp_csv_put_number(file, others[n]);
     fputc('\n', file);
   }
 }

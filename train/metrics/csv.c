@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -134,4 +135,9 @@ esp_status esp_csv_close(esp_csv *csv) {
   const esp_status status = esp_csv_sync(csv);
   release(csv);
   return status;
+}
+
+void esp_csv_put_number(FILE *file, double value) {
+  fputc(',', file);
+  if (isfinite(value)) fprintf(file, "%.9g", value);
 }

@@ -39,6 +39,9 @@ ESP_API esp_status esp_csv_sync(const esp_csv *csv) ESP_MUST_CHECK;
 /* Syncs and closes. */
 ESP_API esp_status esp_csv_close(esp_csv *csv) ESP_MUST_CHECK;
 
+/* A comma and the number, or nothing after it unless the number is finite. */
+ESP_API void esp_csv_put_number(FILE *file, double value);
+
 #ifdef __cplusplus
 }
 #endif
