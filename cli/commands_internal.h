@@ -53,6 +53,9 @@ esp_status need_data(const arguments *a);
 /* Opens --data, which must be there, with the usual share held out for validation. */
 esp_status open_data(esp_dataset **dataset, const arguments *a);
 
+/* The share of the training images that the training of the model held out, as far as it is known, or --validation. */
+esp_status validation_share(const loaded *l, const arguments *a, double *share);
+
 /* Opens data for a trained model, with the same share held out as in its training, or as --validation says. */
 esp_status open_data_of(esp_dataset **dataset, const char *data, const loaded *l, const arguments *a);
 

@@ -44,11 +44,10 @@ esp_status open_data(esp_dataset **dataset, const arguments *a) {
   return esp_dataset_open(dataset, a->data);
 }
 
-/* As the training of the model held out, unless the command line says otherwise. */
-static esp_status validation_share(const loaded *l, const arguments *a, double *share) {
+esp_status validation_share(const loaded *l, const arguments *a, double *share) {
   esp_run_config config;
   if (a->validation) return real_number("--validation", a->validation, 0, 1, share);
-  ESP_TRY(esp_run_config_parse(&config, l->path, l->info.run_config, a->overrides, a->override_count));
+  ESP_TRY(esp_run_config_recall(&config, l->path, l->info.run_config));
   *share = config.data.validation;
   return ESP_OK;
 }
@@ -102,6 +101,20 @@ esp_status parse_split(const arguments *a, esp_split_name *split) {
   return esp_fail(ESP_ERR_USAGE, "--split is \"%s\"; it must be test, validation or train", a->split);
 }
 
+static esp_status check_there_are_images(const loaded *l, const arguments *a, const esp_dataset *dataset,
+                                         esp_split_name split) {
+  const esp_dataset_info *data = esp_dataset_info_of(dataset);
+  if (data->count[split] > 0) return ESP_OK;
+  if (a->validation)
+    return esp_fail(ESP_ERR_USAGE, "the %s split of %s is empty: --validation is %s", esp_split_text(split), data->name,
+                    a->validation);
+  return esp_fail(
+      ESP_ERR_USAGE,
+      "the %s split of %s is empty: as far as %s says, nothing was held out when it was trained, so that it "
+      "may have learnt from any training image; --validation SHARE holds some out all the same",
+      esp_split_text(split), data->name, l->path);
+}
+
 esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset, esp_evaluation_options *options) {
   long long limit;
   *options = (esp_evaluation_options){0};
@@ -110,6 +123,7 @@ esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset,
   ESP_TRY(need_data(a));
   ESP_TRY(open_data_of(dataset, a->data, l, a));
   options->limit = limit;
+  ESP_TRY(check_there_are_images(l, a, *dataset, options->split));
   return esp_check_data_fits(&l->model->config, *dataset, true);
 }
 

@@ -62,7 +62,7 @@ static esp_status fail_changed(const char *now, const char *then) {
 esp_status training_check_settings_kept(const training *t) {
   esp_run_config kept;
   char *now = NULL, *then = NULL;
-  ESP_TRY(esp_run_config_parse(&kept, t->resume_from, t->info.run_config, NULL, 0));
+  ESP_TRY(esp_run_config_recall(&kept, t->resume_from, t->info.run_config));
   esp_status status = esp_run_config_save(&then, &kept);
   if (status == ESP_OK) status = esp_run_config_save(&now, &t->config);
   if (status == ESP_OK && strcmp(now, then) != 0) status = fail_changed(now, then);

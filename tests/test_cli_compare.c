@@ -24,7 +24,8 @@ static void test_compare(void **state) {
   assert_true(json_is_real(get(get(mone, "accuracy"), "difference_deviation")));
   for (size_t i = 0; i < 4; i++) {
     const json_t *run = item(c, "runs", i);
-    assert_true(number(run, "accuracy") >= 0 && number(run, "near_zero_0.1") > 0);
+    assert_true(number(run, "accuracy") >= 0 && number(run, "validation_accuracy") >= 0 &&
+                number(run, "near_zero_0.1") > 0);
     assert_true(json_is_real(get(run, "milliseconds_per_image")) == (i < 2));
   }
   static const char *const files[] = {"compare.csv", "compare_summary.csv", "compare.json", "compare.gp"};

@@ -3,6 +3,8 @@
  * tables beside the run. */
 #include "cli_program.h"
 
+#include <espalier/checkpoint.h>
+
 enum { CLASSES = 20, IMAGES = 2000, BINS = 15 };
 
 static double logits[IMAGES][CLASSES];
@@ -147,9 +149,48 @@ static void tables_are_beside_the_run(void **state) {
   assert_int_equal(lines_of("some/where/classes.csv"), 6);
 }
 
+/* finetuned/last.h5 as programs wrote it that held nothing out: its settings have no section on data. */
+static void write_old_checkpoint(const char *path) {
+  esp_model *model;
+  esp_checkpoint_info info;
+  assert_int_equal(esp_checkpoint_load("finetuned/last.h5", &model, &info), ESP_OK);
+  char *section = strstr(info.run_config, "data:\n");
+  assert_non_null(section);
+  const char *rest = strstr(section, "\nmodel:");
+  assert_non_null(rest);
+  memmove(section, rest + 1, strlen(rest + 1) + 1);
+  assert_int_equal(esp_checkpoint_save(path, model, NULL, &info, 0), ESP_OK);
+  esp_model_free(model);
+  esp_checkpoint_info_clear(&info);
+}
+
+static double images_of(const char *line) {
+  json_t *e = succeed_json(line);
+  const double images = number(e, "examples");
+  json_decref(e);
+  return images;
+}
+
+/* It may have learnt from every training image, so that none of them can validate it. */
+static void nothing_is_held_out_of_what_was_trained_on(void **state) {
+  (void)state;
+  write_old_checkpoint("old.h5");
+  assert_int_equal(images_of("evaluate old.h5 --data synthetic:narrow --split train"), 5000);
+  assert_int_equal(images_of("evaluate finetuned/last.h5 --data synthetic:narrow --split train"), 4750);
+  assert_int_equal(images_of("evaluate old.h5 --data synthetic:narrow --split validation --validation 0.1"), 500);
+  static const refusal refusals[] = {
+      {"evaluate old.h5 --data synthetic:narrow --split validation", 2, "old.h5 says, nothing was held out",
+       "--validation SHARE"},
+      {"sweep finetuned/last.h5 old.h5 --data synthetic:narrow --out new", 2, "finetuned/last.h5 held out 0.05",
+       "and old.h5 0, so that one of them was trained on"},
+  };
+  REFUSE_ALL(refusals);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(what_is_said_follows_from_the_logits), cmocka_unit_test(an_ensemble_is_judged_by_its_prediction),
-      cmocka_unit_test(mirror_images_have_their_own_counts), cmocka_unit_test(tables_are_beside_the_run)};
+      cmocka_unit_test(mirror_images_have_their_own_counts), cmocka_unit_test(tables_are_beside_the_run),
+      cmocka_unit_test(nothing_is_held_out_of_what_was_trained_on)};
   return cmocka_run_group_tests(tests, begin, end);
 }

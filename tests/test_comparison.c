@@ -156,6 +156,7 @@ static void test_what_cannot_be_matched(void **state) {
 static esp_compared_run run_of(const char *name, uint64_t seed, double accuracy) {
   esp_compared_run run = {.variant = variant_of(name), .seed = seed};
   run.values[ESP_COMPARED_ACCURACY] = accuracy;
+  run.values[ESP_COMPARED_VALIDATION_ACCURACY] = seed == 3 ? (double)NAN : accuracy + 0.1;
   run.values[ESP_COMPARED_MILLISECONDS] = seed == 1 ? 2 : (double)NAN;
   return run;
 }
@@ -180,6 +181,11 @@ static void test_summaries(void **state) {
   const json_t *dense = json_array_get(json_object_get(json, "variants"), 2);
   assert_true(json_is_null(json_object_get(json_object_get(dense, "accuracy"), "difference")));
   assert_int_equal(json_array_size(json_object_get(json, "runs")), 5);
+  assert_true(json_is_null(json_object_get(json_object_get(dense, "validation_accuracy"), "mean")));
+  const json_t *mone = json_array_get(json_object_get(json, "variants"), 1);
+  const json_t *validation = json_object_get(mone, "validation_accuracy");
+  assert_true(fabs(json_number_value(json_object_get(validation, "mean")) - 0.72) < 1e-12);
+  assert_true(fabs(json_number_value(json_object_get(validation, "difference")) - 0.02) < 1e-12);
   json_decref(json);
 }
 

@@ -10,6 +10,7 @@
 static const struct {
   const char *setting, *idle, *acting;
 } pairs[] = {
+    {"training.evaluate_examples=64", "data.validation=0", "data.validation=0.1"},
     {"model.stem.patch=2", "model.stem.kind=flatten", "model.stem.kind=patch"},
     {"model.stem.channels=[8]", "model.stem.kind=patch", "model.stem.kind=convolution"},
     {"model.stem.pools=[2, 2]", "model.stem.kind=patch", "model.stem.kind=convolution"},

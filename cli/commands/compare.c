@@ -202,6 +202,7 @@ static esp_status take_results(const training *t, double *values) {
   json_t *results;
   ESP_TRY(read_object(&results, t->folder, "results.json"));
   const double rate = number_or_nan(results, "images_per_second");
+  values[ESP_COMPARED_VALIDATION_ACCURACY] = number_or_nan(results, "validation_accuracy");
   values[ESP_COMPARED_ACCURACY] = number_or_nan(results, "accuracy");
   values[ESP_COMPARED_LOSS] = number_or_nan(results, "loss");
   values[ESP_COMPARED_TRAINING_RATE] = rate > 0 ? rate : (double)NAN; /* resumed after its last step */

@@ -116,7 +116,8 @@ static esp_status choose_folder(evaluating *v, const arguments *a) {
   ESP_TRY(esp_folder_path(evaluated, a->operands[0], "evaluated"));
   ESP_TRY(esp_folder_path(v->folder, evaluated, esp_split_text(v->options.split)));
   if (take_folder(v->folder, "evaluate") == ESP_OK) return ESP_OK;
-  if (!a->quiet) fprintf(stderr, "no tables are written: %s; --out FOLDER puts them elsewhere\n", esp_error_message());
+  if (!a->quiet)
+    fprintf(stderr, "no tables are written: %s; --out FOLDER puts them elsewhere\n", esp_shown(esp_error_message()));
   *v->folder = '\0';
   return ESP_OK;
 }

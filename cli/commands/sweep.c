@@ -4,6 +4,7 @@
 #include <espalier/core.h>
 #include <espalier/sweep.h>
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,6 +127,24 @@ static esp_status read_gates(sweeping *s, const arguments *a) {
   return ESP_OK;
 }
 
+/* One split ranks all of them: it must not be what one of them was trained on. */
+static esp_status check_held_out_alike(const sweeping *s, const arguments *a) {
+  double first, other;
+  if (esp_dataset_info_of(s->data)->own_validation) return ESP_OK;
+  ESP_TRY(validation_share(&s->models[0], a, &first));
+  for (int i = 1; i < a->operand_count; i++) {
+    ESP_TRY(validation_share(&s->models[i], a, &other));
+    if (!(fabs(first - other) > 0)) continue;
+    return esp_fail(
+        ESP_ERR_USAGE,
+        "%s held out %g of its training images for validation and %s %g, so that one of them was trained on "
+        "what would rank it; --validation SHARE says what all of them are to be ranked by (the smaller share "
+        "is part of the larger)",
+        s->models[0].path, first, s->models[i].path, other);
+  }
+  return ESP_OK;
+}
+
 static esp_status open_all(sweeping *s, const arguments *a) {
   esp_sweep_settings *to = &s->settings;
   for (int i = 0; i < a->operand_count; i++) {
@@ -134,6 +153,7 @@ static esp_status open_all(sweeping *s, const arguments *a) {
   }
   ESP_TRY(need_data(a));
   ESP_TRY(open_data_of(&s->data, a->data, &s->models[0], a));
+  ESP_TRY(check_held_out_alike(s, a));
   to->data = to->calibration[to->calibration_count++] = s->data;
   for (int i = 0; i < a->calibrate_on.count; i++) {
     if (to->calibration_count == ESP_SWEEP_LIST)
@@ -212,7 +232,8 @@ const command sweep_command = {
         "[--keep] [--set KEY=VALUE]...",
     .summary = "Sets methods side by side on the same models",
     .details =
-        "Every method at every ratio and seed: accuracy before and after a short finetuning, parameters, FLOPs, "
+        "Every method at every ratio and seed: accuracy before and after a short finetuning (on the validation split, "
+        "which ranks the methods, and on the test split), parameters, FLOPs, "
         "bytes on disk, memory, time. Methods are the criteria of `espalier prune`, S(b,alpha,beta) too, the "
         "methods of `espalier merge`, and these:\n"
         "skip, NAME+skip\twhat `espalier skip` does, by itself or after another method\n"

@@ -49,7 +49,8 @@ ESP_API esp_status esp_variant_config(const esp_variant *variant, const esp_mode
 
 /* What is known of a run. Not-a-number: not measured. */
 typedef enum esp_compared_value {
-  ESP_COMPARED_ACCURACY, /* at the end, on the test split */
+  ESP_COMPARED_VALIDATION_ACCURACY, /* at the end, on the validation split: what a choice may look at */
+  ESP_COMPARED_ACCURACY,            /* at the end, on the test split, like the loss: what is reported */
   ESP_COMPARED_LOSS,
   ESP_COMPARED_PARAMETERS, /* as in esp_model_cost ... */
   ESP_COMPARED_ACTIVATED,
@@ -67,7 +68,7 @@ typedef enum esp_compared_value {
   ESP_COMPARED_VALUES
 } esp_compared_value;
 
-/* "accuracy", "loss" ... as columns and keys are called. */
+/* "validation_accuracy", "accuracy", "loss" ... as columns and keys are called. */
 ESP_API const char *esp_compared_value_name(esp_compared_value value);
 
 typedef struct esp_compared_run {
@@ -98,7 +99,7 @@ typedef struct esp_compared_summary {
 ESP_API int esp_comparison_summaries(const esp_comparison *comparison, esp_compared_summary *summaries);
 
 /* config, data, threads, blas_kernel; runs[]: variant, seed, top_k, neurons, neurons_kept and the values by name;
- * variants[]: the same with seeds, pairs and, of each value, mean and deviation, of accuracy and loss also difference
+ * variants[]: the same with seeds, pairs and, of each value, mean and deviation, of accuracies and loss also difference
  * and difference_deviation. Not-a-number is null. A new reference; NULL if memory is short. */
 ESP_API struct json_t *esp_comparison_json(const esp_comparison *comparison);
 

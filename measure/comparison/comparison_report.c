@@ -8,7 +8,8 @@
 #include <string.h>
 
 const char *esp_compared_value_name(esp_compared_value value) {
-  static const char *const names[ESP_COMPARED_VALUES] = {"accuracy",
+  static const char *const names[ESP_COMPARED_VALUES] = {"validation_accuracy",
+                                                         "accuracy",
                                                          "loss",
                                                          "parameters",
                                                          "activated_parameters",
@@ -118,9 +119,11 @@ typedef struct summary_list {
 
 static void write_summaries(const void *context, FILE *file) {
   const summary_list *list = context;
-  fputs("variant,seeds,top_k,neurons,neurons_kept,pairs,accuracy_difference,accuracy_difference_deviation,"
-        "loss_difference,loss_difference_deviation",
-        file);
+  fputs("variant,seeds,top_k,neurons,neurons_kept,pairs", file);
+  for (int v = 0; v <= ESP_COMPARED_LOSS; v++) {
+    const char *name = esp_compared_value_name((esp_compared_value)v);
+    fprintf(file, ",%s_difference,%s_difference_deviation", name, name);
+  }
   put_names("", file);
   put_names("_deviation", file);
   fputc('\n', file);
@@ -128,7 +131,7 @@ static void write_summaries(const void *context, FILE *file) {
     const esp_compared_summary *s = &list->summaries[i];
     fprintf(file, "%s,%d,%d,%d,%d,%d", s->first->variant->name, s->seeds, s->first->top_k, s->first->neurons,
             s->first->neurons_kept, s->pairs);
-    for (int v = ESP_COMPARED_ACCURACY; v <= ESP_COMPARED_LOSS; v++) {
+    for (int v = 0; v <= ESP_COMPARED_LOSS; v++) {
       put_number(s->difference[v], file);
       put_number(s->difference_deviation[v], file);
     }
@@ -251,11 +254,14 @@ static const char *share_text(double share, char text[32]) {
 }
 
 static void print_row(const esp_compared_summary *s, FILE *file) {
-  char accuracy[32], difference[32], near_zero[32], gini[32];
+  char validation[32], accuracy[32], difference[32], near_zero[32], gini[32];
   const double *m = s->mean;
   const bool baseline = s->first->variant->kind == ESP_VARIANT_MOE;
-  fprintf(file, "%-28s %5d %2d %4d/%-4d %-14s %-14s %8.4f %10.0f %9.0f %9.0f %9.0f %7.2f %7.2f %6s %5s %7.0f %7.3f\n",
+  fprintf(file,
+          "%-28s %5d %2d %4d/%-4d %-14s %-14s %-14s %8.4f %10.0f %9.0f %9.0f %9.0f %7.2f %7.2f %6s %5s %7.0f %7.3f\n",
           s->first->variant->name, s->seeds, s->first->top_k, s->first->neurons_kept, s->first->neurons,
+          spread_text(m[ESP_COMPARED_VALIDATION_ACCURACY], s->deviation[ESP_COMPARED_VALIDATION_ACCURACY], false,
+                      validation),
           spread_text(m[ESP_COMPARED_ACCURACY], s->deviation[ESP_COMPARED_ACCURACY], false, accuracy),
           baseline ? ""
                    : spread_text(s->difference[ESP_COMPARED_ACCURACY], s->difference_deviation[ESP_COMPARED_ACCURACY],
@@ -270,12 +276,13 @@ void esp_comparison_print(const esp_comparison *c, FILE *file) {
   int count = 0;
   esp_compared_summary *summaries = summarise(c, &count);
   if (!summaries) return;
-  fprintf(file, "%-28s %5s %2s %9s %-14s %-14s %8s %10s %9s %9s %9s %7s %7s %6s %5s %7s %7s\n", "variant", "seeds", "k",
-          "kept/f", "accuracy %", "minus MoE", "loss", "parameters", "activated", "selected", "touched", "MFLOP",
-          "skipped", "near 0", "Gini", "images/s", "ms");
+  fprintf(file, "%-28s %5s %2s %9s %-14s %-14s %-14s %8s %10s %9s %9s %9s %7s %7s %6s %5s %7s %7s\n", "variant",
+          "seeds", "k", "kept/f", "validation %", "test %", "minus MoE", "loss", "parameters", "activated", "selected",
+          "touched", "MFLOP", "skipped", "near 0", "Gini", "images/s", "ms");
   for (int i = 0; i < count; i++) print_row(&summaries[i], file);
   fputs(
-      "activated: parameters of one token, the matrix that ranks the neurons in full; selected: kept neurons only; touched: "
+      "validation: accuracy on the validation split, for whatever is to be chosen; test: on the test split, as the difference "
+      "from the MoE and the loss are.\nactivated: parameters of one token, the matrix that ranks the neurons in full; selected: kept neurons only; touched: "
       "what an image may read.\nMFLOP: of an image, as computed in training; skipped: if unselected neurons are skipped; near 0: "
       "% of gate activations\nwithin 0.1 of zero; Gini: % of how unevenly a MoNE's neurons are selected; images/s: in training; ms: a single image, median.\n",
       file);

@@ -137,16 +137,23 @@ esp_status esp_sweep_summarise(esp_sweep *sweep) {
 
 /* --- the table -------------------------------------------------------------------------------------------- */
 
-static void print_percent(FILE *file, double mean_of, double spread, int rank) {
-  if (isfinite(mean_of)) fprintf(file, "  %3d %6.2f +- %5.2f", rank, 100 * mean_of, 100 * spread);
-  else fprintf(file, "  %18s", "-");
+static void print_percent(FILE *file, double validation, double test, double spread, int rank) {
+  if (!isfinite(test)) {
+    fprintf(file, "  %27s", "-");
+    return;
+  }
+  fprintf(file, "  %4d ", rank);
+  if (isfinite(validation)) fprintf(file, "%6.2f", 100 * validation);
+  else fprintf(file, "%6s", "-");
+  fprintf(file, " %6.2f +- %5.2f", 100 * test, 100 * spread);
 }
 
 static void print_row(const esp_sweep *sweep, const esp_sweep_row *r, FILE *file) {
   fprintf(file, "  %-28s %-6s %-10s %-12s", r->method.name, esp_sweep_mode(r->mode), esp_sweep_gates(r->gates),
           esp_sweep_calibration(sweep, r->calibration));
-  print_percent(file, r->accuracy, r->accuracy_spread, r->rank);
-  if (sweep->settings.finetune > 0) print_percent(file, r->tuned_accuracy, r->tuned_spread, r->tuned_rank);
+  print_percent(file, r->validation_accuracy, r->accuracy, r->accuracy_spread, r->rank);
+  if (sweep->settings.finetune > 0)
+    print_percent(file, r->tuned_validation_accuracy, r->tuned_accuracy, r->tuned_spread, r->tuned_rank);
   if (r->cells > r->failed)
     fprintf(file, "  %8.3f %8.3f %8.2f %7.2f %7.2f %8.3f %6.2f", 1e-6 * r->parameters, 1e-6 * r->activated_parameters,
             1e-6 * r->measured_flops, 1e-6 * r->bytes, 1e-6 * r->memory, r->milliseconds, r->speed);
@@ -167,19 +174,26 @@ static void print_failures(const esp_sweep *sweep, FILE *file) {
 }
 
 void esp_sweep_print(const esp_sweep *sweep, FILE *file) {
+  static const char heading[] = "rank val. %  test %";
   const bool tuned = sweep->settings.finetune > 0;
   for (int i = 0; i < sweep->row_count; i++) {
     const esp_sweep_row *r = &sweep->rows[i];
     if (i == 0 || r->ratio != sweep->rows[i - 1].ratio) {
       fprintf(file, r->ratio > 0 ? "%s%g %% of the experts or their weights gone\n" : "%sWithout a ratio\n",
               i ? "\n" : "", 100 * r->ratio);
-      fprintf(file, "  %-28s %-6s %-10s %-12s  rank accuracy, %%  %s", "method", "mode", "gates", "calibration",
-              tuned ? "  rank finetuned, %" : "");
+      if (tuned) fprintf(file, "%61s  %-27s  %-27s\n", "", "as compressed", "finetuned");
+      fprintf(file, "  %-28s %-6s %-10s %-12s  %-27s%s", "method", "mode", "gates", "calibration", heading,
+              tuned ? "  " : "");
+      if (tuned) fprintf(file, "%-27s", heading);
       fprintf(file, "  %8s %8s %8s %7s %7s %8s %6s\n", "M param.", "M activ.", "MFLOP", "MB disk", "MB mem.",
               "ms/image", "speed");
     }
     print_row(sweep, r, file);
   }
+  fputs(
+      "Methods are ranked by val., the accuracy on the validation split (without one: on the test split); test, the accuracy "
+      "on the test split,\nis what is reported of them. ",
+      file);
   fputs("+- is the standard deviation over seeds and models; speed: unpruned time / own time, batches in turns.\n",
         file);
   print_failures(sweep, file);

@@ -62,7 +62,7 @@ ESP_API double esp_calibration_error(const esp_predictions *predictions);
 ESP_API double esp_mean_confidence(const esp_predictions *predictions);
 
 /* Writes into a folder that exists:
- *   PREFIXclasses.csv      a row a class: class, name (in quotes; empty without names), images, correct, predicted,
+ *   PREFIXclasses.csv      a row a class: class, name (empty without names), images, correct, predicted,
  *                          accuracy (empty without images)
  *   PREFIXconfusion.csv    a row a label: true, then predicted.0, predicted.1 ...; none beyond ESP_CONFUSION_CLASSES
  *   PREFIXcalibration.csv  a row a bin: above, to, images, confidence, accuracy (means; empty without images) */

@@ -201,6 +201,19 @@ esp_status esp_run_config_overlay(esp_run_config *config, const char *path, cons
   return ESP_OK;
 }
 
+static esp_status note_validation(void *is_set, const char *key) {
+  if (strcmp(key, "data.validation") == 0) *(bool *)is_set = true;
+  return ESP_OK;
+}
+
+esp_status esp_run_config_recall(esp_run_config *config, const char *name, const char *text) {
+  bool is_set = false;
+  ESP_TRY(esp_run_config_parse(config, name, text, NULL, 0));
+  if (text) ESP_TRY(esp_yaml_visit_keys("", text, note_validation, &is_set));
+  if (!is_set) config->data.validation = 0;
+  return ESP_OK;
+}
+
 esp_status esp_training_check(const esp_training_config *config) {
   const esp_status status = esp_precision_check(config->precision);
   return status == ESP_OK ? ESP_OK : esp_fail_in(status, "training.precision");

@@ -63,6 +63,10 @@ ESP_API esp_status esp_run_config_load(esp_run_config *config, const char *path,
 ESP_API esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text,
                                         const char *const *overrides, size_t override_count) ESP_MUST_CHECK;
 
+/* The same from a checkpoint's text, as what its training did: of a training whose settings name no data.validation (an
+ * older program wrote them, or there are none: NULL) it is not known that anything was held out, so that it is 0. */
+ESP_API esp_status esp_run_config_recall(esp_run_config *config, const char *name, const char *text) ESP_MUST_CHECK;
+
 /* *config, which stands for a trained model's settings, overlaid by the YAML file `path` (NULL: none) and by overrides.
  * ESP_ERR_CONFIG, too, if a key of either does nothing among all settings there are then. Left alone on failure. */
 ESP_API esp_status esp_run_config_overlay(esp_run_config *config, const char *path, const char *const *overrides,

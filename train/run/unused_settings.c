@@ -144,6 +144,11 @@ static const char *without_alarms(const esp_run_config *c) {
   return c->training.alarm_share > 0 ? without_mixture(c) : "training.alarm_share is 0";
 }
 
+static const char *without_validation(const esp_run_config *c) {
+  if (c->training.evaluate_examples == 0 || c->data.validation > 0) return NULL;
+  return "data.validation is 0, so that evaluations under way have no images to look at";
+}
+
 /* The first row whose key is the setting's, or the section that it is in, and whose reason holds, decides. */
 static const struct {
   const char *key; /* "section." stands for all keys in it */
@@ -180,6 +185,7 @@ static const struct {
             {"optimizer.schedule.final_share", without_decline},
             {"augmentation.reflect", without_crops},
             {"augmentation.alternate", without_flips},
+            {"training.evaluate_examples", without_validation},
             {"training.alarm_share", without_mixture},
             {"training.alarm_evaluations", without_alarms}};
 
