@@ -1,16 +1,19 @@
 #include <espalier/trained.h>
 
-enum { MOST_LETTERS = 4096 };
+#include <stdio.h>
 
 esp_status esp_trained_load(esp_trained *trained, const char *run_or_checkpoint) {
-  char path[MOST_LETTERS];
   *trained = (esp_trained){.model = NULL};
-  ESP_TRY(esp_checkpoint_resolve(path, sizeof path, run_or_checkpoint));
-  return esp_checkpoint_load(path, &trained->model, &trained->info);
+  esp_status status = esp_checkpoint_resolve(trained->path, sizeof trained->path, run_or_checkpoint);
+  if (status == ESP_OK) status = esp_checkpoint_load(trained->path, &trained->model, &trained->info);
+  if (status != ESP_OK) *trained = (esp_trained){.model = NULL};
+  return status;
 }
 
 esp_status esp_trained_save(esp_trained *trained, const char *path) {
-  return esp_checkpoint_save(path, trained->model, NULL, &trained->info, ESP_DEFAULT_COMPRESSION);
+  ESP_TRY(esp_checkpoint_save(path, trained->model, NULL, &trained->info, ESP_DEFAULT_COMPRESSION));
+  snprintf(trained->path, sizeof trained->path, "%s", path);
+  return ESP_OK;
 }
 
 void esp_trained_clear(esp_trained *trained) {

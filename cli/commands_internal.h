@@ -5,7 +5,6 @@
 #include "arguments_internal.h"
 
 #include <espalier/calibration.h>
-#include <espalier/checkpoint.h>
 #include <espalier/evaluate.h>
 #include <espalier/expert_scores.h>
 #include <espalier/folder_lock.h>
@@ -13,6 +12,7 @@
 #include <espalier/neurons.h>
 #include <espalier/plan.h>
 #include <espalier/run_folder.h>
+#include <espalier/trained.h>
 
 #include <jansson.h>
 #include <signal.h>
@@ -36,17 +36,6 @@ int report_failure(esp_status status);
 /* Prints the object as the command's one JSON object; takes it over. Returns EXIT_DONE. */
 int print_json(json_t *object);
 
-/* A model with what its checkpoint says of it. */
-typedef struct loaded {
-  esp_model *model;
-  esp_checkpoint_info info;
-  char path[ESP_PATH_SIZE];
-} loaded;
-
-/* From RUN or CKPT. On success unload() frees it. */
-esp_status load(loaded *l, const char *run_or_checkpoint);
-void unload(loaded *l);
-
 /* Refuses a command line without --data. */
 esp_status need_data(const arguments *a);
 
@@ -54,17 +43,17 @@ esp_status need_data(const arguments *a);
 esp_status open_data(esp_dataset **dataset, const arguments *a);
 
 /* The share of the training images that the training of the model held out, as far as it is known, or --validation. */
-esp_status validation_share(const loaded *l, const arguments *a, double *share);
+esp_status validation_share(const esp_trained *l, const arguments *a, double *share);
 
 /* Opens data for a trained model, with the same share held out as in its training, or as --validation says. */
-esp_status open_data_of(esp_dataset **dataset, const char *data, const loaded *l, const arguments *a);
+esp_status open_data_of(esp_dataset **dataset, const char *data, const esp_trained *l, const arguments *a);
 
 /* Opens calibration data of the model's image shape, and reads --calibration and --seed. */
-esp_status open_calibration(esp_calibration *calibration, esp_dataset **dataset, const char *data, const loaded *l,
+esp_status open_calibration(esp_calibration *calibration, esp_dataset **dataset, const char *data, const esp_trained *l,
                             const arguments *a);
 
 /* Opens --data, which must suit the model, and reads which part of it to look at: --split and --limit. */
-esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset, esp_evaluation_options *options);
+esp_status open_part(const esp_trained *l, const arguments *a, esp_dataset **dataset, esp_evaluation_options *options);
 
 /* --gates. */
 esp_status parse_gates(const arguments *a, esp_gate_form *gates);

@@ -25,26 +25,13 @@ int print_json(json_t *object) {
   return failed ? EXIT_FAILED : EXIT_DONE;
 }
 
-esp_status load(loaded *l, const char *run_or_checkpoint) {
-  *l = (loaded){.model = NULL};
-  ESP_TRY(esp_checkpoint_resolve(l->path, sizeof l->path, run_or_checkpoint));
-  return esp_checkpoint_load(l->path, &l->model, &l->info);
-}
-
-void unload(loaded *l) {
-  if (!l->model) return;
-  esp_model_free(l->model);
-  esp_checkpoint_info_clear(&l->info);
-  l->model = NULL;
-}
-
 esp_status open_data(esp_dataset **dataset, const arguments *a) {
   *dataset = NULL;
   ESP_TRY(need_data(a));
   return esp_dataset_open(dataset, a->data);
 }
 
-esp_status validation_share(const loaded *l, const arguments *a, double *share) {
+esp_status validation_share(const esp_trained *l, const arguments *a, double *share) {
   esp_run_config config;
   if (a->validation) return real_number("--validation", a->validation, 0, 1, share);
   ESP_TRY(esp_run_config_recall(&config, l->path, l->info.run_config));
@@ -52,7 +39,7 @@ esp_status validation_share(const loaded *l, const arguments *a, double *share) 
   return ESP_OK;
 }
 
-esp_status open_data_of(esp_dataset **dataset, const char *data, const loaded *l, const arguments *a) {
+esp_status open_data_of(esp_dataset **dataset, const char *data, const esp_trained *l, const arguments *a) {
   double share;
   *dataset = NULL;
   ESP_TRY(validation_share(l, a, &share));
@@ -68,7 +55,7 @@ esp_status need_data(const arguments *a) {
                   "--data is missing: which data? For example --data synthetic; `espalier data list` shows all");
 }
 
-esp_status open_calibration(esp_calibration *c, esp_dataset **dataset, const char *data, const loaded *l,
+esp_status open_calibration(esp_calibration *c, esp_dataset **dataset, const char *data, const esp_trained *l,
                             const arguments *a) {
   long long images, seed;
   ESP_TRY(whole_number("--calibration", a->calibration, 1, INT64_MAX, ESP_CALIBRATION_IMAGES, &images));
@@ -101,7 +88,7 @@ esp_status parse_split(const arguments *a, esp_split_name *split) {
   return esp_fail(ESP_ERR_USAGE, "--split is \"%s\"; it must be test, validation or train", a->split);
 }
 
-static esp_status check_there_are_images(const loaded *l, const arguments *a, const esp_dataset *dataset,
+static esp_status check_there_are_images(const esp_trained *l, const arguments *a, const esp_dataset *dataset,
                                          esp_split_name split) {
   const esp_dataset_info *data = esp_dataset_info_of(dataset);
   if (data->count[split] > 0) return ESP_OK;
@@ -115,7 +102,7 @@ static esp_status check_there_are_images(const loaded *l, const arguments *a, co
       esp_split_text(split), data->name, l->path);
 }
 
-esp_status open_part(const loaded *l, const arguments *a, esp_dataset **dataset, esp_evaluation_options *options) {
+esp_status open_part(const esp_trained *l, const arguments *a, esp_dataset **dataset, esp_evaluation_options *options) {
   long long limit;
   *options = (esp_evaluation_options){0};
   ESP_TRY(parse_split(a, &options->split));

@@ -11,7 +11,7 @@
 enum { SPARSIFY_IMAGES = 1000 };
 
 typedef struct sparsifying {
-  loaded l;
+  esp_trained l;
   esp_dataset *dataset;
   esp_sparsify_options options;
   esp_sparsify_point *points;
@@ -51,7 +51,7 @@ static esp_status open_inputs(sparsifying *s, const arguments *a) {
   ESP_TRY(whole_number("--limit", a->limit, 1, INT64_MAX, SPARSIFY_IMAGES, &limit));
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &seed));
   s->options.seed = (uint64_t)seed;
-  ESP_TRY(load(&s->l, a->operands[0]));
+  ESP_TRY(esp_trained_load(&s->l, a->operands[0]));
   ESP_TRY(parse_layers(s, a));
   ESP_TRY(need_data(a));
   ESP_TRY(open_data_of(&s->dataset, a->data, &s->l, a));
@@ -113,6 +113,6 @@ int run_sparsify(const arguments *a) {
   }
   esp_free(s.points);
   esp_dataset_close(s.dataset);
-  unload(&s.l);
+  esp_trained_clear(&s.l);
   return code;
 }

@@ -30,9 +30,8 @@ struct training {
   bool quiet, terse;           /* terse: the settings are not printed at the start */
   esp_dataset *dataset;        /* the caller's */
   esp_run_config config;
-  esp_model *model;
-  loaded teacher; /* of a distillation; no model: none */
-  esp_checkpoint_info info;
+  esp_trained trained;
+  esp_trained teacher;             /* of a distillation; no model: none */
   char resume_from[ESP_PATH_SIZE]; /* the folder's last checkpoint, there or not */
   struct stat found;               /* of it, zeros if it was not there */
   bool resumes;                    /* it is there, and goes on */
@@ -54,7 +53,7 @@ esp_status training_settle(training *t, const arguments *a, const char *name, co
 
 /* For start(): model and info from those of the first operand, with the settings that `settle` makes of them. */
 esp_status start_from_model(training *t, const arguments *a,
-                            esp_status (*settle)(training *t, const arguments *a, const loaded *source));
+                            esp_status (*settle)(training *t, const arguments *a, const esp_trained *source));
 
 /* Looks whether the folder holds a run, which goes on if `resume`; nothing is made yet. ESP_ERR_USAGE if there is one
  * that is neither to be resumed nor to be overwritten. */

@@ -19,8 +19,6 @@ esp_status training_place(training *t, const char *folder, bool resume, bool ove
         "%s already holds a run; --resume continues it, --overwrite starts it anew, or choose another --out", folder);
   t->resumes = resume && exists;
   if (!exists || stat(t->resume_from, &t->found) != 0) t->found = (struct stat){0};
-  if (resume && !exists && !t->quiet && !t->terse)
-    fprintf(stderr, "there is no run in %s yet that could go on: a new one starts\n", folder);
   return ESP_OK;
 }
 
@@ -39,12 +37,8 @@ void training_take_sizes(training *t) { esp_run_take_sizes(&t->config, t->datase
 esp_status training_split_data(training *t) { return esp_dataset_hold_out(t->dataset, t->config.data.validation); }
 
 esp_status training_create(training *t) {
-  esp_trained made;
   ESP_TRY(training_split_data(t));
-  ESP_TRY(esp_run_create(&made, &t->config, t->dataset));
-  t->model = made.model;
-  t->info = made.info;
-  return ESP_OK;
+  return esp_run_create(&t->trained, &t->config, t->dataset);
 }
 
 /* Names the first setting in which two configs differ, as a line of their YAML. */
@@ -62,7 +56,7 @@ static esp_status fail_changed(const char *now, const char *then) {
 esp_status training_check_settings_kept(const training *t) {
   esp_run_config kept;
   char *now = NULL, *then = NULL;
-  ESP_TRY(esp_run_config_recall(&kept, t->resume_from, t->info.run_config));
+  ESP_TRY(esp_run_config_recall(&kept, t->resume_from, t->trained.info.run_config));
   esp_status status = esp_run_config_save(&then, &kept);
   if (status == ESP_OK) status = esp_run_config_save(&now, &t->config);
   if (status == ESP_OK && strcmp(now, then) != 0) status = fail_changed(now, then);
@@ -72,14 +66,15 @@ esp_status training_check_settings_kept(const training *t) {
 }
 
 esp_status training_load(training *t) {
-  ESP_TRY(esp_checkpoint_load(t->resume_from, &t->model, &t->info));
-  if (!t->info.run_config)
+  ESP_TRY(esp_trained_load(&t->trained, t->resume_from));
+  if (!t->trained.info.run_config)
     return esp_fail(ESP_ERR_MISMATCH, "%s does not say how its run was set up, so it cannot be resumed",
                     t->resume_from);
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
-  if (strcmp(t->info.data_digest, data->digest) == 0 && strcmp(t->info.data_name, data->name) == 0) return ESP_OK;
-  return esp_fail(ESP_ERR_MISMATCH, "the run was started on %s (%s), but --data is %s (%s)", t->info.data_name,
-                  t->info.data_digest, data->name, data->digest);
+  if (strcmp(t->trained.info.data_digest, data->digest) == 0 && strcmp(t->trained.info.data_name, data->name) == 0)
+    return ESP_OK;
+  return esp_fail(ESP_ERR_MISMATCH, "the run was started on %s (%s), but --data is %s (%s)", t->trained.info.data_name,
+                  t->trained.info.data_digest, data->name, data->digest);
 }
 
 /* Slots come in fours, so the factor that is asked for is not quite the one there is. */
@@ -101,7 +96,7 @@ static void print_capacity(const esp_run_config *config) {
 static void print_start(const training *t) {
   if (t->quiet) return;
   esp_model_cost cost;
-  esp_model_cost_of(t->model, &cost);
+  esp_model_cost_of(t->trained.model, &cost);
   const esp_dataset_info *data = esp_dataset_info_of(t->dataset);
   fprintf(stderr, "%s on %s: %lld training, %lld validation and %lld test images, %d classes%s%s\n", t->action,
           data->name, (long long)data->count[ESP_TRAIN], (long long)data->count[ESP_VALIDATION],
@@ -117,73 +112,35 @@ static void print_start(const training *t) {
   print_capacity(&t->config);
   if (t->terse) return;
   fprintf(stderr, "%s%s\n", t->resumes ? "resumed; settings: " : "settings: ", "config.yaml in the run");
-  if (!t->resumes) fprintf(stderr, "---\n%s---\n", t->info.run_config);
+  if (!t->resumes) fprintf(stderr, "---\n%s---\n", t->trained.info.run_config);
 }
 
-/* Keys of an evaluation; null where no image was looked at. */
-static void put_evaluation(json_t *json, const char *prefix, const esp_evaluation *e) {
-  const struct {
-    const char *key;
-    json_t *value;
-  } entries[] = {{"accuracy", e->examples ? json_real(e->accuracy) : json_null()},
-                 {"loss", e->examples ? json_real(e->loss) : json_null()},
-                 {"examples", json_integer(e->examples)}};
-  for (size_t i = 0; i < sizeof entries / sizeof entries[0]; i++) {
-    char key[64];
-    snprintf(key, sizeof key, "%s%s", prefix, entries[i].key);
-    json_object_set_new(json, key, entries[i].value);
-  }
+static esp_run run_of(const training *t) {
+  return (esp_run){
+      .dataset = t->dataset, .folder = t->folder, .teacher = t->teacher.model ? &t->teacher : NULL, .quiet = t->quiet};
 }
 
-/* "accuracy", "loss" and "best_..." are of the test split. */
-json_t *training_results_json(const training *t, const esp_training_result *r) {
-  json_t *json = json_pack("{s:s, s:s}", "run", t->folder, "action", t->action);
-  put_evaluation(json, "", &r->final);
-  put_evaluation(json, "validation_", &r->validation);
-  put_evaluation(json, "best_", &r->best);
-  put_evaluation(json, "best_validation_", &r->best_validation);
-  json_t *rest = json_pack("{s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:i, s:s, s:s, s:s, s:s}", "validation_share",
-                           esp_dataset_info_of(t->dataset)->validation, "best_step", (json_int_t)r->best_step, "step",
-                           (json_int_t)r->step, "steps", (json_int_t)r->steps, "seconds", r->seconds,
-                           "images_per_second", r->images_per_second, "step_memory_bytes", (json_int_t)r->step_memory,
-                           "threads", esp_threads(), "blas_kernel", esp_blas_kernel(), "product_kernel",
-                           esp_gemm_kernel(), "data", t->info.data_name, "digest", t->info.digest);
-  json_object_update(json, rest);
-  json_decref(rest);
-  if (t->teacher.model)
-    json_object_set_new(json, "distillation",
-                        json_pack("{s:s, s:f, s:f, s:b, s:f}", "teacher", t->teacher.info.digest, "weight",
-                                  t->config.distillation.weight, "temperature", t->config.distillation.temperature,
-                                  "squared", t->config.distillation.squared, "last_loss", r->distillation));
+json_t *training_results_json(const training *t, const esp_training_result *result) {
+  const esp_run run = run_of(t);
+  json_t *json = esp_run_results_json(&run, &t->config, &t->trained, result);
   if (json && t->more) json_object_update(json, t->more);
   return json;
 }
 
-/* What can be known to be wrong before a folder is made. */
-static esp_status check_run(const training *t) {
-  ESP_TRY(esp_run_check(t->model, &t->config, t->dataset));
-  if (t->teacher.model)
-    ESP_TRY(esp_distillation_check(t->teacher.model, &t->teacher.info, &t->model->config, &t->info.normalisation));
-  if (t->teacher.model && !(t->config.distillation.weight > 0))
-    return esp_fail(ESP_ERR_USAGE, "--teacher would teach nothing: distillation.weight is %g",
-                    t->config.distillation.weight);
-  return ESP_OK;
-}
-
 esp_status training_run(training *t, esp_training_result *result) {
-  ESP_TRY(check_run(t));
+  ESP_TRY(esp_run_check(&t->trained, &t->config, t->dataset, t->teacher.model ? &t->teacher : NULL));
   ESP_TRY(esp_run_open_folder(&t->lock, t->folder, t->action, true));
   ESP_TRY(check_unchanged(t));
   if (!t->resumes) ESP_TRY(esp_run_remove_older(t->folder));
   tell_lock(t->lock);
-  t->config.model = t->model->config;
-  ESP_TRY(esp_run_write_config(t->folder, &t->config, &t->info));
+  t->config.model = t->trained.model->config;
+  ESP_TRY(esp_run_write_config(t->folder, &t->config, &t->trained.info));
   print_start(t);
-  const esp_training_job job = {.model = t->model,
+  const esp_training_job job = {.model = t->trained.model,
                                 .dataset = t->dataset,
                                 .config = &t->config,
                                 .folder = t->folder,
-                                .info = &t->info,
+                                .info = &t->trained.info,
                                 .teacher = t->teacher.model,
                                 .teacher_info = t->teacher.model ? &t->teacher.info : NULL,
                                 .resume_from = t->resumes ? t->resume_from : NULL,
@@ -198,9 +155,7 @@ esp_status training_run(training *t, esp_training_result *result) {
 void training_release(training *t) {
   esp_folder_lock_free(t->lock);
   t->lock = NULL;
-  esp_model_free(t->model);
-  unload(&t->teacher);
+  esp_trained_clear(&t->trained);
+  esp_trained_clear(&t->teacher);
   json_decref(t->more);
-  esp_checkpoint_info_clear(&t->info);
-  t->model = NULL;
 }

@@ -22,7 +22,7 @@ esp_status training_settle(training *t, const arguments *a, const char *name, co
 static esp_status read_settings_again(training *t, const arguments *a) {
   if (strcmp(t->action, "pretrain") == 0 && a->operand_count)
     ESP_TRY(esp_run_config_load(&t->config, a->operands[0], a->overrides, a->override_count));
-  else ESP_TRY(training_settle(t, a, t->resume_from, t->info.run_config));
+  else ESP_TRY(training_settle(t, a, t->resume_from, t->trained.info.run_config));
   training_take_sizes(t);
   return apply_seed(t, a);
 }
@@ -51,7 +51,7 @@ static esp_status recall(training *t, esp_training_result *result) {
   ESP_TRY(esp_folder_path(path, t->folder, "results.json"));
   t->more = json_load_file(path, 0, NULL); /* all of it takes the place of what training_results_json() says */
   const char *digest = json_string_value(json_object_get(t->more, "digest"));
-  if (!digest || strcmp(digest, t->info.digest) != 0)
+  if (!digest || strcmp(digest, t->trained.info.digest) != 0)
     return esp_fail(ESP_ERR_MISMATCH,
                     "%s is finished, but %s does not hold its results; `espalier evaluate %s` measures it again",
                     t->folder, path, t->folder);
@@ -90,58 +90,36 @@ static int finish(training *t, const arguments *a, esp_status status, const esp_
   return code;
 }
 
-static esp_status wants_new_head(const training *t, const arguments *a, const esp_model *source, bool *anew) {
+static esp_status read_head(const arguments *a, esp_head_choice *head) {
   const char *when = a->new_head ? a->new_head : "auto";
-  const bool differs = source->config.classes != esp_dataset_info_of(t->dataset)->classes;
-  if (strcmp(when, "auto") == 0) *anew = differs;
-  else if (strcmp(when, "always") == 0) *anew = true;
-  else if (strcmp(when, "never") == 0) *anew = false;
-  else return esp_fail(ESP_ERR_USAGE, "--new-head is \"%s\"; it must be auto, always or never", when);
-  return ESP_OK;
-}
-
-/* A model of the new settings with the old one's parameters, but for a head of other classes. */
-static esp_status build_from(training *t, const arguments *a, const loaded *source) {
-  bool new_head = false;
-  ESP_TRY(wants_new_head(t, a, source->model, &new_head));
-  ESP_TRY(esp_check_data_fits(&source->model->config, t->dataset, false));
-  if (new_head) t->config.model.classes = esp_dataset_info_of(t->dataset)->classes;
-  esp_expert_layout *layouts = esp_alloc((size_t)source->model->config.blocks, sizeof *layouts);
-  if (!layouts) return ESP_ERR_MEMORY;
-  for (int i = 0; i < source->model->config.blocks; i++) layouts[i] = source->model->blocks[i].moe.layout;
-  const bool same_blocks = t->config.model.blocks == source->model->config.blocks;
-  esp_status status = same_blocks ? esp_model_create(&t->model, &t->config.model, layouts, t->config.training.seed)
-                                  : esp_fail(ESP_ERR_MISMATCH, "finetuning cannot change model.blocks");
-  esp_free(layouts);
-  if (status == ESP_OK) status = esp_model_copy_parameters(t->model, source->model, new_head ? "head.*" : "");
-  return status;
+  *head = ESP_HEAD_AS_CLASSES;
+  if (strcmp(when, "auto") == 0) return ESP_OK;
+  *head = strcmp(when, "always") == 0 ? ESP_HEAD_NEW : ESP_HEAD_KEPT;
+  if (*head == ESP_HEAD_NEW || strcmp(when, "never") == 0) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "--new-head is \"%s\"; it must be auto, always or never", when);
 }
 
 esp_status start_from_model(training *t, const arguments *a,
-                            esp_status (*settle)(training *t, const arguments *a, const loaded *source)) {
-  loaded source;
-  ESP_TRY(load(&source, a->operands[0]));
+                            esp_status (*settle)(training *t, const arguments *a, const esp_trained *source)) {
+  esp_trained source;
+  ESP_TRY(esp_trained_load(&source, a->operands[0]));
+  esp_run run = {.dataset = t->dataset, .from = &source};
   esp_status status = ESP_OK;
   if (is_same_file(source.path, t->resume_from))
     status = esp_fail(ESP_ERR_USAGE, "%s is the model to be finetuned; choose another --out", source.path);
   if (status == ESP_OK) status = settle(t, a, &source);
   if (status == ESP_OK) status = apply_seed(t, a);
-  if (status == ESP_OK) status = build_from(t, a, &source);
+  if (status == ESP_OK) status = read_head(a, &run.head);
+  if (status == ESP_OK) status = esp_run_create_from(&t->trained, &t->config, &run, t->action);
   if (status == ESP_OK) status = training_split_data(t);
-  if (status == ESP_OK) {
-    t->info = source.info;
-    t->info.run_config = NULL;
-    esp_run_note_data(&t->info, t->dataset);
-    status = esp_run_start_history(&t->info, t->action, &t->config, t->dataset, source.info.digest);
-  }
-  unload(&source);
+  esp_trained_clear(&source);
   return status;
 }
 
 /* Settings of distillation without a teacher are a mistake; a file may hold them from a run that had one. */
 static esp_status load_teacher(training *t, const arguments *a) {
   if (a->teacher) {
-    ESP_TRY(load(&t->teacher, a->teacher));
+    ESP_TRY(esp_trained_load(&t->teacher, a->teacher));
     if (!is_same_file(t->teacher.path, t->resume_from)) return ESP_OK;
     return esp_fail(ESP_ERR_USAGE, "%s is the teacher; choose another --out", t->teacher.path);
   }
@@ -169,11 +147,11 @@ static esp_status check_resumable(const training *t, const arguments *a) {
 /* Whether its last step is done and its results are those of its last checkpoint. */
 bool training_has_ended(const training *t) {
   char path[ESP_PATH_SIZE];
-  if (t->info.progress.step < t->info.progress.steps) return false;
+  if (t->trained.info.progress.step < t->trained.info.progress.steps) return false;
   if (esp_folder_path(path, t->folder, "results.json") != ESP_OK) return false;
   json_t *results = json_load_file(path, 0, NULL);
   const char *digest = json_string_value(json_object_get(results, "digest"));
-  const bool same = digest && strcmp(digest, t->info.digest) == 0;
+  const bool same = digest && strcmp(digest, t->trained.info.digest) == 0;
   json_decref(results);
   return same;
 }

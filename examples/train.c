@@ -1,4 +1,5 @@
-/* Trains a small mixture of experts, evaluates it, drops half of its experts, evaluates what is left, and saves it.
+/* Trains a small mixture of experts, evaluates it, drops half of its experts, evaluates and saves what is left, and
+ * finetunes it.
  *
  * To build a copy of it on its own, install Espalier (cmake --install build/release --prefix PREFIX), then:
  *   export PKG_CONFIG_PATH=PREFIX/lib/pkgconfig LD_LIBRARY_PATH=PREFIX/lib
@@ -22,7 +23,7 @@ static esp_status report(const char *what, const esp_trained *trained, const esp
   return ESP_OK;
 }
 
-static esp_status experiment(esp_dataset **data, esp_trained *whole, esp_trained *pruned) {
+static esp_status experiment(esp_dataset **data, esp_trained *whole, esp_trained *pruned, esp_trained *tuned) {
   esp_run_config config;
   esp_training_result result;
   ESP_TRY(esp_dataset_open(data, "synthetic"));
@@ -33,14 +34,18 @@ static esp_status experiment(esp_dataset **data, esp_trained *whole, esp_trained
   const esp_calibration images = {.dataset = *data, .normalisation = &whole->info.normalisation, .images = 256};
   ESP_TRY(esp_method_apply("reap", whole, &(esp_method_inputs){.calibration = &images, .ratio = 0.5}, pruned));
   ESP_TRY(report("4 experts", pruned, *data));
-  return esp_trained_save(pruned, "runs/train/pruned.h5");
+  ESP_TRY(esp_trained_save(pruned, "runs/train/pruned.h5"));
+
+  ESP_TRY(esp_run_train(&(esp_run){.from = pruned, .dataset = *data, .folder = "runs/train/tuned"}, tuned, &result));
+  return report("4 experts, finetuned", tuned, *data);
 }
 
 int main(void) {
   esp_dataset *data = NULL;
-  esp_trained whole = {0}, pruned = {0};
-  const esp_status status = experiment(&data, &whole, &pruned);
+  esp_trained whole = {0}, pruned = {0}, tuned = {0};
+  const esp_status status = experiment(&data, &whole, &pruned, &tuned);
   if (status != ESP_OK) fprintf(stderr, "train: %s\n", esp_error_message());
+  esp_trained_clear(&tuned);
   esp_trained_clear(&pruned);
   esp_trained_clear(&whole);
   esp_dataset_close(data);
@@ -50,4 +55,5 @@ int main(void) {
 /* Output:
 8 experts: test accuracy 65 %
 4 experts: test accuracy 40 %
+4 experts, finetuned: test accuracy 79 %
 */

@@ -300,7 +300,7 @@ static void test_references(void **state) {
       {"finetune finetuned --data synthetic:narrow --out new --set distillation.weight=1", 2,
        "--set distillation.weight=1", "--teacher"},
       {"finetune finetuned --data synthetic:narrow --out new --teacher finetuned --set distillation.weight=0", 2,
-       "--teacher", "distillation.weight is 0"},
+       "the teacher would teach nothing", "distillation.weight is 0"},
       {"finetune finetuned --data synthetic:narrow --out new --teacher finetuned --set distillation.temperature=0", 2,
        "distillation.temperature is 0", "[0.001, 1e+06]"},
       {"finetune pretrained --data synthetic:narrow --out finetuned --overwrite --teacher finetuned", 2,

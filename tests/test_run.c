@@ -1,10 +1,11 @@
-/* A whole run by the library's own calls, as examples/train.c makes it: what the folder holds, what the history says, and
- * that a run which cannot be leaves nothing behind. */
+/* Whole runs by the library's own calls, as examples/train.c makes them: what the folder holds, what the history says,
+ * and that a run which cannot be leaves nothing behind. */
 #define SHARED_DATA "synthetic:narrow"
 #include "testing.h"
 #include "shared_data.h"
 
 #include <espalier/espalier.h>
+#include <jansson.h>
 
 static const char settings[] = "model: {stem: {patch: 8}, width: 16, blocks: 2, mixing: none, layers: [moe],\n"
                                "        moe: {experts: 4, top_k: 2, hidden: 8}}\n"
@@ -27,6 +28,18 @@ static esp_status train(const char *folder, const char *override, esp_trained *t
   return esp_run_train(&run, trained, &result);
 }
 
+static json_t *results_of(const char *folder) {
+  char path[ESP_PATH_SIZE];
+  expect_ok(esp_folder_path(path, folder, "results.json"));
+  json_t *results = json_load_file(path, 0, NULL);
+  assert_non_null(results);
+  return results;
+}
+
+static void expect_text(const json_t *object, const char *key, const char *expected) {
+  assert_string_equal(json_string_value(json_object_get(object, key)), expected);
+}
+
 static void test_what_a_run_leaves(void **state) {
   (void)state;
   char folder[TESTING_PATH_SIZE], path[ESP_PATH_SIZE];
@@ -35,8 +48,12 @@ static void test_what_a_run_leaves(void **state) {
   expect_ok(esp_file_write(path, "of an older run"));
   esp_trained trained, again;
   expect_ok(train(folder, NULL, &trained));
-  assert_false(esp_file_exists(path));
-  expect_ok(esp_trained_load(&again, folder));
+  json_t *results = results_of(folder);
+  expect_text(results, "action", "pretrain");
+  expect_text(results, "run", folder);
+  expect_text(results, "digest", trained.info.digest);
+  json_decref(results);
+  expect_ok(esp_trained_load(&again, trained.path));
   assert_string_equal(again.info.digest, trained.info.digest);
   assert_string_equal(again.info.run_config, trained.info.run_config);
   assert_int_equal(again.info.history_count, 1);
@@ -48,6 +65,86 @@ static void test_what_a_run_leaves(void **state) {
   assert_true(esp_file_exists(path));
   esp_trained_clear(&again);
   esp_trained_clear(&trained);
+  esp_trained_clear(&trained);
+  remove_folder(folder);
+}
+
+static esp_status finetune(const char *folder, const esp_run *how, esp_trained *tuned) {
+  esp_training_result result;
+  esp_run run = *how;
+  run.folder = folder;
+  run.quiet = true;
+  return esp_run_train(&run, tuned, &result);
+}
+
+static void test_finetuning_goes_on_from_a_model(void **state) {
+  (void)state;
+  char folder[TESTING_PATH_SIZE], tuned_folder[ESP_PATH_SIZE], before[ESP_DIGEST_SIZE];
+  make_folder(folder);
+  esp_trained trained, tuned;
+  expect_ok(train(folder, NULL, &trained));
+  expect_ok(esp_folder_path(tuned_folder, folder, "tuned"));
+  expect_ok(finetune(tuned_folder, &(esp_run){.from = &trained, .dataset = data, .teacher = &trained}, &tuned));
+  assert_int_equal(tuned.info.history_count, 2);
+  assert_string_equal(tuned.info.history[1].action, "finetune");
+  assert_string_equal(tuned.info.history[1].parent, trained.info.digest);
+  assert_string_not_equal(tuned.info.digest, trained.info.digest);
+  json_t *results = results_of(tuned_folder);
+  expect_text(results, "action", "finetune");
+  expect_text(results, "digest", tuned.info.digest);
+  expect_text(json_object_get(results, "distillation"), "teacher", trained.info.digest);
+  json_decref(results);
+  expect_ok(esp_model_digest(trained.model, before));
+  assert_string_equal(before, trained.info.digest);
+  esp_trained_clear(&tuned);
+  esp_trained_clear(&trained);
+  remove_folder(folder);
+}
+
+/* With nothing trained but the head, what is not the head stays: it came from the model. */
+static void test_finetuning_makes_a_head_for_other_classes(void **state) {
+  (void)state;
+  char folder[TESTING_PATH_SIZE], tuned_folder[ESP_PATH_SIZE];
+  make_folder(folder);
+  esp_dataset *broad;
+  esp_run_config config;
+  esp_trained trained, tuned;
+  expect_ok(esp_dataset_open(&broad, "synthetic"));
+  expect_ok(train(folder, NULL, &trained));
+  expect_ok(esp_folder_path(tuned_folder, folder, "tuned"));
+  const char *const overrides[] = {"training.freeze=stem.*,blocks.*,norm.*", "training.epochs=0.01"};
+  expect_ok(esp_run_config_parse(&config, "settings", trained.info.run_config, overrides, 2));
+  const esp_run run = {.config = &config, .from = &trained, .dataset = broad};
+  expect_ok(finetune(tuned_folder, &run, &tuned));
+  assert_int_equal(tuned.model->config.classes, 20);
+  const esp_parameter *was = esp_parameters_find(trained.model->parameters, "blocks.0.moe.router");
+  const esp_parameter *is = esp_parameters_find(tuned.model->parameters, "blocks.0.moe.router");
+  assert_memory_equal(was->tensor.data, is->tensor.data, (size_t)was->count * sizeof(esp_real));
+  esp_trained_clear(&tuned);
+  expect_failure(finetune(tuned_folder, &(esp_run){.from = &trained, .dataset = broad, .head = ESP_HEAD_KEPT}, &tuned),
+                 ESP_ERR_MISMATCH, "classes");
+  assert_null(tuned.model);
+  esp_trained_clear(&trained);
+  esp_dataset_close(broad);
+  remove_folder(folder);
+}
+
+static void test_a_folder_that_another_run_has_is_left_alone(void **state) {
+  (void)state;
+  char folder[TESTING_PATH_SIZE], path[ESP_PATH_SIZE];
+  make_folder(folder);
+  esp_folder_lock *lock;
+  esp_trained trained;
+  expect_ok(esp_folder_path(path, folder, "results.json"));
+  expect_ok(esp_file_write(path, "of the other run"));
+  expect_ok(esp_folder_lock_take(&lock, folder, "another"));
+  expect_failure(train(folder, NULL, &trained), ESP_ERR_BUSY, "another");
+  assert_null(trained.model);
+  assert_true(esp_file_exists(path));
+  esp_folder_lock_free(lock);
+  expect_ok(train(folder, NULL, &trained));
+  expect_ok(esp_folder_lock_take(&lock, folder, "another"));
+  esp_folder_lock_free(lock);
   esp_trained_clear(&trained);
   remove_folder(folder);
 }
@@ -129,6 +226,9 @@ static void test_methods_that_cannot_be(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_what_a_run_leaves),
+      cmocka_unit_test(test_finetuning_goes_on_from_a_model),
+      cmocka_unit_test(test_finetuning_makes_a_head_for_other_classes),
+      cmocka_unit_test(test_a_folder_that_another_run_has_is_left_alone),
       cmocka_unit_test(test_a_run_that_cannot_be_makes_no_folder),
       cmocka_unit_test(test_methods_on_a_trained_model),
       cmocka_unit_test(test_methods_that_cannot_be),

@@ -169,11 +169,12 @@ static void take_statistics(const esp_statistics *statistics, double *values) {
 
 static esp_status measure_one(const training *t, double *values) {
   esp_statistics *statistics;
-  ESP_TRY(esp_statistics_create(&statistics, t->model, ESP_STATISTICS_STRIDE));
+  ESP_TRY(esp_statistics_create(&statistics, t->trained.model, ESP_STATISTICS_STRIDE));
   const esp_observer observer = esp_statistics_observer(statistics);
   const esp_evaluation_options options = {.split = ESP_TEST, .observer = &observer};
   esp_evaluation evaluation;
-  const esp_status status = esp_evaluate(t->model, t->dataset, &t->info.normalisation, &options, &evaluation);
+  const esp_status status =
+      esp_evaluate(t->trained.model, t->dataset, &t->trained.info.normalisation, &options, &evaluation);
   if (status == ESP_OK) take_statistics(statistics, values);
   esp_statistics_free(statistics);
   return status;
@@ -181,7 +182,7 @@ static esp_status measure_one(const training *t, double *values) {
 
 static void take_cost(const training *t, esp_compared_run *run) {
   esp_model_cost cost;
-  esp_model_cost_of(t->model, &cost);
+  esp_model_cost_of(t->trained.model, &cost);
   double *values = run->values;
   values[ESP_COMPARED_PARAMETERS] = (double)cost.parameters;
   values[ESP_COMPARED_ACTIVATED] = (double)cost.activated;
@@ -190,7 +191,7 @@ static void take_cost(const training *t, esp_compared_run *run) {
   values[ESP_COMPARED_FLOPS] = cost.flops;
   values[ESP_COMPARED_FLOPS_SELECTED] = cost.flops_selected;
   values[ESP_COMPARED_NEURONS_USED] = (double)NAN;
-  const esp_moe *moe = esp_model_moe(t->model, 0);
+  const esp_moe *moe = esp_model_moe(t->trained.model, 0);
   if (!moe) return;
   run->top_k = moe->config.top_k;
   run->neurons = moe->bank.hidden;
@@ -245,7 +246,7 @@ static esp_status do_runs(comparing *c) {
 
 /* A model that takes one image of a batch after another. */
 typedef struct single {
-  loaded l;
+  esp_trained l;
   esp_tape *tape;
   const esp_batch *batch;
   int64_t next;
@@ -289,7 +290,7 @@ static esp_status time_variants(comparing *c) {
   for (int v = 0; status == ESP_OK && v < c->variant_count; v++) {
     char folder[ESP_PATH_SIZE];
     status = run_folder(folder, c, v, c->seeds[0]);
-    if (status == ESP_OK) status = load(&models[v].l, folder);
+    if (status == ESP_OK) status = esp_trained_load(&models[v].l, folder);
   }
   const esp_loader_options options = {.batch = TIMED_IMAGES, .normalisation = models[0].l.info.normalisation};
   if (status == ESP_OK) status = esp_loader_create(&loader, c->dataset, ESP_TEST, &options, 0);
@@ -297,7 +298,7 @@ static esp_status time_variants(comparing *c) {
   esp_loader_close(loader);
   for (int v = 0; v < c->variant_count; v++) {
     esp_tape_free(models[v].tape);
-    unload(&models[v].l);
+    esp_trained_clear(&models[v].l);
   }
   return status;
 }

@@ -38,7 +38,7 @@ static void recommend(esp_run_config *config, const esp_model *model) {
   snprintf(config->training.freeze, sizeof config->training.freeze, "%s", has_router ? "*.router" : "");
 }
 
-static esp_status settle(training *t, const arguments *a, const loaded *source) {
+static esp_status settle(training *t, const arguments *a, const esp_trained *source) {
   esp_run_config base;
   char *text = NULL;
   ESP_TRY(esp_run_config_parse(&base, source->path, source->info.run_config, NULL, 0));
@@ -53,10 +53,10 @@ static esp_status settle(training *t, const arguments *a, const loaded *source) 
 static esp_status start_compressing(training *t, const arguments *a) {
   ESP_TRY(start_from_model(t, a, settle));
   esp_model *factored;
-  ESP_TRY(esp_factor_experts(&factored, t->model, &t->config.compression));
-  esp_model_free(t->model);
-  t->model = factored;
-  esp_history_entry *entry = &t->info.history[t->info.history_count - 1];
+  ESP_TRY(esp_factor_experts(&factored, t->trained.model, &t->config.compression));
+  esp_model_free(t->trained.model);
+  t->trained.model = factored;
+  esp_history_entry *entry = &t->trained.info.history[t->trained.info.history_count - 1];
   const size_t length = strlen(entry->detail);
   snprintf(entry->detail + length, sizeof entry->detail - length, ", rank %d, keep %g%s", t->config.compression.rank,
            t->config.compression.keep, a->zero_shot ? ", not trained" : "");
@@ -69,7 +69,8 @@ static esp_status prune_untrained(training *t, esp_training_result *result) {
   const esp_zero_shot_options options = {samples, ZERO_SHOT_BATCH, t->config.training.seed};
   const double start = esp_seconds();
   *result = (esp_training_result){.step = 0};
-  ESP_TRY(esp_prune_rows_zero_shot(t->model, t->dataset, &t->info.normalisation, &t->config.compression, &options));
+  ESP_TRY(esp_prune_rows_zero_shot(t->trained.model, t->dataset, &t->trained.info.normalisation, &t->config.compression,
+                                   &options));
   result->seconds = esp_seconds() - start;
   result->images_per_second = (double)samples / result->seconds;
   return ESP_OK;
@@ -79,7 +80,7 @@ static esp_status prune_untrained(training *t, esp_training_result *result) {
 
 /* Before and after. */
 typedef struct outcome {
-  loaded source;
+  esp_trained source;
   esp_model *compact;
   esp_stable_ranks *before, *after;
   esp_evaluation was; /* of the source; examples 0 if it does not know the data's classes */
@@ -87,8 +88,8 @@ typedef struct outcome {
 } outcome;
 
 static esp_status load_source(outcome *o, const training *t) {
-  const char *parent = t->info.history[t->info.history_count - 1].parent;
-  ESP_TRY(load(&o->source, t->arguments->operands[0]));
+  const char *parent = t->trained.info.history[t->trained.info.history_count - 1].parent;
+  ESP_TRY(esp_trained_load(&o->source, t->arguments->operands[0]));
   if (strcmp(o->source.info.digest, parent) == 0) return ESP_OK;
   return esp_fail(ESP_ERR_MISMATCH, "the run was started from the model %s, but %s is %s; give the one it came from",
                   parent, o->source.path, o->source.info.digest);
@@ -97,7 +98,7 @@ static esp_status load_source(outcome *o, const training *t) {
 static esp_status evaluate(const training *t, const esp_model *model, esp_split_name split,
                            esp_evaluation *evaluation) {
   const esp_evaluation_options options = {.split = split};
-  return esp_evaluate(model, t->dataset, &t->info.normalisation, &options, evaluation);
+  return esp_evaluate(model, t->dataset, &t->trained.info.normalisation, &options, evaluation);
 }
 
 static esp_status measure(outcome *o, const training *t, esp_training_result *result) {
@@ -165,10 +166,10 @@ static void tell(const outcome *o, training *t, const esp_training_result *resul
 
 static esp_status keep_compact(outcome *o, training *t, esp_training_result *result) {
   ESP_TRY(load_source(o, t));
-  ESP_TRY(esp_remove_zero_rows(&o->compact, t->model));
+  ESP_TRY(esp_remove_zero_rows(&o->compact, t->trained.model));
   ESP_TRY(measure(o, t, result));
   ESP_TRY(write_ranks(o, t->arguments->out));
-  ESP_TRY(esp_checkpoint_save(t->resume_from, o->compact, NULL, &t->info, t->config.training.compression));
+  ESP_TRY(esp_checkpoint_save(t->resume_from, o->compact, NULL, &t->trained.info, t->config.training.compression));
   tell(o, t, result);
   return ESP_OK;
 }
@@ -179,14 +180,14 @@ static esp_status complete(training *t, esp_training_result *result) {
   esp_stable_ranks_free(o.before);
   esp_stable_ranks_free(o.after);
   esp_model_free(o.compact);
-  unload(&o.source);
+  esp_trained_clear(&o.source);
   return status;
 }
 
 /* What is left holds no rows that could still be pruned. */
 static bool is_finished(const training *t) {
-  for (int i = 0; i < esp_model_moe_count(t->model); i++)
-    if (esp_model_moe(t->model, i)->layout.pruning) return false;
+  for (int i = 0; i < esp_model_moe_count(t->trained.model); i++)
+    if (esp_model_moe(t->trained.model, i)->layout.pruning) return false;
   return true;
 }
 

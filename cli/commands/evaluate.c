@@ -11,7 +11,7 @@ enum { WORST_CLASSES = 3 };
 
 /* What `evaluate` holds. */
 typedef struct evaluating {
-  loaded l;
+  esp_trained l;
   esp_dataset *dataset;
   esp_routing_trace *replay;
   esp_evaluation_options options;
@@ -151,7 +151,7 @@ static esp_status start_predictions(evaluating *v) {
 }
 
 static esp_status evaluate(evaluating *v, const arguments *a) {
-  ESP_TRY(load(&v->l, a->operands[0]));
+  ESP_TRY(esp_trained_load(&v->l, a->operands[0]));
   ESP_TRY(open_part(&v->l, a, &v->dataset, &v->options));
   if (a->replay) ESP_TRY(esp_routing_trace_load(&v->replay, a->replay));
   v->options.replay = v->replay;
@@ -170,7 +170,7 @@ static int run_evaluate(const arguments *a) {
   esp_predictions_clear(&v.flip_predictions);
   esp_routing_trace_free(v.replay);
   esp_dataset_close(v.dataset);
-  unload(&v.l);
+  esp_trained_clear(&v.l);
   return code;
 }
 

@@ -1,7 +1,7 @@
 /* finetune: a trained model goes on, with other settings or data. */
 #include "training_internal.h"
 
-static esp_status settle_finetuning(training *t, const arguments *a, const loaded *source) {
+static esp_status settle_finetuning(training *t, const arguments *a, const esp_trained *source) {
   return training_settle(t, a, source->path, source->info.run_config);
 }
 

@@ -20,7 +20,7 @@ static json_t *parameters_json(const esp_parameters *parameters) {
   return list;
 }
 
-static json_t *inspection_json(const loaded *l, const esp_model_cost *cost, bool parameters) {
+static json_t *inspection_json(const esp_trained *l, const esp_model_cost *cost, bool parameters) {
   json_t *json = esp_model_cost_json(cost);
   if (!json) return NULL;
   put_experts_json(json_object_get(json, "layers"), l->model);
@@ -43,7 +43,7 @@ static void print_parameters(const esp_parameters *parameters) {
   }
 }
 
-static void print_inspection(const loaded *l, const esp_model_cost *cost, bool parameters) {
+static void print_inspection(const esp_trained *l, const esp_model_cost *cost, bool parameters) {
   const esp_model_config *c = &l->model->config;
   printf("%s: %.2f MB, digest %s\n%d classes (%s), images of %d x %d x %d\n", esp_shown(l->path),
          1e-6 * (double)file_size(l->path), l->info.digest, c->classes, esp_shown(l->info.data_name), c->image_height,
@@ -56,21 +56,21 @@ static void print_inspection(const loaded *l, const esp_model_cost *cost, bool p
 }
 
 static int inspect_model(const arguments *a) {
-  loaded l;
+  esp_trained l;
   esp_status status = ESP_OK;
   if (a->override_count)
     status = esp_fail(ESP_ERR_USAGE,
                       "--set %s is of no use: %s is a trained model, whose settings stay; inspect a "
                       "CONFIG.yaml to count other ones",
                       a->overrides[0], a->operands[0]);
-  if (status == ESP_OK) status = load(&l, a->operands[0]);
+  if (status == ESP_OK) status = esp_trained_load(&l, a->operands[0]);
   if (status != ESP_OK) return report_failure(status);
   esp_model_cost cost;
   esp_model_cost_of(l.model, &cost);
   int code = EXIT_DONE;
   if (a->json) code = print_json(inspection_json(&l, &cost, a->parameters));
   else print_inspection(&l, &cost, a->parameters);
-  unload(&l);
+  esp_trained_clear(&l);
   return code;
 }
 

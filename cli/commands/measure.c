@@ -10,7 +10,7 @@
 
 /* What `measure` holds. */
 typedef struct measuring {
-  loaded model, reference;
+  esp_trained model, reference;
   esp_dataset *dataset;
   esp_evaluation_options options;
   esp_statistics *statistics;
@@ -41,7 +41,7 @@ static esp_status measure_data(measuring *m) {
 }
 
 static esp_status measure_change(measuring *m, const arguments *a) {
-  ESP_TRY(load(&m->reference, a->reference));
+  ESP_TRY(esp_trained_load(&m->reference, a->reference));
   ESP_TRY(esp_router_changes_create(&m->changes, m->model.model, m->reference.model));
   m->measurement.reference = m->reference.path;
   m->measurement.changes = m->changes;
@@ -70,7 +70,7 @@ static esp_status measure(measuring *m, const arguments *a) {
   if (!a->data) ESP_TRY(refuse_options(a, "--split --limit", "they choose among the images of --data"));
   if (a->trace && !a->data) return esp_fail(ESP_ERR_USAGE, "--trace records the routing of images: give --data too");
   if (a->trace) ESP_TRY(esp_output_check(a->trace));
-  ESP_TRY(load(&m->model, a->operands[0]));
+  ESP_TRY(esp_trained_load(&m->model, a->operands[0]));
   m->measurement.model = m->model.model;
   m->measurement.checkpoint = m->model.path;
   if (a->reference) ESP_TRY(measure_change(m, a));
@@ -95,8 +95,8 @@ static int run_measure(const arguments *a) {
   esp_statistics_free(m.statistics);
   esp_routing_trace_free(m.trace);
   esp_dataset_close(m.dataset);
-  unload(&m.reference);
-  unload(&m.model);
+  esp_trained_clear(&m.reference);
+  esp_trained_clear(&m.model);
   return code;
 }
 

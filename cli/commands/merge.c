@@ -10,7 +10,7 @@
 #include <string.h>
 
 typedef struct merging {
-  loaded model;
+  esp_trained model;
   esp_dataset *dataset;
   esp_merge_options options;
   esp_calibration calibration;
@@ -71,7 +71,7 @@ static esp_status merge(merging *m, const arguments *a) {
   ESP_TRY(choose_checkpoint(m->target, a));
   if (!a->data)
     return esp_fail(ESP_ERR_USAGE, "--data is missing: training images of the model's task, to calibrate on");
-  ESP_TRY(load(&m->model, a->operands[0]));
+  ESP_TRY(esp_trained_load(&m->model, a->operands[0]));
   ESP_TRY(check_not_input(m->target, m->model.path));
   ESP_TRY(open_calibration(&m->calibration, &m->dataset, a->data, &m->model, a));
   if (!a->calibration) m->calibration.images = ESP_MERGE_IMAGES;
@@ -164,7 +164,7 @@ static int run_merge(const arguments *a) {
   esp_model_free(m.merged);
   esp_plan_free(m.plan);
   esp_dataset_close(m.dataset);
-  unload(&m.model);
+  esp_trained_clear(&m.model);
   return code;
 }
 

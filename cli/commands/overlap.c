@@ -12,7 +12,7 @@
 enum { MAX_SETS = 8 };
 
 typedef struct comparison {
-  loaded model;
+  esp_trained model;
   int sets;
   esp_dataset *datasets[MAX_SETS];
   esp_calibration calibrations[MAX_SETS];
@@ -101,7 +101,7 @@ static esp_status compare(comparison *c, const arguments *a) {
   ESP_TRY(read_budget(c, a));
   ESP_TRY(read_criteria(c, a));
   ESP_TRY(parse_gates(a, &c->gates));
-  ESP_TRY(load(&c->model, a->operands[0]));
+  ESP_TRY(esp_trained_load(&c->model, a->operands[0]));
   ESP_TRY(open_sets(c, a));
   ESP_TRY(pass_over_sets(c));
   for (int k = 0; k < c->criteria; k++) ESP_TRY(compare_criterion(c, k));
@@ -187,7 +187,7 @@ static int run_overlap(const arguments *a) {
     esp_expert_scores_free(c.scores[i]);
     esp_dataset_close(c.datasets[i]);
   }
-  unload(&c.model);
+  esp_trained_clear(&c.model);
   return code;
 }
 

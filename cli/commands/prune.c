@@ -10,7 +10,7 @@
 #include <string.h>
 
 typedef struct pruning {
-  loaded model, reference;
+  esp_trained model, reference;
   const esp_criterion *criterion;      /* of experts, or ... */
   const esp_neuron_criterion *neurons; /* of neurons; both NULL: a saved plan is applied */
   esp_neuron_budget neuron_budget;
@@ -148,8 +148,8 @@ static esp_status save_model(pruning *p, const arguments *a) {
 }
 
 static esp_status load_inputs(pruning *p, const arguments *a) {
-  ESP_TRY(load(&p->model, a->operands[0]));
-  if (a->reference) ESP_TRY(load(&p->reference, a->reference));
+  ESP_TRY(esp_trained_load(&p->model, a->operands[0]));
+  if (a->reference) ESP_TRY(esp_trained_load(&p->reference, a->reference));
   ESP_TRY(check_not_input(p->target, p->model.path));
   ESP_TRY(check_not_input(p->target, p->reference.path));
   if (p->neurons && p->neurons->needs_data)
@@ -223,8 +223,8 @@ static int run_prune(const arguments *a) {
   esp_model_free(p.pruned);
   esp_plan_free(p.plan);
   esp_dataset_close(p.dataset);
-  unload(&p.reference);
-  unload(&p.model);
+  esp_trained_clear(&p.reference);
+  esp_trained_clear(&p.model);
   return code;
 }
 

@@ -8,7 +8,7 @@
 #include <string.h>
 
 typedef struct skipping {
-  loaded model;
+  esp_trained model;
   esp_dataset *dataset; /* NULL: beta is given */
   esp_model *made;
   double beta[ESP_MAX_BLOCKS];
@@ -41,7 +41,7 @@ static esp_status make(skipping *s, const arguments *a) {
   char detail[200], parent[ESP_DIGEST_SIZE];
   if (a->beta) ESP_TRY(refuse_options(a, "--data --calibration --seed", "--beta says already what is skipped"));
   ESP_TRY(choose_checkpoint(s->target, a));
-  ESP_TRY(load(&s->model, a->operands[0]));
+  ESP_TRY(esp_trained_load(&s->model, a->operands[0]));
   ESP_TRY(check_not_input(s->target, s->model.path));
   ESP_TRY(find_beta(s, a));
   ESP_TRY(esp_skip_apply(&s->made, s->model.model, s->beta));
@@ -74,7 +74,7 @@ static int run_skip(const arguments *a) {
   const int code = status == ESP_OK ? show(&s, a) : report_failure(status);
   esp_model_free(s.made);
   esp_dataset_close(s.dataset);
-  unload(&s.model);
+  esp_trained_clear(&s.model);
   return code;
 }
 

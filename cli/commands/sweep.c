@@ -12,7 +12,7 @@
 enum { LIST_SIZE = 4096 };
 
 typedef struct sweeping {
-  loaded models[ESP_SWEEP_MODELS], reference;
+  esp_trained models[ESP_SWEEP_MODELS], reference;
   esp_sweep_model referenced;
   esp_dataset *data, *others[ESP_SWEEP_LIST];
   char methods[LIST_SIZE], ratios[LIST_SIZE], seeds[LIST_SIZE], modes[LIST_SIZE],
@@ -148,7 +148,7 @@ static esp_status check_held_out_alike(const sweeping *s, const arguments *a) {
 static esp_status open_all(sweeping *s, const arguments *a) {
   esp_sweep_settings *to = &s->settings;
   for (int i = 0; i < a->operand_count; i++) {
-    ESP_TRY(load(&s->models[i], a->operands[i]));
+    ESP_TRY(esp_trained_load(&s->models[i], a->operands[i]));
     to->models[to->model_count++] = (esp_sweep_model){s->models[i].model, &s->models[i].info, s->models[i].path};
   }
   ESP_TRY(need_data(a));
@@ -162,7 +162,7 @@ static esp_status open_all(sweeping *s, const arguments *a) {
     to->calibration[to->calibration_count++] = s->others[i];
   }
   if (!a->reference) return ESP_OK;
-  ESP_TRY(load(&s->reference, a->reference));
+  ESP_TRY(esp_trained_load(&s->reference, a->reference));
   s->referenced = (esp_sweep_model){s->reference.model, &s->reference.info, s->reference.path};
   to->reference = &s->referenced;
   return ESP_OK;
@@ -194,8 +194,8 @@ static int run_sweep(const arguments *a) {
   else if (a->json) code = print_json(esp_sweep_json(s.sweep));
   else esp_sweep_print(s.sweep, stdout);
   esp_sweep_free(s.sweep);
-  for (int i = 0; i < ESP_SWEEP_MODELS; i++) unload(&s.models[i]);
-  unload(&s.reference);
+  for (int i = 0; i < ESP_SWEEP_MODELS; i++) esp_trained_clear(&s.models[i]);
+  esp_trained_clear(&s.reference);
   for (int i = 0; i < ESP_SWEEP_LIST; i++) esp_dataset_close(s.others[i]);
   esp_dataset_close(s.data);
   return code;

@@ -11,7 +11,7 @@
 #include <string.h>
 
 typedef struct upcycling {
-  loaded dense;
+  esp_trained dense;
   esp_run_config config; /* of the new model */
   esp_model *model;
   double noise;
@@ -51,7 +51,7 @@ static esp_status upcycle(upcycling *u, const arguments *a) {
   if (a->noise) ESP_TRY(real_number("--noise", a->noise, 0, 100, &u->noise));
   ESP_TRY(whole_number("--seed", a->seed, 0, INT64_MAX, 1, &u->seed));
   ESP_TRY(choose_checkpoint(u->target, a));
-  ESP_TRY(load(&u->dense, a->operands[0]));
+  ESP_TRY(esp_trained_load(&u->dense, a->operands[0]));
   ESP_TRY(check_not_input(u->target, u->dense.path));
   ESP_TRY(read_settings(u, a));
   ESP_TRY(esp_upcycle(&u->model, u->dense.model, &u->config.model, u->noise, (uint64_t)u->seed));
@@ -85,7 +85,7 @@ static int run_upcycle(const arguments *a) {
   const esp_status status = upcycle(&u, a);
   const int code = status == ESP_OK ? show(&u, a) : report_failure(status);
   esp_model_free(u.model);
-  unload(&u.dense);
+  esp_trained_clear(&u.dense);
   return code;
 }
 

@@ -8,8 +8,10 @@
 extern "C" {
 #endif
 
-/* Before any work: refuses a path under which there is something that is no regular file (a folder, device, FIFO, socket),
- * ESP_ERR_USAGE, because it would be replaced. */
+enum { ESP_PATH_SIZE = 1024 }; /* room for the path of a file that the library makes or finds in a folder, and its 0 */
+
+/* Before any work: refuses a path under which there is something that is no regular file (a folder, device, FIFO,
+ * socket), ESP_ERR_USAGE, because it would be replaced. */
 ESP_API esp_status esp_output_check(const char *path) ESP_MUST_CHECK;
 
 /* Replaces the file at `path`, or makes it, with `size` bytes: written under a random name beside it, which is locked

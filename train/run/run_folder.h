@@ -2,15 +2,13 @@
 #ifndef ESPALIER_RUN_FOLDER_H
 #define ESPALIER_RUN_FOLDER_H
 
-#include <espalier/status.h>
+#include <espalier/output_file.h>
 
 #include <stdio.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-enum { ESP_PATH_SIZE = 1024 };
 
 /* Makes the folder with its parents, where they are missing, and proves that a file can be written in it. */
 ESP_API esp_status esp_folder_make(const char *folder) ESP_MUST_CHECK;
