@@ -96,15 +96,18 @@ esp_status esp_dataset_allocate(esp_dataset *dataset, esp_split_name split, int6
   return ESP_OK;
 }
 
-/* Ends each line of `text` with '\0', entering the non-empty ones in `list` if it is given; returns how
- * many. */
+/* Ends each line of `text` with '\0', entering the non-empty ones without the blanks around them in `list` if it is given;
+ * returns how many. */
 static int split_lines(char *text, const char **list) {
   int count = 0;
   for (char *line = text; *line;) {
     char *const end = line + strcspn(line, "\r\n");
     const bool more = *end != '\0';
-    if (list) *end = '\0';
-    if (end > line) {
+    char *last = end;
+    line += strspn(line, " \t");
+    while (last > line && (last[-1] == ' ' || last[-1] == '\t')) last--;
+    if (list) *last = '\0';
+    if (last > line) {
       if (list) list[count] = line;
       count++;
     }
@@ -199,7 +202,13 @@ static esp_status fail_nowhere(const esp_dataset_kind *kind) {
 /* Where to read from: the spec's own path, the usual places, or (compiled in) nowhere: NULL. */
 static esp_status choose_path(const esp_dataset_kind *kind, const char *given, char buffer[PATH_SIZE],
                               const char **path) {
+  const char *const home = given && strncmp(given, "~/", 2) == 0 ? getenv("HOME") : NULL;
   *path = given;
+  if (home && *home) { /* no shell has seen to it behind a colon */
+    if (snprintf(buffer, PATH_SIZE, "%s%s", home, given + 1) >= PATH_SIZE)
+      return esp_fail(ESP_ERR_USAGE, "'%s:%.60s...' is too long a path", kind->name, given);
+    *path = buffer;
+  }
   if (given && !*given)
     return esp_fail(ESP_ERR_USAGE, "'%s:' has no path after the colon; expected %s", kind->name, kind->path_form);
   if (given || kind->read == esp_read_synthetic) return ESP_OK;

@@ -65,22 +65,27 @@ static esp_status read_labels(esp_dataset *dataset, esp_split_name split, esp_gz
   return esp_gz_expect_end(gz);
 }
 
-/* The path of folder/name or folder/name.gz, from esp_alloc(). */
+/* The path of folder/name, with .gz or without, from esp_alloc(). Some mirrors and unpackers write train-images.idx3-ubyte for
+ * train-images-idx3-ubyte. */
 static esp_status locate(const char *folder, const char *name, char **path) {
-  char packed[64];
+  char packed[80], dotted[64], both[80];
+  const int stem = (int)(strstr(name, "-idx") - name);
   snprintf(packed, sizeof packed, "%s.gz", name);
-  const char *const candidates[] = {name, packed};
-  for (size_t i = 0; i < 2; i++) {
+  snprintf(dotted, sizeof dotted, "%.*s.%s", stem, name, name + stem + 1);
+  snprintf(both, sizeof both, "%s.gz", dotted);
+  const char *const candidates[] = {name, packed, dotted, both};
+  for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
     *path = esp_join_path(folder, candidates[i]);
     if (!*path) return ESP_ERR_MEMORY;
     if (esp_exists(*path)) return ESP_OK;
     esp_free(*path);
     *path = NULL;
   }
-  return esp_fail(ESP_ERR_NOT_FOUND,
-                  "%s: neither %s nor %s is in this folder; give the folder that holds the four IDX "
-                  "files (train- and t10k-, images and labels)",
-                  folder, name, packed);
+  return esp_fail(
+      ESP_ERR_NOT_FOUND,
+      "%s: neither %s nor %s (or with .idx for -idx) is in this folder; give the folder that holds the four IDX "
+      "files (train- and t10k-, images and labels)",
+      folder, name, packed);
 }
 
 typedef esp_status (*part_reader)(esp_dataset *dataset, esp_split_name split, esp_gz *gz, const char *path);

@@ -1,4 +1,4 @@
-/* The members of a tar archive (ustar, GNU or the old form), one after the other, through a gzip stream. */
+/* The members of a tar archive (ustar, GNU, pax or the old form), one after the other, through a gzip stream. */
 #ifndef ESPALIER_TAR_INTERNAL_H
 #define ESPALIER_TAR_INTERNAL_H
 

@@ -43,6 +43,19 @@ static void write_idx_set(writer write, const char *suffix) {
   write(name, bytes, make_labels(bytes, 0x801, TEST, TEST));
 }
 
+/* Gives the four files other names: train-images.idx3-ubyte. */
+static void put_dots(const char *suffix) {
+  static const char *const names[] = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte",
+                                      "t10k-labels-idx1-ubyte"};
+  for (int i = 0; i < 4; i++) {
+    char name[64], path[3 * PATH_SIZE];
+    snprintf(name, sizeof name, "%s%s", names[i], suffix);
+    snprintf(path, sizeof path, "%s", in_folder(name));
+    *strstr(name, "-idx") = '.';
+    assert_int_equal(rename(path, in_folder(name)), 0);
+  }
+}
+
 static void check_idx_set(const char *kind) {
   esp_dataset *const dataset = open_kind(kind, folder);
   const esp_dataset_info *const info = esp_dataset_info_of(dataset);
@@ -67,6 +80,37 @@ static void test_idx_plain(void **state) {
   (void)state;
   write_idx_set(write_plain, "");
   check_idx_set("mnist");
+}
+
+static void test_idx_other_names(void **state) {
+  (void)state;
+  write_idx_set(write_plain, "");
+  put_dots("");
+  check_idx_set("mnist");
+}
+
+static void test_idx_other_names_gzip(void **state) {
+  (void)state;
+  write_idx_set(write_gzip, ".gz");
+  put_dots(".gz");
+  check_idx_set("mnist");
+}
+
+/* No shell replaces a tilde behind a colon. */
+static void test_home(void **state) {
+  (void)state;
+  const char *const home = getenv("HOME");
+  char kept[3 * PATH_SIZE];
+  snprintf(kept, sizeof kept, "%s", home ? home : "");
+  write_idx_set(write_plain, "");
+  const char *const name = strrchr(folder, '/') + 1;
+  char spec[PATH_SIZE + 16], parent[3 * PATH_SIZE];
+  snprintf(parent, sizeof parent, "%.*s", (int)(name - folder) - 1, folder);
+  setenv("HOME", parent, 1);
+  snprintf(spec, sizeof spec, "~/%s", name);
+  esp_dataset_close(open_kind("mnist", spec));
+  expect_failure("mnist:~/none", ESP_ERR_NOT_FOUND, parent, "/none");
+  if (home) setenv("HOME", kept, 1);
 }
 
 static void test_idx_gzip(void **state) {
@@ -193,9 +237,18 @@ static void test_list(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      IN_FOLDER(test_idx_plain),      IN_FOLDER(test_idx_gzip),          IN_FOLDER(test_idx_in_usual_place),
-      IN_FOLDER(test_idx_bad_files),  IN_FOLDER(test_idx_missing_files), IN_FOLDER(test_idx_damaged_gzip),
-      IN_FOLDER(test_idx_packs_well), cmocka_unit_test(test_bad_specs),  cmocka_unit_test(test_list),
+      IN_FOLDER(test_idx_plain),
+      IN_FOLDER(test_idx_gzip),
+      IN_FOLDER(test_idx_other_names),
+      IN_FOLDER(test_idx_other_names_gzip),
+      IN_FOLDER(test_home),
+      IN_FOLDER(test_idx_in_usual_place),
+      IN_FOLDER(test_idx_bad_files),
+      IN_FOLDER(test_idx_missing_files),
+      IN_FOLDER(test_idx_damaged_gzip),
+      IN_FOLDER(test_idx_packs_well),
+      cmocka_unit_test(test_bad_specs),
+      cmocka_unit_test(test_list),
   };
   return cmocka_run_group_tests_name("IDX data sets", tests, NULL, NULL);
 }

@@ -67,6 +67,25 @@ static size_t make_tar(uint8_t *tar, const member *members, int count) {
   return size + 1024;
 }
 
+/* The same under names that no header holds: as GNU writes them (a member of type L with the name) or pax (records). */
+static size_t make_long_tar(uint8_t *tar, const member *members, int count, bool pax) {
+  char folder_name[160], path[256], record[300];
+  size_t size = 0;
+  memset(folder_name, 'a', sizeof folder_name - 1);
+  folder_name[sizeof folder_name - 1] = '\0';
+  for (int i = 0; i < count; i++) {
+    snprintf(path, sizeof path, "./%s/%s", folder_name, members[i].name);
+    const int length = (int)strlen("000 path=\n") + (int)strlen(path);
+    snprintf(record, sizeof record, "%d path=%s\n", length, path);
+    const char *const text = pax ? record : path;
+    size += put_member(tar + size, "././@LongLink", (const uint8_t *)text, strlen(text), pax ? 'x' : 'L');
+    path[90] = '\0'; /* what fits */
+    size += put_member(tar + size, path, members[i].bytes, members[i].size, '0');
+  }
+  memset(tar + size, 0, 1024);
+  return size + 1024;
+}
+
 enum { TAR_SIZE = 128 * 1024 };
 
 static void write_members(const member *members, int count) {
@@ -114,6 +133,37 @@ static void test_cifar10_archive(void **state) {
   torture("cifar10", in_folder("c.tar.gz"));
   write_plain("c.tar", tar, size);
   check_cifar10(in_folder("c.tar"));
+}
+
+static void test_cifar10_long_names(void **state) {
+  (void)state;
+  make_cifar10(cifar);
+  for (int pax = 0; pax < 2; pax++) {
+    write_gzip("c.tar.gz", tar, make_long_tar(tar, cifar, MEMBERS, pax));
+    check_cifar10(in_folder("c.tar.gz"));
+  }
+  torture("cifar10", in_folder("c.tar.gz"));
+}
+
+/* Records whose lengths are not theirs are passed over. */
+static void test_tar_wild_records(void **state) {
+  (void)state;
+  static const char *const records[] = {
+      "99 path=a\n", "3 a", "0 path=x\n", "path=", "18446744073709551615 path=a\n", "", "9 path=a\n"};
+  make_cifar10(cifar);
+  for (size_t i = 0; i < sizeof records / sizeof records[0]; i++) {
+    const size_t size = put_member(tar, "pax", (const uint8_t *)records[i], strlen(records[i]), 'x');
+    write_gzip("c.tar.gz", tar, size + make_tar(tar + size, cifar, MEMBERS));
+    check_cifar10(in_folder("c.tar.gz"));
+  }
+  put_member(tar, "pax", NULL, 0, 'L');
+  snprintf((char *)tar + 124, 12, "%011o", 0x7fffffffu);
+  memcpy(tar + 148, "        ", 8);
+  unsigned sum = 0;
+  for (int i = 0; i < 512; i++) sum += tar[i];
+  snprintf((char *)tar + 148, 8, "%06o", sum);
+  write_gzip("c.tar.gz", tar, 2048);
+  expect_bad("cifar10", in_folder("c.tar.gz"), ESP_ERR_FORMAT, "a name of 2147483647 bytes", "at most");
 }
 
 static void test_cifar_same_digest(void **state) {
@@ -231,10 +281,9 @@ static void test_cifar_damaged_archive(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      IN_FOLDER(test_cifar10_folder),        IN_FOLDER(test_cifar10_archive),
-      IN_FOLDER(test_cifar_same_digest),     IN_FOLDER(test_cifar100),
-      IN_FOLDER(test_cifar_bad_folder),      IN_FOLDER(test_cifar_bad_archive),
-      IN_FOLDER(test_cifar_damaged_archive),
+      IN_FOLDER(test_cifar10_folder),   IN_FOLDER(test_cifar10_archive),   IN_FOLDER(test_cifar10_long_names),
+      IN_FOLDER(test_tar_wild_records), IN_FOLDER(test_cifar_same_digest), IN_FOLDER(test_cifar100),
+      IN_FOLDER(test_cifar_bad_folder), IN_FOLDER(test_cifar_bad_archive), IN_FOLDER(test_cifar_damaged_archive),
   };
   return cmocka_run_group_tests_name("CIFAR data sets", tests, NULL, NULL);
 }

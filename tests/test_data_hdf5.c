@@ -304,6 +304,154 @@ static void test_hdf5_not_finite(void **state) {
   expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_NOT_FINITE, "image 5", "not finite");
 }
 
+/* ---- what lies elsewhere ---- */
+
+static void put_labels_and_close(hid_t file) {
+  put_labels(file, "labels");
+  H5Fclose(file);
+}
+
+/* Images made of those of `source`. */
+static void put_virtual(const char *source, const char *name) {
+  const hid_t file = new_file(), list = H5Pcreate(H5P_DATASET_CREATE), space = H5Screate_simple(4, image_shape, NULL);
+  assert_true(H5Pset_virtual(list, space, source, name, space) >= 0);
+  H5Dclose(H5Dcreate2(file, "images", H5T_STD_U8LE, space, H5P_DEFAULT, list, H5P_DEFAULT));
+  H5Pclose(list), H5Sclose(space);
+  put_labels_and_close(file);
+}
+
+static void test_hdf5_virtual(void **state) {
+  (void)state;
+  fill_h5();
+  hid_t file = H5Fcreate(in_folder("part.h5"), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+  put_bytes(file, "pictures");
+  H5Fclose(file);
+  put_virtual("part.h5", "pictures");
+  esp_dataset *const dataset = open_kind("hdf5", in_folder("x.h5"));
+  int classes[4] = {0}, seen[H5_COUNT] = {0};
+  take_split(dataset, ESP_TRAIN, classes, seen);
+  take_split(dataset, ESP_TEST, classes, seen);
+  for (int i = 0; i < H5_COUNT; i++) assert_int_equal(seen[i], 1);
+  esp_dataset_close(dataset);
+  put_virtual("gone.h5", "pictures"); /* HDF5 would make that zeros */
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_NOT_FOUND, "gone.h5", "a source of the virtual dataset");
+  put_virtual("../part.h5", "pictures");
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "\"../part.h5\"", "in the folder of this one");
+  put_virtual(in_folder("part.h5"), "pictures");
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "takes its values from", "in the folder of this one");
+  put_virtual("part.h5", "other");
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "no dataset `other`", "a virtual one takes its values");
+  put_virtual("x.h5", "images"); /* itself */
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "x.h5", "virtual");
+}
+
+static void test_hdf5_elsewhere(void **state) {
+  (void)state;
+  fill_h5();
+  hid_t file = H5Fcreate(in_folder("other.h5"), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+  put_bytes(file, "images");
+  H5Fclose(file);
+  file = new_file();
+  H5Lcreate_external("other.h5", "images", file, "images", H5P_DEFAULT, H5P_DEFAULT);
+  put_labels_and_close(file);
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "`images` is a link to another file", "not followed");
+  file = new_file();
+  put_bytes(file, "pictures");
+  H5Lcreate_soft("pictures", file, "images", H5P_DEFAULT, H5P_DEFAULT);
+  put_labels_and_close(file);
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "`images` is a link to another name", "not followed");
+  file = new_file();
+  const hid_t list = H5Pcreate(H5P_DATASET_CREATE), space = H5Screate_simple(4, image_shape, NULL);
+  H5Pset_external(list, "/etc/passwd", 0, sizeof h5_bytes);
+  H5Dclose(H5Dcreate2(file, "images", H5T_STD_U8LE, space, H5P_DEFAULT, list, H5P_DEFAULT));
+  H5Pclose(list), H5Sclose(space);
+  put_labels_and_close(file);
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "`images` lie in other files", "external storage");
+}
+
+static void put_chunked(hid_t file, const hsize_t chunk[4], int filter) {
+  const hid_t list = H5Pcreate(H5P_DATASET_CREATE), space = H5Screate_simple(4, image_shape, NULL);
+  H5Pset_chunk(list, 4, chunk);
+  if (filter == H5Z_FILTER_NBIT) H5Pset_nbit(list);
+  else H5Pset_deflate(list, 1);
+  const hid_t data = H5Dcreate2(file, "images", H5T_STD_U8LE, space, H5P_DEFAULT, list, H5P_DEFAULT);
+  assert_true(data >= 0 && H5Dwrite(data, H5T_NATIVE_UINT8, H5S_ALL, H5S_ALL, H5P_DEFAULT, h5_bytes) >= 0);
+  H5Dclose(data), H5Pclose(list), H5Sclose(space);
+}
+
+static void test_hdf5_filters(void **state) {
+  (void)state;
+  fill_h5();
+  const hid_t file = new_file();
+  put_chunked(file, (const hsize_t[]){4, 2, 3, 4}, H5Z_FILTER_NBIT);
+  put_labels_and_close(file);
+  expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "filter 5 (nbit)", "h5repack");
+}
+
+/* The images are those of the file, however it cuts them. */
+static void test_hdf5_chunks(void **state) {
+  (void)state;
+  static const hsize_t chunks[][4] = {{1, 1, 1, 1}, {7, 2, 3, 4}, {30, 1, 2, 3}, {11, 2, 1, 4}};
+  fill_h5();
+  for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; i++) {
+    const hid_t file = new_file();
+    put_chunked(file, chunks[i], H5Z_FILTER_DEFLATE);
+    put_bytes(file, "test_images");
+    put_labels(file, "test_labels");
+    put_labels_and_close(file);
+    esp_dataset *const dataset = open_kind("hdf5", in_folder("x.h5"));
+    for (int64_t n = 0; n < H5_COUNT; n++) check_h5_image(dataset, ESP_TRAIN, n, n, false);
+    esp_dataset_close(dataset);
+  }
+}
+
+static void test_hdf5_channels_last(void **state) {
+  (void)state;
+  static uint8_t zeros[20 * 8 * 8 * 3];
+  static const hsize_t shapes[][4] = {{20, 8, 8, 3}, {20, 8, 8, 1}, {20, 3, 8, 8}, {20, 8, 1, 8}, {20, 2, 8, 3}};
+  for (int i = 0; i < 5; i++) {
+    const hid_t file = new_file();
+    const hsize_t count = 20;
+    put(file, "images", 4, shapes[i], H5T_STD_U8LE, H5T_NATIVE_UINT8, zeros);
+    put(file, "labels", 1, &count, H5T_STD_I32LE, H5T_NATIVE_INT, (const int[20]){0, 1, 0, 1});
+    H5Fclose(file);
+    if (i < 2) expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "channels last", "transpose(0, 3, 1, 2)");
+    else esp_dataset_close(open_kind("hdf5", in_folder("x.h5")));
+  }
+}
+
+static void put_names(hid_t file, hsize_t count, const char *const *names) {
+  const hid_t text = H5Tcopy(H5T_C_S1);
+  H5Tset_size(text, H5T_VARIABLE);
+  put(file, "class_names", 1, &count, text, text, names);
+  H5Tclose(text);
+}
+
+static void test_hdf5_wild_names(void **state) {
+  (void)state;
+  static char longer[3000];
+  memset(longer, 'a', sizeof longer - 1);
+  fill_h5();
+  const char *const cases[][4] = {{"a", "b", longer, "d"}, {"a", "b", "c\nc", "d"}, {"a", "b", "", "d"}};
+  for (int i = 0; i < 3; i++) {
+    const hid_t file = new_file();
+    put_bytes(file, "images");
+    put_names(file, 4, cases[i]);
+    put_labels_and_close(file);
+    expect_bad("hdf5", in_folder("x.h5"), ESP_ERR_FORMAT, "`class_names` has", "as number 2");
+  }
+  const hid_t file = new_file();
+  put_bytes(file, "images");
+  put_names(file, 4, (const char *const[]){" a", "b ", "\tc", "d e"});
+  put_labels_and_close(file);
+  esp_dataset *const dataset = open_kind("hdf5", in_folder("x.h5"));
+  assert_string_equal(esp_dataset_info_of(dataset)->class_names[0], "a");
+  assert_string_equal(esp_dataset_info_of(dataset)->class_names[1], "b");
+  assert_string_equal(esp_dataset_info_of(dataset)->class_names[2], "c");
+  assert_string_equal(esp_dataset_info_of(dataset)->class_names[3], "d e");
+  esp_dataset_close(dataset);
+}
+
 /* An image set that is only promised: chunks that were never written. */
 static void test_hdf5_hollow(void **state) {
   (void)state;
@@ -380,6 +528,12 @@ int main(void) {
       IN_FOLDER(test_hdf5_bad_contents),
       IN_FOLDER(test_hdf5_bad_labels),
       IN_FOLDER(test_hdf5_not_finite),
+      IN_FOLDER(test_hdf5_virtual),
+      IN_FOLDER(test_hdf5_elsewhere),
+      IN_FOLDER(test_hdf5_filters),
+      IN_FOLDER(test_hdf5_chunks),
+      IN_FOLDER(test_hdf5_channels_last),
+      IN_FOLDER(test_hdf5_wild_names),
       IN_FOLDER(test_hdf5_hollow),
       IN_FOLDER(test_hdf5_bad_file),
       IN_FOLDER(test_normalisation),

@@ -449,6 +449,39 @@ static void mangled_texts_do_no_harm(void **state) {
   }
 }
 
+/* `count` times `part`; freed by the caller. */
+static char *repeated(const char *part, size_t count) {
+  const size_t length = strlen(part);
+  char *const text = malloc(length * count + 1);
+  assert_non_null(text);
+  for (size_t i = 0; i < count; i++) memcpy(text + i * length, part, length);
+  text[length * count] = '\0';
+  return text;
+}
+
+static void must_be_too_much(const char *text) {
+  struct settings settings;
+  const esp_yaml_options options = {.config_size = sizeof settings, .schema = &schema, .defaults = &defaults};
+  assert_int_equal(esp_yaml_load(&settings, &options, "c.yaml", text), ESP_ERR_CONFIG);
+  if (!strstr(esp_error_message(), "more than 32 levels")) fail_msg("%.20s: %s", text, esp_error_message());
+}
+
+/* libyaml's time grows with the square of the depth and of the number of anchors; that these end at all is the test, within its
+ * time. */
+static void bombs_are_refused_at_once(void **state) {
+  (void)state;
+  static const char *const parts[] = {"[", "{a: ", "- ", "? ", "&a b, "};
+  for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+    char *const text = repeated(parts[i], 500000 / strlen(parts[i]));
+    if (i == 4) text[0] = '[';
+    must_be_too_much(text);
+    free(text);
+  }
+  char *const deep = repeated("[", 33);
+  must_be_too_much(deep);
+  free(deep);
+}
+
 static void every_failing_allocation_is_reported(void **state) {
   (void)state;
   esp_status status = ESP_ERR_MEMORY;
@@ -585,6 +618,7 @@ int main(void) {
       cmocka_unit_test(bad_overrides_are_wrong_usage),
       cmocka_unit_test(bad_yaml_is_located),
       cmocka_unit_test(mangled_texts_do_no_harm),
+      cmocka_unit_test(bombs_are_refused_at_once),
       cmocka_unit_test(every_failing_allocation_is_reported),
       cmocka_unit_test(schemas_with_pointers_panic),
       cmocka_unit_test_setup_teardown(files_are_loaded, make_folder, remove_folder),

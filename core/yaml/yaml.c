@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <locale.h>
 
-enum { FILE_LIMIT = 1 << 20 };
+enum { FILE_LIMIT = 1 << 20, DEEPEST = 32, MOST_NODES = 1 << 15, MOST_ANCHORS = 256 };
 
 /* A growing text, always terminated. */
 typedef struct text_buffer {
@@ -98,6 +98,44 @@ static esp_status fail_parse(const yaml_parser_t *parser, const overlay *layer) 
   return esp_fail(ESP_ERR_CONFIG, "%s", message.text);
 }
 
+/* What a text has so far, event by event. */
+typedef struct extent {
+  int depth, nodes, anchors;
+} extent;
+
+static void count_event(extent *e, const yaml_event_t *event) {
+  const bool opens = event->type == YAML_SEQUENCE_START_EVENT || event->type == YAML_MAPPING_START_EVENT;
+  const bool closes = event->type == YAML_SEQUENCE_END_EVENT || event->type == YAML_MAPPING_END_EVENT;
+  e->depth += opens - closes;
+  e->nodes += opens || event->type == YAML_SCALAR_EVENT || event->type == YAML_ALIAS_EVENT;
+  e->anchors += (event->type == YAML_SCALAR_EVENT && event->data.scalar.anchor) ||
+                (event->type == YAML_SEQUENCE_START_EVENT && event->data.sequence_start.anchor) ||
+                (event->type == YAML_MAPPING_START_EVENT && event->data.mapping_start.anchor);
+}
+
+/* libyaml takes time that grows with the square of the depth and of the number of anchors: 500 KB of `[` take 20 s. What is not
+ * YAML ends the look, for the parser to say what is wrong. */
+static esp_status check_extent(const overlay *layer, const char *text, size_t length) {
+  yaml_parser_t parser;
+  yaml_event_t event;
+  extent e = {0};
+  phrase place = {0};
+  if (!yaml_parser_initialize(&parser)) return fail_memory();
+  yaml_parser_set_input_string(&parser, (const unsigned char *)text, length);
+  bool ends = false;
+  while (!ends && e.depth <= DEEPEST && e.nodes <= MOST_NODES && e.anchors <= MOST_ANCHORS) {
+    if (!yaml_parser_parse(&parser, &event)) break;
+    ends = event.type == YAML_STREAM_END_EVENT;
+    count_event(&e, &event);
+    yaml_event_delete(&event);
+  }
+  add_place(&place, layer, &parser.mark);
+  yaml_parser_delete(&parser);
+  if (e.depth <= DEEPEST && e.nodes <= MOST_NODES && e.anchors <= MOST_ANCHORS) return ESP_OK;
+  return esp_fail(ESP_ERR_CONFIG, "%s: more than %d levels, %d values or %d anchors; expected settings", place.text,
+                  DEEPEST, MOST_NODES, MOST_ANCHORS);
+}
+
 static esp_status expect_end(yaml_parser_t *parser, const overlay *layer) {
   yaml_document_t next;
   if (!yaml_parser_load(parser, &next)) return fail_parse(parser, layer);
@@ -112,6 +150,7 @@ static esp_status expect_end(yaml_parser_t *parser, const overlay *layer) {
 /* On success the caller deletes layer->document. */
 static esp_status parse_document(overlay *layer, const char *text, size_t length) {
   yaml_parser_t parser;
+  ESP_TRY(check_extent(layer, text, length));
   if (!yaml_parser_initialize(&parser)) return fail_memory();
   yaml_parser_set_input_string(&parser, (const unsigned char *)text, length);
   esp_status status;
