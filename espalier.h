@@ -5,7 +5,8 @@
  *   esp_trained_load(), esp_trained_save()          the same from a file, and into one  (trained.h)
  *   esp_evaluate()                                  accuracy and loss                   (evaluate.h)
  *   esp_method_apply()                              a smaller model                     (method.h)
- * What can fail returns an esp_status, and esp_error_message() says why (status.h). examples/train.c uses all of these. */
+ * What can fail returns an esp_status, and esp_error_message() says why (status.h). examples/train.c uses all of
+ * these. */
 #ifndef ESPALIER_H
 #define ESPALIER_H
 

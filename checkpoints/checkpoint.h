@@ -57,16 +57,16 @@ typedef struct esp_checkpoint_info {
 ESP_API esp_status esp_checkpoint_save(const char *path, const esp_model *model, const esp_optimizer *optimizer,
                                        esp_checkpoint_info *info, int compression) ESP_MUST_CHECK;
 
-/* A checkpoint or trace without a seal (h5py, say, has edited it) is refused, unless this was called: then it is read, and `warn`
- * is told its path. NULL: refused again. Not to be called while another thread reads. */
+/* A checkpoint or trace without a seal (h5py, say, has edited it) is refused, unless this was called: then it is read,
+ * and `warn` is told its path. NULL: refused again. Not to be called while another thread reads. */
 ESP_API void esp_checkpoint_accept_unsealed(void (*warn)(const char *path));
 
-/* The same as this process does here is done in a copy of it before (<espalier/confined.h>): a file that was made to crash
- * HDF5 is refused. So memory and time are taken twice.
- * Reads the model (a new one; freed by esp_model_free()) and the info (its run_config freed by
- * esp_checkpoint_info_clear()). On failure *model is NULL and nothing needs freeing: ESP_ERR_NOT_FOUND, ESP_ERR_USAGE
- * (a folder), ESP_ERR_IO, ESP_ERR_MEMORY, or ESP_ERR_FORMAT for all that is not a whole checkpoint that this program
- * can read; the message names each missing, extra or misshapen parameter (the first five, and how many more). */
+/* The same as this process does here is done in a copy of it before (<espalier/confined.h>): a file that was made to
+ * crash HDF5 is refused. So memory and time are taken twice. Reads the model (a new one; freed by esp_model_free()) and
+ * the info (its run_config freed by esp_checkpoint_info_clear()). On failure *model is NULL and nothing needs freeing:
+ * ESP_ERR_NOT_FOUND, ESP_ERR_USAGE (a folder), ESP_ERR_IO, ESP_ERR_MEMORY, or ESP_ERR_FORMAT for all that is not a
+ * whole checkpoint that this program can read; the message names each missing, extra or misshapen parameter (the first
+ * five, and how many more). */
 ESP_API esp_status esp_checkpoint_load(const char *path, esp_model **model, esp_checkpoint_info *info) ESP_MUST_CHECK;
 
 /* Reads the optimiser's state from the same file into an optimiser made for the model that esp_checkpoint_load() gave;

@@ -9,9 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 
-/* OpenBLAS starts a thread for each core when it is loaded, before main(). We never use them (products are shared out by our own
- * threads), and where memory is short each goes round for ever trying to get its 128 MB, so that the program could not end. So
- * the program begins again with the size set before OpenBLAS is loaded. If it cannot, it goes on as it is. */
+/* OpenBLAS starts a thread for each core when it is loaded, before main(). We never use them (products are shared out
+ * by our own threads), and where memory is short each goes round for ever trying to get its 128 MB, so that the program
+ * could not end. So the program begins again with the size set before OpenBLAS is loaded. If it cannot, it goes on as
+ * it is. */
 static void size_blas_pool(char **argv) {
   static const char name[] = "OPENBLAS_NUM_THREADS";
   const char *const threads = getenv(name);
@@ -54,8 +55,8 @@ static void on_pipe(int number, siginfo_t *info, void *context) {
   if (info->si_pid != getpid()) interrupted = 1;
 }
 
-/* A second Ctrl-C ends the program at once. A second SIGHUP does not: when a terminal closes, both the shell and the system may
- * send one. */
+/* A second Ctrl-C ends the program at once. A second SIGHUP does not: when a terminal closes, both the shell and the
+ * system may send one. */
 const volatile sig_atomic_t *watch_interrupts(void) {
   watch(SIGINT, (int)SA_RESETHAND);
   watch(SIGTERM, (int)SA_RESETHAND);

@@ -47,8 +47,8 @@ esp_status apply_seed(training *t, const arguments *a);
 /* For finished(): whether the last step is done and results.json is of the last checkpoint. */
 bool training_has_ended(const training *t);
 
-/* The settings of a run that begins with a model: those in the text `text`, which `name` calls, overlaid by --config and
- * --set. */
+/* The settings of a run that begins with a model: those in the text `text`, which `name` calls, overlaid by --config
+ * and --set. */
 esp_status training_settle(training *t, const arguments *a, const char *name, const char *text);
 
 /* For start(): model and info from those of the first operand, with the settings that `settle` makes of them. */

@@ -129,7 +129,8 @@ static esp_status load_teacher(training *t, const arguments *a) {
   return ESP_OK;
 }
 
-/* A folder that is not there, or holds no run, is a mistyped name; one whose run wrote no checkpoint yet begins again. */
+/* A folder that is not there, or holds no run, is a mistyped name; one whose run wrote no checkpoint yet begins
+ * again. */
 static esp_status check_resumable(const training *t, const arguments *a) {
   char settings[ESP_PATH_SIZE];
   if (!a->resume || t->resumes) return ESP_OK;

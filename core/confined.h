@@ -1,5 +1,5 @@
-/* Work on what strangers made, in a copy of this process (fork) with limits: whatever that work does to its process, this one
- * only learns that it failed. For libraries that were not made for hostile input. */
+/* Work on what strangers made, in a copy of this process (fork) with limits: whatever that work does to its process,
+ * this one only learns that it failed. For libraries that were not made for hostile input. */
 #ifndef ESPALIER_CONFINED_H
 #define ESPALIER_CONFINED_H
 
@@ -20,8 +20,8 @@ typedef struct esp_confined_limits {
   const char *for_whom; /* "HDF5": for messages */
 } esp_confined_limits;
 
-/* What the work may use for a file of so many bytes: memory for some copies of all that deflate can have packed into it, and
- * time to unpack that. */
+/* What the work may use for a file of so many bytes: memory for some copies of all that deflate can have packed into
+ * it, and time to unpack that. */
 ESP_API esp_confined_limits esp_confined_limits_of(uint64_t file_bytes, const char *for_whom);
 
 /* A copy at work. */
@@ -42,12 +42,12 @@ ESP_API esp_status esp_confined_send(int to, const void *bytes, size_t size) ESP
 /* In the copy: what it may take becomes more, as for a further file of so many bytes. */
 ESP_API void esp_confined_extend(uint64_t file_bytes);
 
-/* Here: false if the copy ends, or is ended because it takes too long, before it has sent so much; esp_confined_end() then says
- * why. */
+/* Here: false if the copy ends, or is ended because it takes too long, before it has sent so much; esp_confined_end()
+ * then says why. */
 ESP_API bool esp_confined_receive(esp_confined *copy, void *bytes, size_t size) ESP_MUST_CHECK;
 
-/* Waits until the copy has ended, and gives back what its work did; ESP_ERR_FORMAT if the work ended its process or went
- * beyond the limits. */
+/* Waits until the copy has ended, and gives back what its work did; ESP_ERR_FORMAT if the work ended its process or
+ * went beyond the limits. */
 ESP_API esp_status esp_confined_end(esp_confined *copy) ESP_MUST_CHECK;
 
 /* Start and end, of work that sends nothing. */

@@ -1,5 +1,6 @@
-/* Texts of others (class names, names of runs and files, what a checkpoint tells of its history, messages that hold such) on
- * their way to where some bytes do something: one function a medium. JSON is jansson's, which wants UTF-8 (utf8.h); YAML is libyaml's. */
+/* Texts of others (class names, names of runs and files, what a checkpoint tells of its history, messages that hold
+ * such) on their way to where some bytes do something: one function a medium. JSON is jansson's, which wants UTF-8
+ * (utf8.h); YAML is libyaml's. */
 #ifndef ESPALIER_ESCAPE_H
 #define ESPALIER_ESCAPE_H
 
@@ -11,12 +12,13 @@
 extern "C" {
 #endif
 
-/* For a terminal or a log: control characters, bytes that are not UTF-8, and the characters that turn the direction of writing
- * are written as \x1b. A text that has none of them is returned itself, others lie in one of eight buffers of this thread, in
- * turns; what is longer than 8000 bytes is cut. */
+/* For a terminal or a log: control characters, bytes that are not UTF-8, and the characters that turn the direction of
+ * writing are written as \x1b. A text that has none of them is returned itself, others lie in one of eight buffers of
+ * this thread, in turns; what is longer than 8000 bytes is cut. */
 ESP_API const char *esp_shown(const char *text);
 
-/* For a CSV file: in quotes if it has commas or quotes, its own doubled, with line breaks and control characters as esp_shown() has them. */
+/* For a CSV file: in quotes if it has commas or quotes, its own doubled, with line breaks and control characters as
+ * esp_shown() has them. */
 ESP_API void esp_csv_text(FILE *file, const char *text);
 
 /* For a gnuplot script: in single quotes, its own doubled, the rest likewise. Labels need `noenhanced` besides. */

@@ -63,10 +63,10 @@ ESP_API esp_real *esp_parameters_gradients(const esp_parameters *parameters);
 /* Freezes what matches one of the comma-separated shell patterns ("blocks.*.router", "stem.*"), thaws the rest.
  * ESP_ERR_CONFIG if a pattern matches nothing. "" freezes nothing.
  *
- * A frozen parameter keeps its bits through training, whatever moves its kind: gradients and weight decay (the optimiser),
- * the aux-free balance (esp_router_bias_update()), running averages (esp_batch_norm_update()), row pruning with its averages of
- * importance (esp_row_pruning_create()). A whitening that has not been computed yet is computed before step 0 all the same:
- * that is how it is initialised. */
+ * A frozen parameter keeps its bits through training, whatever moves its kind: gradients and weight decay (the
+ * optimiser), the aux-free balance (esp_router_bias_update()), running averages (esp_batch_norm_update()), row pruning
+ * with its averages of importance (esp_row_pruning_create()). A whitening that has not been computed yet is computed
+ * before step 0 all the same: that is how it is initialised. */
 ESP_API esp_status esp_parameters_freeze(esp_parameters *parameters, const char *patterns) ESP_MUST_CHECK;
 
 /* Whether anything is left that an optimiser could train. */

@@ -96,8 +96,8 @@ esp_status esp_dataset_allocate(esp_dataset *dataset, esp_split_name split, int6
   return ESP_OK;
 }
 
-/* Ends each line of `text` with '\0', entering the non-empty ones without the blanks around them in `list` if it is given;
- * returns how many. */
+/* Ends each line of `text` with '\0', entering the non-empty ones without the blanks around them in `list` if it is
+ * given; returns how many. */
 static int split_lines(char *text, const char **list) {
   int count = 0;
   for (char *line = text; *line;) {

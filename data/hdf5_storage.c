@@ -1,5 +1,6 @@
-/* Where the values of a dataset lie. HDF5 fetches them from other files if a file says so (external links, external storage, virtual
- * datasets), and looks for programs that unpack them (filters): what is not expected is refused before it is asked to. */
+/* Where the values of a dataset lie. HDF5 fetches them from other files if a file says so (external links, external
+ * storage, virtual datasets), and looks for programs that unpack them (filters): what is not expected is refused before
+ * it is asked to. */
 #include "images_hdf5_internal.h"
 
 #include <espalier/hdf5_filters.h>
@@ -62,7 +63,8 @@ static esp_status check_other(const char *folder, const char *other, const char 
   const esp_status regular = esp_input_check(path, "a source of the virtual dataset");
   if (regular != ESP_OK) return esp_fail_in(regular, "%s", path);
   const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
-  if (file < 0) return esp_fail(ESP_ERR_FORMAT, "%s is no HDF5 file, or is cut short; it is a source of a virtual dataset", path);
+  if (file < 0)
+    return esp_fail(ESP_ERR_FORMAT, "%s is no HDF5 file, or is cut short; it is a source of a virtual dataset", path);
   const esp_status status = check_at(file, path, name, depth + 1, stored, outside);
   H5Fclose(file);
   if (stat(path, &found) == 0) *outside += (double)found.st_size;
@@ -74,7 +76,8 @@ static esp_status check_source(hid_t list, size_t i, hid_t file, const char *pat
   char other[NAME_SIZE], name[NAME_SIZE], folder[PATH_SIZE];
   const ssize_t other_length = H5Pget_virtual_filename(list, i, other, sizeof other);
   const ssize_t name_length = H5Pget_virtual_dsetname(list, i, name, sizeof name);
-  if (other_length < 0 || name_length < 0 || other_length >= NAME_SIZE || name_length >= NAME_SIZE || !folder_of(path, folder))
+  if (other_length < 0 || name_length < 0 || other_length >= NAME_SIZE || name_length >= NAME_SIZE ||
+      !folder_of(path, folder))
     return esp_fail(ESP_ERR_FORMAT, "%s: a virtual dataset has a source that cannot be read", path);
   if (strcmp(other, ".") == 0) return check_at(file, path, name, depth + 1, stored, outside);
   if (strncmp(other, "./", 2) == 0) memmove(other, other + 2, strlen(other + 2) + 1);
@@ -90,7 +93,8 @@ static esp_status check_virtual(hid_t list, hid_t file, const char *path, const 
                                 double *outside) {
   size_t count = 0;
   if (H5Pget_virtual_count(list, &count) < 0 || count > MOST_SOURCES || depth >= DEEPEST)
-    return esp_fail(ESP_ERR_FORMAT, "%s: `%s` is a virtual dataset of too many parts, or of virtual ones in turn", path, name);
+    return esp_fail(ESP_ERR_FORMAT, "%s: `%s` is a virtual dataset of too many parts, or of virtual ones in turn", path,
+                    name);
   for (size_t i = 0; i < count; i++) ESP_TRY(check_source(list, i, file, path, depth, stored, outside));
   return ESP_OK;
 }
@@ -99,7 +103,8 @@ static esp_status check_list(hid_t data, hid_t list, hid_t file, const char *pat
                              double *stored, double *outside) {
   hsize_t size = 0;
   if (H5Pget_external_count(list) != 0)
-    return esp_fail(ESP_ERR_FORMAT, "%s: the values of `%s` lie in other files (external storage), which are not read; store "
+    return esp_fail(ESP_ERR_FORMAT,
+                    "%s: the values of `%s` lie in other files (external storage), which are not read; store "
                     "them in the file: h5repack",
                     path, name);
   ESP_TRY(check_filters(list, path, name));
@@ -108,19 +113,21 @@ static esp_status check_list(hid_t data, hid_t list, hid_t file, const char *pat
   H5Fget_filesize(file, &size);
   *stored += bytes;
   if (bytes <= (double)size) return ESP_OK;
-  return esp_fail(ESP_ERR_FORMAT, "%s: `%s` claims %.0f bytes of the file, which has %.0f", path, name, bytes, (double)size);
+  return esp_fail(ESP_ERR_FORMAT, "%s: `%s` claims %.0f bytes of the file, which has %.0f", path, name, bytes,
+                  (double)size);
 }
 
 static esp_status check_at(hid_t file, const char *path, const char *name, int depth, double *stored, double *outside) {
   H5L_info_t link;
   const bool known = H5Lexists(file, name, H5P_DEFAULT) > 0 && H5Lget_info(file, name, &link, H5P_DEFAULT) >= 0;
   if (known && link.type != H5L_TYPE_HARD)
-    return esp_fail(ESP_ERR_FORMAT, "%s: `%s` is a link %s, which is not followed; store the values under this name", path,
-                    name, link.type == H5L_TYPE_SOFT ? "to another name" : "to another file");
+    return esp_fail(ESP_ERR_FORMAT, "%s: `%s` is a link %s, which is not followed; store the values under this name",
+                    path, name, link.type == H5L_TYPE_SOFT ? "to another name" : "to another file");
   const hid_t data = esp_hdf5_open(file, path, name);
   if (data < 0)
     return esp_fail(ESP_ERR_FORMAT, "%s: there is no dataset `%s`%s", path, name,
-                    depth ? ", from which a virtual one takes its values" : "; expected `images` N x C x H x W and `labels` N");
+                    depth ? ", from which a virtual one takes its values"
+                          : "; expected `images` N x C x H x W and `labels` N");
   const hid_t list = H5Dget_create_plist(data);
   esp_status status = list < 0 ? esp_fail(ESP_ERR_FORMAT, "%s: `%s` is damaged", path, name) : ESP_OK;
   if (status == ESP_OK) status = check_list(data, list, file, path, name, depth, stored, outside);

@@ -65,8 +65,8 @@ static esp_status read_labels(esp_dataset *dataset, esp_split_name split, esp_gz
   return esp_gz_expect_end(gz);
 }
 
-/* The path of folder/name, with .gz or without, from esp_alloc(). Some mirrors and unpackers write train-images.idx3-ubyte for
- * train-images-idx3-ubyte. */
+/* The path of folder/name, with .gz or without, from esp_alloc(). Some mirrors and unpackers write
+ * train-images.idx3-ubyte for train-images-idx3-ubyte. */
 static esp_status locate(const char *folder, const char *name, char **path) {
   char packed[80], dotted[64], both[80];
   const int stem = (int)(strstr(name, "-idx") - name);

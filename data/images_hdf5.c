@@ -1,7 +1,7 @@
 /* Images from an HDF5 file: `images` [N, C, H, W] (uint8: 0 to 255; float32 or float64: as stored) and
  * `labels` [N] (integers), `validation_images`, `validation_labels`, `test_images` and `test_labels` alike
- * if the file has these splits, `class_names` (text) if it names the classes. HDF5 1.10 crashes on files that are made for it, so
- * it reads in a copy of this process, which sends what it finds; nothing of that is believed here. */
+ * if the file has these splits, `class_names` (text) if it names the classes. HDF5 1.10 crashes on files that are made
+ * for it, so it reads in a copy of this process, which sends what it finds; nothing of that is believed here. */
 #include "images_hdf5_internal.h"
 
 #include <espalier/confined.h>
@@ -98,8 +98,8 @@ static esp_status receive_all(receiving *r) {
   return ESP_OK;
 }
 
-/* What the copy says of its end comes first: where it failed, nothing more could be received. A copy that could not send all
- * only says that nobody listened. */
+/* What the copy says of its end comes first: where it failed, nothing more could be received. A copy that could not
+ * send all only says that nobody listened. */
 static esp_status end(receiving *r, esp_status received) {
   char message[2048];
   snprintf(message, sizeof message, "%s", esp_error_message());

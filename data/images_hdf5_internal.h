@@ -9,8 +9,8 @@
 
 enum { ESP_HDF5_CLASSES = 65536, ESP_HDF5_NAME_BYTES = 1024 };
 
-/* What is sent first. The class names follow, a line each; then of each split that has images the labels, int64 [count]; then
- * of each its images, [count, height, width, channels]. */
+/* What is sent first. The class names follow, a line each; then of each split that has images the labels, int64
+ * [count]; then of each its images, [count, height, width, channels]. */
 typedef struct esp_hdf5_header {
   uint64_t channels, height, width;
   uint64_t count[ESP_SPLITS];
@@ -22,9 +22,9 @@ typedef struct esp_hdf5_header {
 /* An esp_confined_work; context: the path. */
 esp_status esp_hdf5_send(void *path, int to);
 
-/* Fails unless the dataset `name` of a file is a hard link to what is stored in the file itself, or in files of the same folder
- * (virtual datasets), unfiltered or with shuffle, deflate and Fletcher-32, in no more bytes than they have. Sets *stored to
- * these bytes and *outside to the bytes of the other files. */
+/* Fails unless the dataset `name` of a file is a hard link to what is stored in the file itself, or in files of the
+ * same folder (virtual datasets), unfiltered or with shuffle, deflate and Fletcher-32, in no more bytes than they have.
+ * Sets *stored to these bytes and *outside to the bytes of the other files. */
 esp_status esp_hdf5_check(hid_t file, const char *path, const char *name, double *stored, double *outside);
 
 /* Opens a dataset without following external links; -1 if it cannot. */

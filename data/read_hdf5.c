@@ -95,14 +95,15 @@ static esp_status check_stored(const table *t, const char *path) {
                   t->name, claimed, t->stored);
 }
 
-/* Keras, PIL and scikit-learn have the channels last; 1, 3 or 4 channels are usual, and a height of 1, 3 or 4 is not. */
+/* Keras, PIL and scikit-learn have the channels last; 1, 3 or 4 channels are usual, and a height of 1, 3 or 4 is
+ * not. */
 static esp_status check_order(const table *images, const char *path) {
   const hsize_t *const shape = images->shape;
   const bool last = (shape[3] == 1 || shape[3] == 3 || shape[3] == 4) && shape[1] > 4 && shape[2] > 1;
   if (!last) return ESP_OK;
   return esp_fail(ESP_ERR_FORMAT,
-                  "%s: `%s` is %llu x %llu x %llu x %llu, which looks like N x H x W x C, with the channels last; expected N x C x "
-                  "H x W: in NumPy images.transpose(0, 3, 1, 2)",
+                  "%s: `%s` is %llu x %llu x %llu x %llu, which looks like N x H x W x C, with the channels last; "
+                  "expected N x C x H x W: in NumPy images.transpose(0, 3, 1, 2)",
                   path, images->name, (unsigned long long)shape[0], (unsigned long long)shape[1],
                   (unsigned long long)shape[2], (unsigned long long)shape[3]);
 }
@@ -138,7 +139,8 @@ static hsize_t images_at_once(const table *images) {
 }
 
 /* Room for `at_once` images as they are in the file, and as they are sent. */
-static esp_status send_blocks(const table *images, const char *path, hsize_t at_once, char *planes, char *pixels, int to) {
+static esp_status send_blocks(const table *images, const char *path, hsize_t at_once, char *planes, char *pixels,
+                              int to) {
   const hsize_t *const shape = images->shape;
   const bool bytes = holds_bytes(images);
   const int64_t channels = (int64_t)shape[1], image = channels * (int64_t)(shape[2] * shape[3]);
@@ -192,7 +194,8 @@ static esp_status add_name(name_list *names, const char *name, size_t length, si
                     "%s: `class_names` has empty names or line breaks, or longer ones than %d bytes, as number %zu; "
                     "expected one line a class",
                     path, ESP_HDF5_NAME_BYTES, number);
-  if (names->length + length + 1 > names->capacity) return esp_fail(ESP_ERR_FORMAT, "%s: `class_names` is too long", path);
+  if (names->length + length + 1 > names->capacity)
+    return esp_fail(ESP_ERR_FORMAT, "%s: `class_names` is too long", path);
   memcpy(names->text + names->length, name, length);
   names->length += length;
   names->text[names->length++] = '\n';

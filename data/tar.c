@@ -46,8 +46,8 @@ static void take_short_name(const uint8_t *header, esp_tar_member *member) {
   take_name(path, member);
 }
 
-/* "30 path=folder/data_batch_1.bin\n": the value of `path`, ended with '\0'; NULL if there is none. A record's number is its
- * length in bytes, all of it. */
+/* "30 path=folder/data_batch_1.bin\n": the value of `path`, ended with '\0'; NULL if there is none. A record's number
+ * is its length in bytes, all of it. */
 static const char *pax_path(char *records, size_t size) {
   const char *path = NULL;
   for (char *record = records; record < records + size;) {
@@ -96,7 +96,8 @@ static esp_status read_header(esp_gz *gz, uint8_t header[BLOCK], esp_tar_member 
   return ESP_OK;
 }
 
-/* A name that is too long for a header comes as a member before: GNU's of type L, pax's among the records of one of type x. */
+/* A name that is too long for a header comes as a member before: GNU's of type L, pax's among the records of one of
+ * type x. */
 esp_status esp_tar_next(esp_gz *gz, esp_tar_member *member, bool *found) {
   uint8_t header[BLOCK];
   bool named = false;

@@ -41,7 +41,8 @@ ESP_API extern const esp_optimizer_config esp_optimizer_defaults;
 /* ESP_ERR_CONFIG, naming the key, if a setting is out of range. */
 ESP_API esp_status esp_optimizer_config_check(const esp_optimizer_config *config) ESP_MUST_CHECK;
 
-/* The learning-rate multiplier, a share of the peak rate, at step `step` (from 0) of `steps`: the warm-up reaches 1 with its last step. */
+/* The learning-rate multiplier, a share of the peak rate, at step `step` (from 0) of `steps`: the warm-up reaches 1
+ * with its last step. */
 ESP_API double esp_schedule_multiplier(const esp_schedule_config *schedule, int64_t step, int64_t steps);
 
 typedef struct esp_optimizer esp_optimizer;

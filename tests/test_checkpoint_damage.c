@@ -404,9 +404,9 @@ static void test_what_lies_elsewhere(void **state) {
   }
 }
 
-/* What fuzz/checkpoints.py found: some changed bytes of a sealed checkpoint have HDF5 1.10.8 free what it did not allocate, read
- * at a wild address, or divide by zero. Here it is the copy of the process that suffers. Another release of
- * HDF5 may refuse them by itself. */
+/* What fuzz/checkpoints.py found: some changed bytes of a sealed checkpoint have HDF5 1.10.8 free what it did not
+ * allocate, read at a wild address, or divide by zero. Here it is the copy of the process that suffers. Another release
+ * of HDF5 may refuse them by itself. */
 static void test_files_that_kill_hdf5(void **state) {
   (void)state;
   static const char *const names[] = {"wild_free", "signal_6", "signal_8", "signal_11"};

@@ -535,7 +535,8 @@ static void test_overwrite(void **state) {
       {"prune pretrained --criterion random --drop 1 --out over.h5", 2, "over.h5 exists already", "--overwrite"},
       {"prune pretrained --criterion random --drop 1 --out pretrained --overwrite", 2, "one of the inputs",
        "pretrained/last.h5"},
-      {"prune finetuned --criterion router-norm-change --reference pretrained --drop 1 --out pretrained/last.h5 --overwrite",
+      {"prune finetuned --criterion router-norm-change --reference pretrained --drop 1 --out pretrained/last.h5 "
+       "--overwrite",
        2, "one of the inputs", "pretrained/last.h5"},
       {"finetune pretrained --data synthetic --out ./pretrained --overwrite", 2, "the model to be finetuned", "--out"},
   };

@@ -135,7 +135,8 @@ static void test_resumed(void **state) {
 static void finetuning_after_pruning_helps(void **state) {
   (void)state;
   json_t *sweep = succeed_json(
-      "sweep finetuned --data synthetic:narrow --limit 500 --methods random --modes zero --ratios 0.5 --seeds 1,2 --finetune 0.3 --out tuned");
+      "sweep finetuned --data synthetic:narrow --limit 500 --methods random --modes zero --ratios 0.5 --seeds 1,2 "
+      "--finetune 0.3 --out tuned");
   const json_t *row = row_of(sweep, "random", 0.5);
   if (number(row, "tuned_accuracy") < number(row, "accuracy"))
     fail_msg("accuracy %g before, %g after", number(row, "accuracy"), number(row, "tuned_accuracy"));

@@ -1,5 +1,6 @@
 /* label: short */
-/* Work in a copy of the process: what it sends arrives, how it fails arrives, and whatever else it does ends the copy alone. */
+/* Work in a copy of the process: what it sends arrives, how it fails arrives, and whatever else it does ends the copy
+ * alone. */
 #include "testing.h"
 
 #include <espalier/confined.h>

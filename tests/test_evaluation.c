@@ -94,7 +94,8 @@ static void expect_same(const char *what, const esp_evaluation *a, const esp_eva
     fail_msg("%s: accuracy %.17g and %.17g, loss %.17g and %.17g", what, a->accuracy, b->accuracy, a->loss, b->loss);
 }
 
-/* Trained in batches of one, seven, fifty and more: what the run says at its end is what its checkpoint evaluates to. */
+/* Trained in batches of one, seven, fifty and more: what the run says at its end is what its checkpoint evaluates
+ * to. */
 static void runs_and_evaluations_agree_whatever_batch_and_threads(void **state) {
   (void)state;
   static const char *const batches[][2] = {{"training.batch=1", "training.epochs=0.0008"},

@@ -1,5 +1,6 @@
 /* label: short */
-/* Files of core/: replaced as a whole under names that nobody foresees, read only if they are regular, folders with one writer. */
+/* Files of core/: replaced as a whole under names that nobody foresees, read only if they are regular, folders with one
+ * writer. */
 #include "testing.h"
 
 #include <espalier/folder_lock.h>
@@ -171,8 +172,8 @@ static void what_the_dead_left_goes_and_what_the_living_write_stays(void **state
   assert_holds(in_folder(".notes.tmp"), "a user's");
 }
 
-/* A link that somebody planted under every name there could be is out of reach; what has such a name and is a link or a FIFO
- * is neither followed nor waited for. */
+/* A link that somebody planted under every name there could be is out of reach; what has such a name and is a link or a
+ * FIFO is neither followed nor waited for. */
 static void planted_links_are_not_followed(void **state) {
   (void)state;
   char name[256];

@@ -29,7 +29,8 @@ static void counts_by_hand(void **state) {
   assert_true(isnan(esp_class_accuracy(&p, 2)));
   assert_true(isnan(esp_top_accuracy(&p))); /* five of three classes are all */
   assert_int_equal(p.predicted_as[0], 2);
-  /* 0.5 lies in (7/15, 8/15]: two images, one right; 0.8 in (11/15, 12/15] or, rounded up, the next; 0.4 in the sixth. */
+  /* 0.5 lies in (7/15, 8/15]: two images, one right; 0.8 in (11/15, 12/15] or, rounded up, the next; 0.4 in the
+   * sixth. */
   assert_int_equal(p.bins[7].images, 2);
   assert_int_equal(p.bins[7].correct, 1);
   assert_int_equal(p.bins[5].images + p.bins[6].images, 1);

@@ -564,7 +564,8 @@ static void test_metrics(void **state) {
   static const char header[] =
       "step,epoch,split,loss,task_loss,balance_raw,balance_weighted,importance_raw,importance_weighted,"
       "load_raw,load_weighted,z_raw,z_weighted,entropy_raw,entropy_weighted,neuron_balance_raw,neuron_balance_weighted,"
-      "distillation_raw,distillation_weighted,accuracy,images,learning_rate,gradient_norm,images_per_second,seconds,imbalance.blocks.0,imbalance.blocks.1\n";
+      "distillation_raw,distillation_weighted,accuracy,images,learning_rate,gradient_norm,images_per_second,seconds,"
+      "imbalance.blocks.0,imbalance.blocks.1\n";
   training t;
   set_up(&t, SETTINGS("training.log_every=5"));
   expect_ok(go(&t, NULL, NULL));

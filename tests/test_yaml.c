@@ -324,9 +324,9 @@ static void unknown_keys_are_named(void **state) {
   must_refuse(
       ESP_ERR_CONFIG, "\n\nmodel:\n  rate: 1\n  expert: 3\n", NULL,
       "c.yaml, line 5: unknown key \"model.expert\"; did you mean \"experts\"? Known keys of \"model\": " MODEL_KEYS);
-  must_refuse(
-      ESP_ERR_CONFIG, NULL, "model.expert=3",
-      "--set model.expert=3: unknown key \"model.expert\"; did you mean \"experts\"? Known keys of \"model\": " MODEL_KEYS);
+  must_refuse(ESP_ERR_CONFIG, NULL, "model.expert=3",
+              "--set model.expert=3: unknown key \"model.expert\"; did you mean \"experts\"? Known keys of \"model\": "
+              "" MODEL_KEYS);
   must_refuse(
       ESP_ERR_CONFIG, "experts: 3\n", NULL,
       "c.yaml, line 1: unknown key \"experts\"; did you mean \"model.experts\"? Known keys: model, run, threads");
@@ -466,8 +466,8 @@ static void must_be_too_much(const char *text) {
   if (!strstr(esp_error_message(), "more than 32 levels")) fail_msg("%.20s: %s", text, esp_error_message());
 }
 
-/* libyaml's time grows with the square of the depth and of the number of anchors; that these end at all is the test, within its
- * time. */
+/* libyaml's time grows with the square of the depth and of the number of anchors; that these end at all is the test,
+ * within its time. */
 static void bombs_are_refused_at_once(void **state) {
   (void)state;
   static const char *const parts[] = {"[", "{a: ", "- ", "? ", "&a b, "};

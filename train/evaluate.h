@@ -38,9 +38,9 @@ typedef struct esp_evaluation_options {
 } esp_evaluation_options;
 
 /* Runs the model over the split without augmentation. What it finds depends on the model and the images alone: passes
- * take as many images as esp_evaluation_batch() says, and routing groups begin where they begin in the split. ESP_ERR_MISMATCH if images or classes are
- * not the model's or the trace is of other data or another kind of model, ESP_ERR_NOT_FINITE if the loss is not
- * finite. */
+ * take as many images as esp_evaluation_batch() says, and routing groups begin where they begin in the split.
+ * ESP_ERR_MISMATCH if images or classes are not the model's or the trace is of other data or another kind of model,
+ * ESP_ERR_NOT_FINITE if the loss is not finite. */
 ESP_API esp_status esp_evaluate(const esp_model *model, const esp_dataset *dataset,
                                 const esp_normalisation *normalisation, const esp_evaluation_options *options,
                                 esp_evaluation *evaluation) ESP_MUST_CHECK;

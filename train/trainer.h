@@ -69,8 +69,8 @@ typedef struct esp_step_result {
   esp_auxiliary_losses auxiliary;
 } esp_step_result;
 
-/* Freezes what training.freeze names, as esp_train() does. ESP_ERR_CONFIG if a pattern matches nothing or nothing is left
- * to train. */
+/* Freezes what training.freeze names, as esp_train() does. ESP_ERR_CONFIG if a pattern matches nothing or nothing is
+ * left to train. */
 ESP_API esp_status esp_training_freeze(const esp_training_config *config, const esp_model *model) ESP_MUST_CHECK;
 
 /* One training step, for those who write their own loop: forward, backward, clipping, update. On return the tape

@@ -20,8 +20,8 @@ typedef struct esp_step_product {
 } esp_step_product;
 
 /* Lists the products of a step of `images` images: forward, and with `training` the gradients of inputs (dX) and of
- * weights (dW), the latter alone for the stem, whose input is an image. Experts have even loads. The models are those of
- * patches, attention and mixtures of one member whose tokens choose; blocks of a kind are alike. Returns how many
+ * weights (dW), the latter alone for the stem, whose input is an image. Experts have even loads. The models are those
+ * of patches, attention and mixtures of one member whose tokens choose; blocks of a kind are alike. Returns how many
  * products there are, at most ESP_MOST_STEP_PRODUCTS. */
 int esp_step_products(const esp_model_config *config, int64_t images, bool training, esp_step_product *products);
 

@@ -66,13 +66,13 @@ bool esp_h5_has_attribute(hid_t place, const char *name);
 /* Fails unless each part of the path `name` is a hard link, one into the file itself. */
 esp_status esp_h5_check_links(hid_t place, const char *name);
 
-/* Fails unless a dataset is stored as FORMAT.md says: in chunks of this file, with shuffle, deflate and Fletcher-32 at most, and
- * in no more bytes than the file has. `type`: of its elements. */
+/* Fails unless a dataset is stored as FORMAT.md says: in chunks of this file, with shuffle, deflate and Fletcher-32 at
+ * most, and in no more bytes than the file has. `type`: of its elements. */
 esp_status esp_h5_check_storage(hid_t data, const char *name, hid_t type);
 
 /* Opens the dataset `name`, kept in `handles`, and sets array->rank and shape. Fails if its elements are not
- * of `kind` with `size` bytes each (0: any), if it has too many dimensions, if it is stored otherwise than FORMAT.md says, or if
- * so many elements cannot be in the bytes that the file keeps for it. */
+ * of `kind` with `size` bytes each (0: any), if it has too many dimensions, if it is stored otherwise than FORMAT.md
+ * says, or if so many elements cannot be in the bytes that the file keeps for it. */
 esp_status esp_h5_open(esp_h5_handles *handles, hid_t place, const char *name, H5T_class_t kind, size_t size,
                        esp_h5_array *array, hid_t *dataset);
 esp_status esp_h5_read(hid_t dataset, const char *name, hid_t type, void *values);

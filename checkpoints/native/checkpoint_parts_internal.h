@@ -49,13 +49,13 @@ esp_status esp_arrays_read(hid_t place, const char *name, const esp_parameters *
 
 esp_status esp_optimizer_write(hid_t file, const esp_parameters *parameters, const esp_optimizer *optimizer, int level);
 
-/* Reads from an open file whose format and version are known to be right. It is run twice, see esp_checkpoint_read(): what it
- * does to `context` is done once. */
+/* Reads from an open file whose format and version are known to be right. It is run twice, see esp_checkpoint_read():
+ * what it does to `context` is done once. */
 typedef esp_status esp_checkpoint_work(hid_t file, void *context);
 
-/* Opens the file, which must be sealed, and has it read. kind: "checkpoint" or "routing trace". The same is done in a copy of
- * this process before, because HDF5 1.10 crashes on files that were made for it; both are given the same bytes, and the copy's
- * memory is this one's, so that what went well there goes well here. Messages begin with the path. */
+/* Opens the file, which must be sealed, and has it read. kind: "checkpoint" or "routing trace". The same is done in a
+ * copy of this process before, because HDF5 1.10 crashes on files that were made for it; both are given the same bytes,
+ * and the copy's memory is this one's, so that what went well there goes well here. Messages begin with the path. */
 esp_status esp_checkpoint_read(const char *path, const char *kind, esp_checkpoint_work *work, void *context);
 
 /* The model that the file describes, its parameters of the right shapes but not read yet. Also after a failure
@@ -72,11 +72,12 @@ typedef esp_status esp_image_writer(hid_t file, const void *context);
 /* `expected`: at least as many bytes as the file will have. */
 esp_status esp_image_make(esp_image *image, size_t expected, esp_image_writer *write, const void *context);
 
-/* Makes the file in memory, adds a checksum over all bytes behind them, and replaces `path` by it; the message has the path. */
+/* Makes the file in memory, adds a checksum over all bytes behind them, and replaces `path` by it; the message has the
+ * path. */
 esp_status esp_sealed_file_write(const char *path, size_t expected, esp_image_writer *write, const void *context);
 
-/* Reads a whole file, checks its seal and cuts that off. image->bytes is to be freed also after a failure. Messages begin with
- * the path. */
+/* Reads a whole file, checks its seal and cuts that off. image->bytes is to be freed also after a failure. Messages
+ * begin with the path. */
 esp_status esp_sealed_file_read(esp_image *image, const char *path, const char *kind);
 
 /* Opens an HDF5 file in memory for reading, without copying its bytes; kept in `handles`. */

@@ -1,6 +1,6 @@
-/* What a reader relies on before it asks HDF5 for values: FORMAT.md promises plain chunks of the file itself. HDF5 can also be told
- * to fetch them elsewhere (soft and external links, external storage, virtual datasets), which in a stranger's file would read
- * whatever this user may read, and to run code that it finds on the machine (filters). */
+/* What a reader relies on before it asks HDF5 for values: FORMAT.md promises plain chunks of the file itself. HDF5 can
+ * also be told to fetch them elsewhere (soft and external links, external storage, virtual datasets), which in a
+ * stranger's file would read whatever this user may read, and to run code that it finds on the machine (filters). */
 #include "checkpoint_hdf5_internal.h"
 #include <espalier/hdf5_filters.h>
 

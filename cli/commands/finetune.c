@@ -30,13 +30,13 @@ static const command_option options[] = {
 
 const command finetune_command = {
     .name = "finetune",
-    .usage =
-        "finetune RUN|CKPT --data DATA --out RUN [--config FILE.yaml] [--teacher RUN|CKPT] [--set KEY=VALUE]... [--resume]",
+    .usage = "finetune RUN|CKPT --data DATA --out RUN [--config FILE.yaml] [--teacher RUN|CKPT] [--set KEY=VALUE]... "
+             "[--resume]",
     .summary = "Trains a trained model further, on other data or after pruning",
     .details =
-        "Settings start from those the model was trained with, which --config overlays by a file's and --set by single ones. "
-        "examples/configs/finetune-*.yaml are the recipes of papers: finetune-sgd.yaml the one after which `espalier "
-        "prune --criterion router-norm-change` tells which experts matter.\n"
+        "Settings start from those the model was trained with, which --config overlays by a file's and --set by single "
+        "ones. examples/configs/finetune-*.yaml are the recipes of papers: finetune-sgd.yaml the one after which "
+        "`espalier prune --criterion router-norm-change` tells which experts matter.\n"
         "With another number of classes the head is made "
         "anew; --set training.freeze=\"blocks.*.router,stem.*\" leaves chosen parts as they are.\n"
         "With --teacher the loss gets distillation.weight (0.2) times KL(teacher || student) at "

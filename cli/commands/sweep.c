@@ -218,7 +218,8 @@ static const command_option options[] = {
     {"--set", "overrides a setting of the finetuning; may be repeated"},
     {"--modes", NULL},
     {"--gates",
-     "normalised, model or both: what criteria that weigh gates take for them (default: normalised over a token's experts, with one expert a token the model's, since normalised they would be 1)"},
+     "normalised, model or both: what criteria that weigh gates take for them (default: normalised over a token's "
+     "experts, with one expert a token the model's, since normalised they would be 1)"},
     {"--distil", NULL},
     {"--keep", NULL},
     {NULL, NULL},
@@ -227,9 +228,9 @@ static const command_option options[] = {
 const command sweep_command = {
     .name = "sweep",
     .usage =
-        "sweep RUN|CKPT... --data DATA --out FOLDER [--methods LIST] [--modes LIST] [--gates LIST] [--ratios LIST] [--seeds LIST] [--finetune "
-        "EPOCHS] [--calibration N] [--calibrate-on DATA]... [--reference RUN|CKPT] [--limit N] [--distil] "
-        "[--keep] [--set KEY=VALUE]...",
+        "sweep RUN|CKPT... --data DATA --out FOLDER [--methods LIST] [--modes LIST] [--gates LIST] [--ratios LIST] "
+        "[--seeds LIST] [--finetune EPOCHS] [--calibration N] [--calibrate-on DATA]... [--reference RUN|CKPT] [--limit "
+        "N] [--distil] [--keep] [--set KEY=VALUE]...",
     .summary = "Sets methods side by side on the same models",
     .details =
         "Every method at every ratio and seed: accuracy before and after a short finetuning (on the validation split, "
@@ -238,17 +239,17 @@ const command sweep_command = {
         "methods of `espalier merge`, and these:\n"
         "skip, NAME+skip\twhat `espalier skip` does, by itself or after another method\n"
         "factored\tU V + S without training\n"
-        "m-smoe-factored\tm-smoe to sqrt(1 - R) of the experts, then factored, so that 1 - R of their weights are left: "
-        "MC-SMoE's steps without its training, with shares of our own\n"
+        "m-smoe-factored\tm-smoe to sqrt(1 - R) of the experts, then factored, so that 1 - R of their weights are "
+        "left: MC-SMoE's steps without its training, with shares of our own\n"
         "unpruned\tthe model as it is; it and random are always in\n"
-        "Criteria prune in each of --modes, random too, so that rows of one mode compare like with like: in mode zero a "
-        "token sent to a dropped expert gets nothing, in mode remove the next expert. Where reconstruction has too many "
-        "subsets to try, its row says in how many layers it went expert by expert.\n"
+        "Criteria prune in each of --modes, random too, so that rows of one mode compare like with like: in mode zero "
+        "a token sent to a dropped expert gets nothing, in mode remove the next expert. Where reconstruction has too "
+        "many subsets to try, its row says in how many layers it went expert by expert.\n"
         "Those that look at images take a sample of --data's training split (matched) and of each "
-        "--calibrate-on. --set changes settings of the finetuning, --limit looks at N images of a split, always the same. "
-        "FOLDER gets cells.csv, summary.csv, sweep.json and curves (sweep.svg, or sweep-MODE.svg with several modes). Ctrl-C ends after a cell; the "
-        "same command goes on, and more methods, ratios, seeds or calibration data may be asked for: a cell that "
-        "is done is not done again.",
+        "--calibrate-on. --set changes settings of the finetuning, --limit looks at N images of a split, always the "
+        "same. FOLDER gets cells.csv, summary.csv, sweep.json and curves (sweep.svg, or sweep-MODE.svg with several "
+        "modes). Ctrl-C ends after a cell; the same command goes on, and more methods, ratios, seeds or calibration "
+        "data may be asked for: a cell that is done is not done again.",
     .example =
         "sweep runs/finetuned --data synthetic:narrow --reference runs/pretrained --finetune 0.2 --out runs/sweep",
     .options = options,

@@ -9,8 +9,8 @@
 
 enum { BYTES_AT_ONCE = 1 << 24 };
 
-/* Not flock(): on NFS that becomes such a lock anyway, but then does not meet the flock() of the server's own processes. Not
- * F_SETLK: that one ends as soon as the process closes any descriptor of the file. */
+/* Not flock(): on NFS that becomes such a lock anyway, but then does not meet the flock() of the server's own
+ * processes. Not F_SETLK: that one ends as soon as the process closes any descriptor of the file. */
 file_locked esp_lock_file(int descriptor) {
   struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
   int done;

@@ -9,7 +9,8 @@ enum { LONGEST_PATH = 4096 };
 
 typedef enum file_locked { FILE_LOCKED, FILE_BUSY, FILE_HAS_NO_LOCKS } file_locked;
 
-/* Locks the whole open file against every other open file description, without waiting. errno says why it has no locks. */
+/* Locks the whole open file against every other open file description, without waiting. errno says why it has no
+ * locks. */
 file_locked esp_lock_file(int descriptor);
 
 /* "a folder", "a FIFO" ... */

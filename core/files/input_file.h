@@ -1,4 +1,5 @@
-/* Files that are read. Only regular ones are: opening a FIFO would wait for a writer for ever, and a device never ends. */
+/* Files that are read. Only regular ones are: opening a FIFO would wait for a writer for ever, and a device never
+ * ends. */
 #ifndef ESPALIER_INPUT_FILE_H
 #define ESPALIER_INPUT_FILE_H
 
@@ -8,8 +9,9 @@
 extern "C" {
 #endif
 
-/* `expected` says what it ought to be, e.g. "a file of settings". ESP_ERR_NOT_FOUND if there is nothing, ESP_ERR_USAGE if it is
- * no regular file, otherwise ESP_ERR_IO. The messages of the first two do not name the path: their callers say where. */
+/* `expected` says what it ought to be, e.g. "a file of settings". ESP_ERR_NOT_FOUND if there is nothing, ESP_ERR_USAGE
+ * if it is no regular file, otherwise ESP_ERR_IO. The messages of the first two do not name the path: their callers say
+ * where. */
 
 ESP_API esp_status esp_input_check(const char *path, const char *expected) ESP_MUST_CHECK;
 

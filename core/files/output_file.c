@@ -45,8 +45,8 @@ static bool is_temporary(const char *name, const char *prefix) {
          strcmp(digits + RANDOM_DIGITS, ending) == 0;
 }
 
-/* Who made it holds a lock on it until it has its final name; so one that can be locked belongs to nobody that lives, be it in
- * another PID namespace or on another machine. Where there are no locks it stays. */
+/* Who made it holds a lock on it until it has its final name; so one that can be locked belongs to nobody that lives,
+ * be it in another PID namespace or on another machine. Where there are no locks it stays. */
 static void remove_if_dead(int folder, const char *name) {
   const int file = openat(folder, name, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
   struct stat found;
@@ -126,7 +126,8 @@ static bool rename_file(const char *from, const char *to) {
   return done == 0;
 }
 
-/* The lock must last until the file has its name, so it is closed then: what close() could tell, fsync() told before. */
+/* The lock must last until the file has its name, so it is closed then: what close() could tell, fsync() told
+ * before. */
 esp_status esp_file_replace(const char *path, const void *bytes, size_t size) {
   char temporary[LONGEST_PATH];
   place p;

@@ -1,7 +1,7 @@
 /* Matrix products, by own kernels where the processor has AVX-512, or AVX2 and FMA (gemm_blocks.c), by OpenBLAS
- * otherwise. How a product adds up depends on its shape only; OpenMP deals out its rows or tiles (gemm_lists.c), each of
- * which one thread computes. So its bits are the same for any number of threads, with the pthread and with the OpenMP
- * build of OpenBLAS. */
+ * otherwise. How a product adds up depends on its shape only; OpenMP deals out its rows or tiles (gemm_lists.c), each
+ * of which one thread computes. So its bits are the same for any number of threads, with the pthread and with the
+ * OpenMP build of OpenBLAS. */
 #ifndef ESPALIER_BLAS_H
 #define ESPALIER_BLAS_H
 

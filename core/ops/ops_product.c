@@ -45,7 +45,8 @@ static void matmul_prepare(esp_node *node) {
   node->unread = ESP_UNREAD_OUTPUTS;
 }
 
-/* The matrices of a batch, one behind the other, each [rows, columns] in memory, and whether they are transposed in the product. */
+/* The matrices of a batch, one behind the other, each [rows, columns] in memory, and whether they are transposed in the
+ * product. */
 typedef struct matrices {
   const esp_real *data;
   int64_t rows, columns;

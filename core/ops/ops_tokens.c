@@ -127,7 +127,8 @@ typedef struct attention_gradient {
   esp_real beta;
 } attention_gradient;
 
-/* A head of an image: where its rows begin. Those of q, k, v and their gradients are 3 width apart, those of dy width. */
+/* A head of an image: where its rows begin. Those of q, k, v and their gradients are 3 width apart, those of dy
+ * width. */
 typedef struct attention_head {
   const esp_real *q, *k, *v, *p, *dy;
   esp_real *dq, *dk, *dv;

@@ -1,5 +1,5 @@
-/* Memory within a step. A block that is no longer needed is given to the next result before the step ends. That keeps the
- * working set in the cache, and the memory of a step near what backward needs. */
+/* Memory within a step. A block that is no longer needed is given to the next result before the step ends. That keeps
+ * the working set in the cache, and the memory of a step near what backward needs. */
 #include "tape_internal.h"
 
 #include <string.h>

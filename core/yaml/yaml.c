@@ -113,8 +113,8 @@ static void count_event(extent *e, const yaml_event_t *event) {
                 (event->type == YAML_MAPPING_START_EVENT && event->data.mapping_start.anchor);
 }
 
-/* libyaml takes time that grows with the square of the depth and of the number of anchors: 500 KB of `[` take 20 s. What is not
- * YAML ends the look, for the parser to say what is wrong. */
+/* libyaml takes time that grows with the square of the depth and of the number of anchors: 500 KB of `[` take 20 s.
+ * What is not YAML ends the look, for the parser to say what is wrong. */
 static esp_status check_extent(const overlay *layer, const char *text, size_t length) {
   yaml_parser_t parser;
   yaml_event_t event;

@@ -48,8 +48,8 @@ ESP_API esp_status esp_yaml_load_file(void *config, const esp_yaml_options *opti
  * *text is then NULL. */
 ESP_API esp_status esp_yaml_save(char **text, const void *config, const struct cyaml_schema_value *schema);
 
-/* ESP_ERR_CONFIG if a number of the struct is 0, 1 or infinite in single precision and is not so itself: a learning rate of
- * 1e-50 would train nothing, a dropout of 0.9999999999 drop everything. */
+/* ESP_ERR_CONFIG if a number of the struct is 0, 1 or infinite in single precision and is not so itself: a learning
+ * rate of 1e-50 would train nothing, a dropout of 0.9999999999 drop everything. */
 ESP_API esp_status esp_yaml_check_single(const void *config, const struct cyaml_schema_value *schema);
 
 /* Whether the key "section.key" is wanted. */

@@ -62,7 +62,8 @@ typedef struct key_filter {
   void *context;
 } key_filter;
 
-/* Makes the document of the struct `config`, with the keys that `filter` keeps. On success the caller deletes *document. */
+/* Makes the document of the struct `config`, with the keys that `filter` keeps. On success the caller deletes
+ * *document. */
 esp_status esp_schema_document(yaml_document_t *document, const schema_value *schema, const void *config,
                                key_filter filter);
 

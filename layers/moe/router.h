@@ -63,8 +63,8 @@ ESP_API int64_t esp_expert_capacity(int64_t tokens, int k, double factor, int ex
 /* Slots of each expert and image in Soft MoE. */
 ESP_API int64_t esp_soft_slots(const esp_moe_config *config, int64_t tokens_per_image);
 
-/* Tokens of one routing group, in training or otherwise, and how many groups a member's tokens make; the last one may be
- * smaller. */
+/* Tokens of one routing group, in training or otherwise, and how many groups a member's tokens make; the last one may
+ * be smaller. */
 ESP_API int64_t esp_group_tokens(const esp_route_request *request);
 ESP_API int64_t esp_group_count(const esp_route_request *request);
 

@@ -17,7 +17,7 @@ typedef enum esp_sparsify_order {
   ESP_SPARSIFY_SMALLEST,     /* smallest |G_j| */
   ESP_SPARSIFY_LARGEST,      /* largest |G_j| */
   ESP_SPARSIFY_RANDOM,       /* at random, by a seed */
-  ESP_SPARSIFY_CONTRIBUTION, /* smallest |h_j| ||row j of W_down||: norm of what the neuron adds to the expert's output */
+  ESP_SPARSIFY_CONTRIBUTION, /* smallest |h_j| ||row j of W_down||, the norm of what the neuron adds */
   ESP_SPARSIFY_ORDERS
 } esp_sparsify_order;
 

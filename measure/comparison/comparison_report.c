@@ -281,10 +281,11 @@ void esp_comparison_print(const esp_comparison *c, FILE *file) {
           "touched", "MFLOP", "skipped", "near 0", "Gini", "images/s", "ms");
   for (int i = 0; i < count; i++) print_row(&summaries[i], file);
   fputs(
-      "validation: accuracy on the validation split, for whatever is to be chosen; test: on the test split, as the difference "
-      "from the MoE and the loss are.\nactivated: parameters of one token, the matrix that ranks the neurons in full; selected: kept neurons only; touched: "
-      "what an image may read.\nMFLOP: of an image, as computed in training; skipped: if unselected neurons are skipped; near 0: "
-      "% of gate activations\nwithin 0.1 of zero; Gini: % of how unevenly a MoNE's neurons are selected; images/s: in training; ms: a single image, median.\n",
+      "validation: accuracy on the validation split, for whatever is to be chosen; test: on the test split, as the "
+      "difference from the MoE and the loss are.\nactivated: parameters of one token, the matrix that ranks the "
+      "neurons in full; selected: kept neurons only; touched: what an image may read.\nMFLOP: of an image, as computed "
+      "in training; skipped: if unselected neurons are skipped; near 0: % of gate activations\nwithin 0.1 of zero; "
+      "Gini: % of how unevenly a MoNE's neurons are selected; images/s: in training; ms: a single image, median.\n",
       file);
   esp_free(summaries);
 }

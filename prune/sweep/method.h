@@ -37,8 +37,8 @@ typedef struct esp_method_inputs {
 /* What a method made. */
 typedef struct esp_compressed {
   esp_model *model; /* a new one, freed by esp_model_free() */
-  int greedy; /* layers whose experts a search chose one by one, as by reconstruction where there are too many subsets */
-  char *plan; /* how it was made, as JSON from esp_alloc(); NULL if there is nothing to tell */
+  int greedy;       /* layers whose experts were chosen one by one, by reconstruction with too many subsets */
+  char *plan;       /* how it was made, as JSON from esp_alloc(); NULL if there is nothing to tell */
 } esp_compressed;
 
 typedef struct esp_method esp_method;
@@ -68,9 +68,9 @@ ESP_API esp_status esp_method_make(const esp_method *method, const esp_method_in
                                    esp_compressed *made) ESP_MUST_CHECK;
 ESP_API void esp_compressed_clear(esp_compressed *made);
 
-/* The method called `name` on a whole trained model, which is left as it is: inputs->model and inputs->info are taken from
- * it. The history of what is made gets an entry for people, "man, ratio 0.5, calibrated on 256 images of synthetic". Fails
- * as the functions above; on failure *made is empty, otherwise it is freed by esp_trained_clear(). */
+/* The method called `name` on a whole trained model, which is left as it is: inputs->model and inputs->info are taken
+ * from it. The history of what is made gets an entry for people, "man, ratio 0.5, calibrated on 256 images of
+ * synthetic". Fails as the functions above; on failure *made is empty, otherwise it is freed by esp_trained_clear(). */
 ESP_API esp_status esp_method_apply(const char *name, const esp_trained *trained, const esp_method_inputs *inputs,
                                     esp_trained *made) ESP_MUST_CHECK;
 

@@ -1,6 +1,6 @@
 /* MC-SMoE's steps (Li et al., ICLR 2024, arXiv 2310.01334) as methods with one ratio. They are not called after it: the
- * paper finetunes with a teacher after merging and while rows are pruned, and has one setting (a quarter of the experts,
- * rank 32, a tenth of S). */
+ * paper finetunes with a teacher after merging and while rows are pruned, and has one setting (a quarter of the
+ * experts, rank 32, a tenth of S). */
 #include "method_internal.h"
 
 #include <espalier/compress.h>

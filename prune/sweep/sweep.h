@@ -90,8 +90,8 @@ typedef struct esp_sweep_row {
   double tuned_accuracy, tuned_spread;
   double loss, tuned_loss;
   double validation_accuracy, tuned_validation_accuracy; /* means */
-  int rank,
-      tuned_rank; /* by validation accuracy (without a validation split: by test accuracy), among the rows of this ratio, 1 the best; equal means share a rank; 0: none */
+  int rank, tuned_rank; /* by validation accuracy, or test accuracy without that split, among the rows of this ratio, 1
+                           the best; equal means share a rank; 0: none */
   double parameters, activated_parameters, flops, measured_flops, rows_per_token, bytes, memory, milliseconds, speed,
       seconds, greedy_layers;
 } esp_sweep_row;
@@ -99,10 +99,10 @@ typedef struct esp_sweep_row {
 typedef struct esp_sweep esp_sweep;
 
 /* Runs what is not done yet. Leaves in the folder: cells/NAME.json, cells.csv (a line a cell), summary.csv (a line for
- * each method, calibration and ratio), sweep.json (settings and summary), sweep.gp with sweep.svg and .png (with several modes sweep-MODE.gp ...).
- * ESP_ERR_MISMATCH, saying what differs, if the folder holds a sweep with other settings; other methods, ratios, seeds
- * or calibration data are no such difference. ESP_ERR_INTERRUPTED if stopped. On failure *sweep is NULL; freed by
- * esp_sweep_free(). */
+ * each method, calibration and ratio), sweep.json (settings and summary), sweep.gp with sweep.svg and .png (with
+ * several modes sweep-MODE.gp ...). ESP_ERR_MISMATCH, saying what differs, if the folder holds a sweep with other
+ * settings; other methods, ratios, seeds or calibration data are no such difference. ESP_ERR_INTERRUPTED if stopped. On
+ * failure *sweep is NULL; freed by esp_sweep_free(). */
 ESP_API esp_status esp_sweep_run(esp_sweep **sweep, const esp_sweep_settings *settings) ESP_MUST_CHECK;
 ESP_API void esp_sweep_free(esp_sweep *sweep);
 

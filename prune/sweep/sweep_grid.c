@@ -111,8 +111,8 @@ static int list_gates(const esp_sweep_settings *s, const esp_model *model, const
   return 1;
 }
 
-/* The cells of one method in one form on one model, seeds together; counts only if cells is NULL. `like` has the model, the
- * method and its form. */
+/* The cells of one method in one form on one model, seeds together; counts only if cells is NULL. `like` has the model,
+ * the method and its form. */
 static int64_t list_form(const esp_sweep_settings *s, const esp_sweep_cell *like, esp_sweep_cell *cells) {
   const esp_method *method = &like->method;
   const int ratios = method->has_ratio ? s->ratio_count : 1, sets = method->needs_data ? s->calibration_count : 1;

@@ -43,11 +43,12 @@ const char *esp_sweep_gates(int gates);
 bool esp_sweep_has_modes(const esp_sweep *sweep);
 bool esp_sweep_has_gate_forms(const esp_sweep *sweep);
 
-/* The model's digest, method, mode, gates, ratio, seed and calibration data: the same in every sweep over the folder. */
+/* The model's digest, method, mode, gates, ratio, seed and calibration data: the same in every sweep over the
+ * folder. */
 void esp_sweep_cell_name(const esp_sweep *sweep, const esp_sweep_cell *cell, char name[SWEEP_NAME_SIZE]);
 
-/* What a row's curve is called: its method, and what else tells it from others of that method: the mode and the gates if
- * the sweep has several, the data if they are mismatched. */
+/* What a row's curve is called: its method, and what else tells it from others of that method: the mode and the gates
+ * if the sweep has several, the data if they are mismatched. */
 void esp_sweep_curve_name(const esp_sweep *sweep, const esp_sweep_row *row, char name[SWEEP_NAME_SIZE]);
 
 /* --- sweep_record.c: what is kept ------------------------------------------------------------------------ */

@@ -227,11 +227,10 @@ static void write_cells(const esp_sweep *sweep, FILE *file) {
 }
 
 static void write_summary(const esp_sweep *sweep, FILE *file) {
-  fputs(
-      "curve,ratio,method,mode,gates,calibration,cells,failed,rank,accuracy,accuracy_spread,loss,tuned_rank,tuned_accuracy,tuned_spread,"
-      "tuned_loss,parameters,activated_parameters,flops,measured_flops,rows_per_token,bytes,memory,milliseconds,speed,seconds,"
-      "validation_accuracy,tuned_validation_accuracy,greedy_layers\n",
-      file);
+  fputs("curve,ratio,method,mode,gates,calibration,cells,failed,rank,accuracy,accuracy_spread,loss,tuned_rank,"
+        "tuned_accuracy,tuned_spread,tuned_loss,parameters,activated_parameters,flops,measured_flops,rows_per_token,"
+        "bytes,memory,milliseconds,speed,seconds,validation_accuracy,tuned_validation_accuracy,greedy_layers\n",
+        file);
   for (int i = 0; i < sweep->row_count; i++) {
     const esp_sweep_row *r = &sweep->rows[i];
     const double numbers[] = {r->accuracy, r->accuracy_spread, r->loss};

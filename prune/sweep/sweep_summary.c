@@ -190,10 +190,9 @@ void esp_sweep_print(const esp_sweep *sweep, FILE *file) {
     }
     print_row(sweep, r, file);
   }
-  fputs(
-      "Methods are ranked by val., the accuracy on the validation split (without one: on the test split); test, the accuracy "
-      "on the test split,\nis what is reported of them. ",
-      file);
+  fputs("Methods are ranked by val., the accuracy on the validation split (without one: on the test split); test, the "
+        "accuracy on the test split,\nis what is reported of them. ",
+        file);
   fputs("+- is the standard deviation over seeds and models; speed: unpruned time / own time, batches in turns.\n",
         file);
   print_failures(sweep, file);

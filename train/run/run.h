@@ -56,9 +56,9 @@ ESP_API esp_status esp_run_create_from(esp_trained *trained, esp_run_config *con
 ESP_API esp_status esp_run_check(const esp_trained *trained, const esp_run_config *config, const esp_dataset *dataset,
                                  const esp_trained *teacher) ESP_MUST_CHECK;
 
-/* Makes the folder and takes it for this run: ESP_ERR_BUSY if another process writes there. Unless the run `resumes`, checkpoints
- * and results that an older one left there are removed, for they would be taken for this one's. On failure *lock is NULL;
- * otherwise it is the run's for as long as it writes, and freed by esp_folder_lock_free(). */
+/* Makes the folder and takes it for this run: ESP_ERR_BUSY if another process writes there. Unless the run `resumes`,
+ * checkpoints and results that an older one left there are removed, for they would be taken for this one's. On failure
+ * *lock is NULL; otherwise it is the run's for as long as it writes, and freed by esp_folder_lock_free(). */
 ESP_API esp_status esp_run_open_folder(esp_folder_lock **lock, const char *folder, const char *action,
                                        bool resumes) ESP_MUST_CHECK;
 

@@ -138,8 +138,8 @@ static esp_status note_renormalise(void *is_set, const char *key) {
   return ESP_OK;
 }
 
-/* Unless it is set, renormalise is what the number of gates suggests: with one expert a token, or any number of them, there is
- * nothing to divide by. */
+/* Unless it is set, renormalise is what the number of gates suggests: with one expert a token, or any number of them,
+ * there is nothing to divide by. */
 static esp_status settle_renormalise(esp_run_config *config, const char *path, const char *const *overrides,
                                      size_t count) {
   esp_moe_config *moe = &config->model.moe;

@@ -58,8 +58,8 @@ typedef struct esp_run_config {
 ESP_API esp_status esp_run_config_load(esp_run_config *config, const char *path, const char *const *overrides,
                                        size_t override_count) ESP_MUST_CHECK;
 
-/* The same from YAML text that was checked when it was written: a checkpoint's, or none (NULL). `name` is how messages call
- * it. Only overrides that do nothing are refused. */
+/* The same from YAML text that was checked when it was written: a checkpoint's, or none (NULL). `name` is how messages
+ * call it. Only overrides that do nothing are refused. */
 ESP_API esp_status esp_run_config_parse(esp_run_config *config, const char *name, const char *text,
                                         const char *const *overrides, size_t override_count) ESP_MUST_CHECK;
 

@@ -87,13 +87,15 @@ static const char *without_capacity(const esp_run_config *c) {
   if (routes_by(c, ESP_ROUTER_SOFT)) return "model.moe.router.policy soft mixes the tokens of each image by themselves";
   if (routes_by(c, ESP_ROUTER_EXPERT_CHOICE) || r->capacity > 0 || r->evaluation_capacity > 0) return NULL;
   if (r->importance_weight > 0 || r->load_weight > 0) return NULL; /* both are of each group */
-  return "nothing has a capacity (model.moe.router.capacity), so that no images share one";
+  return "nothing has a capacity (model.moe.router.capacity), so that no images share "
+         "one";
 }
 
 static const char *without_evaluation_capacity(const esp_run_config *c) {
   if (routes_by(c, ESP_ROUTER_SOFT)) return without_capacity(c);
   if (routes_by(c, ESP_ROUTER_EXPERT_CHOICE) || router_of(c)->evaluation_capacity > 0) return NULL;
-  return "outside of training nothing has a capacity (model.moe.router.evaluation_capacity), so that no images share one";
+  return "outside of training nothing has a capacity (model.moe.router.evaluation_capacity), so that no images share "
+         "one";
 }
 
 static const char *without_balance(const esp_run_config *c) {

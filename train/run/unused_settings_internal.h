@@ -4,8 +4,8 @@
 
 #include <espalier/run_config.h>
 
-/* ESP_ERR_CONFIG if a key that the YAML file `path` sets has no effect in `config`, which is the defaults overlaid by that
- * file alone: overrides may make others of its settings idle, as model.layers=[dense] does. */
+/* ESP_ERR_CONFIG if a key that the YAML file `path` sets has no effect in `config`, which is the defaults overlaid by
+ * that file alone: overrides may make others of its settings idle, as model.layers=[dense] does. */
 esp_status esp_refuse_unused_keys(const esp_run_config *config, const char *path);
 
 /* The same for overrides "section.key=value"; `config` is all settings together. */

@@ -79,7 +79,8 @@ void esp_statistics_free(esp_statistics *statistics) {
   esp_free(statistics);
 }
 
-/* --- forgetting and merging -------------------------------------------------------------------------------------------- */
+/* --- forgetting and merging
+ * -------------------------------------------------------------------------------------------- */
 
 void esp_neuron_sums_add(neuron_sums *sums, const neuron_sums *other) {
   sums->rows += other->rows;
