@@ -109,7 +109,8 @@ static double chosen_rows(const place *at, int first, int count) {
   if (served == 0) return 0;
   const double rows = (double)(at->tokens * moe->top_k) * served / routable;
   if (!(moe->router.evaluation_capacity > 0)) return rows;
-  const int64_t capacity = esp_expert_capacity(group * at->tokens, moe->top_k, moe->router.evaluation_capacity, count);
+  const int64_t capacity =
+      esp_expert_capacity(group * at->tokens, moe->top_k, moe->router.evaluation_capacity, routable);
   const double most = (double)(served * capacity) / (double)group;
   return rows < most ? rows : most;
 }

@@ -180,6 +180,12 @@ int esp_neurons_kept(const esp_model_config *config, int index) {
   return count < 1 ? 1 : count;
 }
 
+bool esp_gates_are_constant(const esp_moe_config *config) {
+  const esp_router_config *r = &config->router;
+  return config->top_k == 1 && r->policy == ESP_ROUTER_TOKEN_CHOICE &&
+         (r->renormalise || (r->score_selected_only && r->score == ESP_SCORE_SOFTMAX));
+}
+
 int esp_evaluation_group(const esp_router_config *config) {
   if (config->evaluation_group > 0) return config->evaluation_group;
   return config->group_images > 0 ? config->group_images : ESP_EVALUATION_IMAGES;

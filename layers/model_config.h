@@ -198,6 +198,10 @@ ESP_API esp_gate_kind esp_activation_gate(esp_activation_kind activation);
 /* Rows and columns of the grid of tokens that the stem makes. */
 ESP_API void esp_token_grid(const esp_model_config *config, int *rows, int *columns);
 
+/* Whether a token's gate is 1 whatever its router says, so that no task trains it: one expert a token, and a gate that
+ * is divided by the sum of these. */
+ESP_API bool esp_gates_are_constant(const esp_moe_config *config);
+
 /* Images that share a capacity, or among whose tokens an expert chooses, outside of training. */
 ESP_API int esp_evaluation_group(const esp_router_config *config);
 

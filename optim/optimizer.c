@@ -96,7 +96,7 @@ ESP_HOT static void adamw_range(void *context, int64_t begin, int64_t end) {
 static update make_update(const esp_optimizer *o, const esp_parameter *p, double learning_rate_multiplier,
                           double gradient_norm) {
   const esp_optimizer_config *c = &o->config;
-  const bool decays = p->kind == ESP_KIND_WEIGHT || p->kind == ESP_KIND_ROUTER;
+  const double decay_share = p->kind == ESP_KIND_WEIGHT ? 1 : p->kind == ESP_KIND_ROUTER ? c->router_decay : 0;
   const bool clips = c->clip_norm > 0 && gradient_norm > c->clip_norm;
   return (update){.w = p->tensor.data,
                   .g = p->tensor.grad,
@@ -104,7 +104,7 @@ static update make_update(const esp_optimizer *o, const esp_parameter *p, double
                   .v = o->second ? o->second + p->offset : NULL,
                   .rate = (esp_real)(learning_rate_multiplier * c->learning_rate *
                                      (p->kind == ESP_KIND_ROUTER ? c->router_rate : 1)),
-                  .decay = (esp_real)(decays ? c->weight_decay : 0),
+                  .decay = (esp_real)(decay_share * c->weight_decay),
                   .scale = (esp_real)(clips ? c->clip_norm / gradient_norm : 1),
                   .momentum = (esp_real)c->momentum,
                   .beta1 = (esp_real)c->beta1,

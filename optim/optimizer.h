@@ -30,6 +30,7 @@ typedef struct esp_optimizer_config {
   double learning_rate;         /* the peak */
   double router_rate;           /* times learning_rate, for routers */
   double weight_decay;          /* not on biases, norms and positions */
+  double router_decay;          /* times weight_decay, for routers: decay moves what router-norm-change looks at */
   double momentum;              /* SGD, Muon */
   double beta1, beta2, epsilon; /* AdamW, also within Muon */
   double clip_norm;             /* the gradient's global norm is scaled down to this; 0: no clipping */

@@ -57,10 +57,14 @@ typedef struct esp_plan_data {
   uint64_t seed;
 } esp_plan_data;
 
+enum { ESP_PLAN_NOTE_SIZE = 384 };
+
 typedef struct esp_plan {
   char model_digest[ESP_DIGEST_SIZE]; /* the model it was made for */
   char criterion[64], formula[192];
-  uint64_t seed; /* of what is random in the criterion */
+  char
+      note[ESP_PLAN_NOTE_SIZE]; /* for people: what makes the scores doubtful; "": nothing does. Files do not keep it */
+  uint64_t seed;                /* of what is random in the criterion */
   esp_plan_data data;
   esp_prune_mode mode;
   int layer_count;

@@ -313,6 +313,29 @@ static void test_references(void **state) {
   succeed("prune frozen --criterion random --drop 1 --out chance.h5");
 }
 
+/* What router-norm-change says of a finetuning that its paper would not have done; nothing of one that it would. */
+static void test_doubts(void **state) {
+  (void)state;
+#define FINETUNE "finetune pretrained --data synthetic:narrow --quiet --set training.epochs=0.02 "
+#define DOUBT " --criterion router-norm-change --drop 1 --reference pretrained --overwrite --out doubted"
+  static const struct {
+    const char *settings, *words, *not_words;
+  } rows[] = {
+      {"--set optimizer.kind=sgd", "", "doubtful"},
+      {"--set optimizer.kind=sgd --set optimizer.router_decay=0.5", "decayed routers by 0.025", "AdamW"},
+      {"--set optimizer.kind=adamw", "AdamW", "decayed"},
+      {"--set optimizer.kind=adamw --set optimizer.router_decay=1", "(AdamW) and decayed routers by 0.05", "NULL"},
+  };
+  for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+    char line[512];
+    snprintf(line, sizeof line, FINETUNE "--overwrite --out doubtful %s", rows[i].settings);
+    succeed(line);
+    succeed("prune doubtful" DOUBT);
+    if (!strstr(err, rows[i].words) || strstr(err, rows[i].not_words)) fail_msg("%s: %s", rows[i].settings, err);
+    if (*rows[i].words) assert_non_null(strstr(err, "espalier: note: the scores are doubtful"));
+  }
+}
+
 /* A loss that is not finite ends the run with the step, the op and what to do. */
 static void test_diverging(void **state) {
   (void)state;
@@ -331,7 +354,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_help),        cmocka_unit_test(test_usage),      cmocka_unit_test(test_unwritable),
       cmocka_unit_test(test_bad_configs), cmocka_unit_test(test_bad_data),   cmocka_unit_test(test_bad_checkpoints),
-      cmocka_unit_test(test_damaged_run), cmocka_unit_test(test_references), cmocka_unit_test(test_diverging),
+      cmocka_unit_test(test_damaged_run), cmocka_unit_test(test_references), cmocka_unit_test(test_doubts),
+      cmocka_unit_test(test_diverging),
   };
   return cmocka_run_group_tests_name("cli refusals", tests, begin, end);
 }

@@ -321,10 +321,35 @@ static void matched_calibration_keeps_its_domain(void **state) {
   remove_folder(folder);
 }
 
+/* With one expert a token whose gate is 1 by its form, only auxiliary losses can have moved the routers. */
+static void norm_change_needs_gates_that_the_task_trains(void **state) {
+  (void)state;
+  for (int form = 0; form < 4; form++) {
+    esp_model_config config = small_config();
+    config.moe.top_k = form == 3 ? 2 : 1;
+    config.moe.router.renormalise = form == 0 || form == 3;
+    config.moe.router.score_selected_only = form == 1;
+    const bool refused = form < 2;
+    esp_model *before = make(&config, NULL, 1), *after = make(&config, NULL, 2);
+    const esp_checkpoint_info info = {.history_count = 0};
+    const esp_criterion_inputs inputs = {.model = after, .info = &info, .reference = before, .reference_info = &info};
+    esp_plan *plan = NULL;
+    const esp_status status =
+        esp_plan_make(&plan, find("router-norm-change"), &inputs, ESP_PRUNE_ZERO, &(esp_prune_budget){.drop = 1});
+    assert_int_equal(status, refused ? ESP_ERR_MISMATCH : ESP_OK);
+    if (refused) assert_non_null(strstr(esp_error_message(), "the task gave it no gradient"));
+    else assert_true(!*plan->note); /* nothing is known of how it was finetuned */
+    esp_plan_free(plan);
+    esp_model_free(before);
+    esp_model_free(after);
+  }
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, open_data, close_data)
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      TEST(norm_change_needs_gates_that_the_task_trains),
       TEST(variants_are_found_by_their_exponents),
       TEST(names_are_variants),
       TEST(samples_depend_on_the_seed_and_repeat_exactly),

@@ -269,6 +269,7 @@ static esp_optimizer_config read_optimizer(hid_t run, esp_optimizer_kind kind) {
                                 .learning_rate = read_number(run, "learning_rate"),
                                 .router_rate = read_number(run, "router_rate"),
                                 .weight_decay = read_number(run, "weight_decay"),
+                                .router_decay = 1,
                                 .momentum = read_number(run, "momentum"),
                                 .beta1 = read_number(run, "beta1"),
                                 .beta2 = read_number(run, "beta2"),

@@ -68,7 +68,10 @@ static double hand_norm(const setting *s) {
 static void hand_update(setting *s, int i, int j, double g, int step, double rate) {
   const esp_optimizer_config *c = &s->config;
   double *w = &s->w[i][j], *m = &s->m[i][j], *v = &s->v[i][j], move;
-  const double decay = groups[i].decays ? c->weight_decay : 0;
+  const double decay = (groups[i].kind == ESP_KIND_ROUTER ? c->router_decay
+                        : groups[i].decays                ? 1
+                                                          : 0) *
+                       c->weight_decay;
   if (c->kind == ESP_OPTIMIZER_SGD) {
     move = *m = c->momentum * *m + g;
   } else {
@@ -125,6 +128,8 @@ static void steps_follow_the_formulas(void **state) {
     c.clip_norm = 3; /* the norm is about sqrt(250) */
     check_steps(&c);
     c.clip_norm = 1000; /* too high to matter */
+    check_steps(&c);
+    c.router_decay = 0.5;
     check_steps(&c);
     c.momentum = c.beta1 = 0;
     c.weight_decay = 0;
@@ -427,6 +432,7 @@ static void bad_settings_are_refused(void **state) {
   REFUSES(learning_rate, (double)INFINITY);
   REFUSES(router_rate, -1);
   REFUSES(weight_decay, -0.1);
+  REFUSES(router_decay, -1);
   REFUSES(momentum, 1);
   REFUSES(momentum, -0.1);
   REFUSES(beta1, 1);

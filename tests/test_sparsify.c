@@ -116,8 +116,39 @@ static void sparsification_of_a_trained_model(void **state) {
   esp_dataset_close(t.dataset);
 }
 
+/* Whichever of the last allocations fails, among them the filter's, no point is told that was not sparsified. */
+static void lack_of_memory_is_a_status(void **state) {
+  (void)state;
+  esp_model_config config = small_config();
+  config.image_height = config.image_width = 32;
+  esp_model *model = make(&config, NULL, 3);
+  fill_parameters(model->parameters, 0.4);
+  esp_dataset *dataset;
+  assert_int_equal(esp_dataset_open(&dataset, "synthetic:narrow"), ESP_OK);
+  esp_normalisation normalisation;
+  esp_dataset_normalisation(dataset, &normalisation);
+  const esp_sparsify_options options = {
+      .evaluation = {.split = ESP_TEST, .limit = 5}, .seed = 3, .first_layer = 0, .end_layer = 0};
+  esp_sparsify_point expected[ESP_SPARSIFY_ORDERS * ESP_SPARSIFY_SHARES], points[sizeof expected / sizeof *expected];
+  assert_int_equal(esp_sparsify(model, dataset, &normalisation, &options, expected), ESP_OK);
+  const uint64_t before = esp_allocation_count();
+  assert_int_equal(esp_sparsify(model, dataset, &normalisation, &options, points), ESP_OK);
+  const int64_t all = (int64_t)(esp_allocation_count() - before);
+  for (int64_t calls = all - 1; calls > all - 8; calls--) {
+    esp_alloc_fail_after(calls);
+    const esp_status status = esp_sparsify(model, dataset, &normalisation, &options, points);
+    esp_alloc_fail_after(-1);
+    assert_int_equal(status, ESP_ERR_MEMORY);
+  }
+  assert_int_equal(esp_sparsify(model, dataset, &normalisation, &options, points), ESP_OK);
+  assert_true(points[5].loss == expected[5].loss);
+  esp_dataset_close(dataset);
+  esp_model_free(model);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_filters),
-                                     cmocka_unit_test(sparsification_of_a_trained_model)};
+                                     cmocka_unit_test(sparsification_of_a_trained_model),
+                                     cmocka_unit_test(lack_of_memory_is_a_status)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

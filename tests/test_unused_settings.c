@@ -45,6 +45,8 @@ static const struct {
     {"model.moe.router.balance_weight=0.1", "model={moe: {top_k: 1, router: {policy: hash}}}", "model.moe.top_k=1"},
     {"model.moe.router.balance_weight=0.1", "model.moe.router.policy=even", "model.moe.top_k=2"},
     {"optimizer.router_rate=2", "model.layers=[dense]", "model.layers=[moe]"},
+    {"optimizer.router_decay=1", "model.layers=[dense]", "model.layers=[moe]"},
+    {"optimizer.router_decay=1", "optimizer.weight_decay=0", "optimizer.weight_decay=0.1"},
     {"optimizer.momentum=0.8", "optimizer.kind=adamw", "optimizer.kind=muon"},
     {"optimizer.beta1=0.8", "optimizer.kind=sgd", "optimizer.kind=muon"},
     {"optimizer.beta2=0.99", "optimizer.kind=sgd", "optimizer.kind=adamw"},

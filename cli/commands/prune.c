@@ -120,6 +120,7 @@ static esp_status make_plan(pruning *p, const arguments *a) {
   ESP_TRY(p->neurons ? esp_neuron_plan_make(&p->plan, p->neurons, &inputs, &p->neuron_budget)
                      : esp_plan_make(&p->plan, p->criterion, &inputs, p->mode, &p->budget));
   warn_of_unrouted(p->plan, p->neurons);
+  if (*p->plan->note) fprintf(stderr, "espalier: note: %s\n", p->plan->note);
   return ESP_OK;
 }
 

@@ -77,10 +77,18 @@ static void mean_forward(esp_node *node) {
       const esp_real log_p = x->data[m * rows * columns + i] - sums[m * rows + i / columns];
       most = log_p > most ? log_p : most;
     }
-    for (int64_t m = 0; m < members; m++)
-      mass += esp_exp(x->data[m * rows * columns + i] - sums[m * rows + i / columns] - most);
-    y->data[i] = most + esp_log(mass / (esp_real)members);
+    const bool no_chance = most == (esp_real)-INFINITY; /* unless it is not-a-number, which a sum keeps */
+    for (int64_t m = 0; m < members; m++) {
+      const esp_real log_p = x->data[m * rows * columns + i] - sums[m * rows + i / columns];
+      mass += no_chance ? log_p : esp_exp(log_p - most);
+    }
+    y->data[i] = no_chance ? mass : most + esp_log(mass / (esp_real)members);
   }
+}
+
+/* A member's share of a class's probability; of none at all it has none. */
+static esp_real share_of(esp_real log_p, esp_real log_mean, int64_t members) {
+  return log_mean == (esp_real)-INFINITY ? 0 : esp_exp(log_p - log_mean) / (esp_real)members;
 }
 
 static void mean_backward(esp_node *node) {
@@ -93,9 +101,9 @@ static void mean_backward(esp_node *node) {
     const esp_real *z = x->data + i * columns, *log_mean = y->data + i % rows * columns;
     const esp_real *dy = y->grad + i % rows * columns;
     esp_real dot = 0;
-    for (int64_t j = 0; j < columns; j++) dot += esp_exp(z[j] - sums[i] - log_mean[j]) / (esp_real)members * dy[j];
+    for (int64_t j = 0; j < columns; j++) dot += share_of(z[j] - sums[i], log_mean[j], members) * dy[j];
     for (int64_t j = 0; j < columns; j++) {
-      const esp_real share = esp_exp(z[j] - sums[i] - log_mean[j]) / (esp_real)members;
+      const esp_real share = share_of(z[j] - sums[i], log_mean[j], members);
       dx[i * columns + j] = (add ? dx[i * columns + j] : 0) + share * dy[j] - esp_exp(z[j] - sums[i]) * dot;
     }
   }

@@ -402,7 +402,7 @@ ESP_HOT static void max_window(const esp_node *node, int64_t start, int64_t out,
   memcpy(y, node->inputs[0]->data + start, (size_t)channels * sizeof *y);
   FOR_WINDOW(node, offset) {
     const esp_real *restrict x = node->inputs[0]->data + start + offset;
-    for (int64_t j = 0; j < channels; j++) y[j] = x[j] > y[j] ? x[j] : y[j];
+    for (int64_t j = 0; j < channels; j++) y[j] = x[j] > y[j] || x[j] != x[j] ? x[j] : y[j]; /* keeps not-a-number */
   }
 }
 

@@ -122,7 +122,9 @@ static void top_k_forward(esp_node *node) {
   for (int64_t r = 0; r < esp_tensor_rows(node->inputs[0]); r++) {
     const esp_real *x = node->inputs[0]->data + r * columns;
     esp_top_k_of(x, columns, k, indices + r * k);
-    for (int64_t i = 0; i < k; i++) node->outputs[0]->data[r * k + i] = x[indices[r * k + i]];
+    bool spoiled = false; /* a row with not-a-number has no largest values */
+    for (int64_t j = 0; j < columns; j++) spoiled = spoiled || x[j] != x[j];
+    for (int64_t i = 0; i < k; i++) node->outputs[0]->data[r * k + i] = spoiled ? (esp_real)NAN : x[indices[r * k + i]];
   }
 }
 

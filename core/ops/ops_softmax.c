@@ -125,6 +125,9 @@ static void cross_entropy_prepare(esp_node *node) {
   node->saved_bytes = (size_t)esp_tensor_count(logits) * sizeof(esp_real); /* log-probabilities */
 }
 
+/* q y, where 0 times the logarithm of 0 is 0 and not-a-number stays what it is. */
+static double weighed(double q, double y) { return q > 0 || !isinf(y) ? q * y : 0; }
+
 /* -sum_j q_j y_j of one row of log-probabilities. */
 static double row_loss(const esp_targets *targets, int64_t row, const esp_real *y, int64_t classes) {
   double uniform = 0;
@@ -132,9 +135,9 @@ static double row_loss(const esp_targets *targets, int64_t row, const esp_real *
   double hit = (double)y[targets->labels[row]];
   if (targets->mix) {
     const double mix = (double)targets->mix[row];
-    hit = mix * hit + (1 - mix) * (double)y[targets->mixed_labels[row]];
+    hit = weighed(mix, hit) + weighed(1 - mix, (double)y[targets->mixed_labels[row]]);
   }
-  return -(1 - targets->smoothing) * hit - targets->smoothing * uniform / (double)classes;
+  return -weighed(1 - targets->smoothing, hit) - weighed(targets->smoothing, uniform / (double)classes);
 }
 
 static void cross_entropy_forward(esp_node *node) {
@@ -208,7 +211,10 @@ static void distillation_forward(esp_node *node) {
   for (int64_t i = 0; i < rows * classes; i += classes) {
     log_softened_row(logits->data + i, a->temperature, log_q + i, classes);
     log_softened_row(a->teacher->data + i, a->temperature, log_p + i, classes);
-    for (int64_t j = i; j < i + classes; j++) loss += (double)esp_exp(log_p[j]) * (double)(log_p[j] - log_q[j]);
+    for (int64_t j = i; j < i + classes; j++) {
+      const double p = exp((double)log_p[j]); /* an exact 0 where the teacher gives no chance */
+      loss += weighed(p, (double)log_p[j]) - weighed(p, (double)log_q[j]);
+    }
   }
   node->outputs[0]->data[0] = (esp_real)(loss / (double)rows);
 }

@@ -66,6 +66,9 @@ ESP_API bool esp_factoring_problem(const esp_expert_layout *layout, const esp_mo
 /* Logical experts that can be routed to (not masked). */
 ESP_API int esp_routable_experts(const esp_expert_layout *layout);
 
+/* ... of the experts first .. end - 1: of one member of an E3. */
+ESP_API int esp_routable_between(const esp_expert_layout *layout, int first, int end);
+
 /* What a router decided for one batch, in the step arena. A slot is one token in one expert. A row is a slot's place
  * after sorting by stored expert. */
 typedef struct esp_routing {
@@ -89,7 +92,7 @@ struct esp_routed;
 
 /* Token-choice routing of logits [T, experts]. Returns gates [T, k] and sets the other members of *routed: the scores
  * over all experts [T, experts] (for the losses), the decisions. Ties go to the lower index. In training, noise of
- * standard deviation config->noise / experts (of a member), keyed by (seed, stream), is added to the logits before all
+ * standard deviation config->noise / experts (of a member, masked ones not counted), keyed by (seed, stream), is added to the logits before all
  * else. Selected scores: raw, renormalised, or taken over the selected logits only, as the request's config says. The
  * request and its config are copied; its layout, bias and choices must outlive the step. */
 ESP_API esp_tensor *esp_route(esp_tape *tape, esp_tensor *logits, const struct esp_route_request *request,

@@ -22,14 +22,16 @@ const esp_router_policy *esp_router_policy_of(esp_router_kind kind) {
 void esp_route_copy_logits(const esp_route_request *r, const esp_real *logits, int64_t begin, int64_t end,
                            esp_real *noisy) {
   const int experts = r->layout->experts, own = experts / r->members;
-  const double deviation = r->training ? r->config->noise / own : 0;
+  const bool noisily = r->training && r->config->noise > 0;
   esp_random noise = esp_random_stream(r->seed, ESP_PURPOSE_ROUTER_NOISE,
                                        r->stream * 0x100000u + (uint64_t)(begin / ESP_ROUTE_TOKENS));
   for (int64_t t = begin; t < end; t++) {
     const int first = (int)(t / (r->tokens / r->members)) * own;
+    const double deviation = noisily ? r->config->noise / esp_routable_between(r->layout, first, first + own) : 0;
     for (int j = 0; j < experts; j++) {
-      const bool allowed = r->layout->index[j] != ESP_EXPERT_MASKED && j >= first && j < first + own;
-      const double shift = deviation > 0 ? deviation * esp_random_normal(&noise) : 0;
+      const bool open = r->layout->index[j] != ESP_EXPERT_MASKED, allowed = open && j >= first && j < first + own;
+      /* none is drawn for a masked expert, so that the others have theirs as if its row were gone */
+      const double shift = noisily && open ? deviation * esp_random_normal(&noise) : 0;
       const esp_real z = logits[t * experts + j]; /* not-a-number comes through, wherever it is */
       noisy[t * experts + j] = allowed || isnan(z) ? z + (esp_real)shift : (esp_real)-INFINITY;
     }

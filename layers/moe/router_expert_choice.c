@@ -121,6 +121,14 @@ static void softmax_chosen(const expert_attributes *at, const esp_token_group *g
   for (int64_t i = begin; i < end; i++) gates[i] /= sum[w->choice[i]];
 }
 
+/* Not-a-number is never chosen; lest it vanish so, it spoils all gates. */
+static void keep_nan(const expert_attributes *at, esp_real *gates) {
+  bool spoiled = false;
+  const int64_t count = at->request.tokens * at->request.layout->experts;
+  for (int64_t i = 0; i < count; i++) spoiled = spoiled || isnan(at->noisy[i]);
+  for (int64_t i = 0; spoiled && i < at->work->routing.slots; i++) gates[i] = (esp_real)NAN;
+}
+
 static void expert_forward(esp_node *node) {
   const expert_attributes *at = node->attributes;
   const esp_route_request *r = &at->request;
@@ -136,6 +144,7 @@ static void expert_forward(esp_node *node) {
     const esp_token_group g = esp_group_at(r, i);
     softmax_chosen(at, &g, gates);
   }
+  keep_nan(at, gates);
   esp_routing_sort(r, at->work, node->outputs[1]->data);
 }
 

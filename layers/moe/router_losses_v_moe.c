@@ -163,7 +163,7 @@ static void set_chances(const esp_node *node, const esp_token_group *g, int64_t 
   const group_attributes *at = node->attributes;
   const esp_route_request *r = &at->request;
   const int experts = r->layout->experts;
-  const double deviation = r->config->noise * r->members / experts;
+  const double deviation = r->config->noise / esp_routable_between(r->layout, g->first_expert, g->end_expert);
   int32_t best[ESP_MAX_EXPERTS];
   const esp_real *noisy = at->noisy + t * experts, *z = node->inputs[0]->data + t * experts;
   esp_top_k_of(noisy, experts, r->k, best);

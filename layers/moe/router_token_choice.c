@@ -84,6 +84,13 @@ static void choose_biased(const esp_route_request *r, const esp_real *noisy, esp
   esp_top_k_of(biased, experts, r->k, choice);
 }
 
+/* Not-a-number is never chosen; lest it vanish so, it spoils the token's gates. */
+static void keep_nan(const esp_real *logits, int experts, esp_real *gates, int k) {
+  bool spoiled = false;
+  for (int j = 0; j < experts; j++) spoiled = spoiled || isnan(logits[j]);
+  for (int i = 0; spoiled && i < k; i++) gates[i] = (esp_real)NAN;
+}
+
 /* `scores` holds the noisy logits of one token, and then its scores. */
 static esp_real route_token(const route_attributes *at, int64_t t, esp_real *scores, esp_real *gates) {
   const esp_route_request *r = &at->request;
@@ -105,6 +112,7 @@ static esp_real route_token(const route_attributes *at, int64_t t, esp_real *sco
   }
   esp_route_score(r->config->score, scores, experts);
   const esp_real sum = set_gates(r, scores, choice, gates);
+  keep_nan(scores, experts, gates, r->k);
   return at->work->kept ? sum * skip_last(r, gates, &at->work->kept[t]) : sum;
 }
 

@@ -81,11 +81,13 @@ bool esp_factoring_problem(const esp_expert_layout *layout, const esp_model_conf
   return false;
 }
 
-int esp_routable_experts(const esp_expert_layout *layout) {
+int esp_routable_between(const esp_expert_layout *layout, int first, int end) {
   int count = 0;
-  for (int i = 0; i < layout->experts; i++) count += layout->index[i] != ESP_EXPERT_MASKED;
+  for (int i = first; i < end; i++) count += layout->index[i] != ESP_EXPERT_MASKED;
   return count;
 }
+
+int esp_routable_experts(const esp_expert_layout *layout) { return esp_routable_between(layout, 0, layout->experts); }
 
 int64_t esp_expert_capacity(int64_t tokens, int k, double factor, int experts) {
   if (factor <= 0) return tokens * k;
@@ -191,8 +193,9 @@ static void order_tokens(const esp_route_request *r, const esp_routing_work *w, 
 }
 
 /* Serves first choices before second ones, as far as the capacity goes. */
-static void serve_group(const esp_routing_work *w, const esp_token_group *g, double factor) {
-  const int experts = g->end_expert - g->first_expert, k = w->routing.k;
+static void serve_group(const esp_route_request *r, const esp_routing_work *w, const esp_token_group *g,
+                        double factor) {
+  const int k = w->routing.k, experts = esp_routable_between(r->layout, g->first_expert, g->end_expert);
   const int64_t capacity = esp_expert_capacity(g->end - g->begin, k, factor, experts);
   int64_t used[ESP_MAX_EXPERTS] = {0};
   for (int rank = 0; rank < k; rank++)
@@ -223,7 +226,7 @@ static void serve(const esp_route_request *r, esp_routing_work *w, const esp_rea
   for (int64_t i = 0; i < groups; i++) {
     const esp_token_group g = esp_group_at(r, i);
     order_tokens(r, w, &g, scores);
-    serve_group(w, &g, factor);
+    serve_group(r, w, &g, factor);
   }
 }
 

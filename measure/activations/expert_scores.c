@@ -101,7 +101,7 @@ static void add_output(layer_sums *layer, int expert, double gate, const esp_rea
     mean[c] += step * weight;
     squares[c] += step * (x - mean[c]);
     norm += x * x;
-    largest = x > largest ? x : largest;
+    largest = x > largest || isnan(x) ? x : largest; /* keeps not-a-number */
   }
   sums->largest = largest;
   add_moments(sums, gate, sqrt(norm));
@@ -197,7 +197,7 @@ static void merge_expert(layer_sums *layer, const layer_sums *other, int expert)
   a->first_confidence += b->first_confidence;
   if (b->count == 0) return;
   merge_spread(layer, other, expert);
-  a->largest = a->count == 0 || b->largest > a->largest ? b->largest : a->largest;
+  a->largest = a->count == 0 || b->largest > a->largest || isnan(b->largest) ? b->largest : a->largest;
   a->count += b->count;
   for (int i = 0; i < ESP_MOMENTS; i++)
     for (int j = 0; j < ESP_MOMENTS; j++) a->moment[i][j] += b->moment[i][j];

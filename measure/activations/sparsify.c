@@ -28,6 +28,7 @@ typedef struct study {
   esp_sparsify_order order;
   double share;
   int64_t rows; /* seen so far in this evaluation: key of the random order */
+  bool failed;  /* for want of memory some rows were left as they are */
   int64_t activated[ESP_PARTS], left[ESP_PARTS];
 } study;
 
@@ -124,7 +125,10 @@ static void filter_rows(void *context, const esp_expert_bank *bank, const int64_
   study *s = context;
   filtering f = {s, bank, s->norms[layer_of(s->model, bank)], first_row, trace, NULL};
   f.items = esp_alloc((size_t)ESP_PARTS * (size_t)esp_tensor_columns(trace->selected), sizeof *f.items);
-  if (!f.items) return; /* left as they are; `activated` tells */
+  if (!f.items) {
+    s->failed = true;
+    return;
+  }
   esp_parallel_for(ESP_PARTS, 1, filter_parts, &f);
   esp_free(f.items);
   s->rows += first_row[bank->experts];
@@ -174,9 +178,11 @@ static esp_status evaluate_point(study *s, const esp_dataset *dataset, const esp
   s->order = point->order;
   s->share = point->share;
   s->rows = 0;
+  s->failed = false;
   for (int i = 0; i < ESP_PARTS; i++) s->activated[i] = s->left[i] = 0;
   evaluating.filter = &filter;
   ESP_TRY(esp_evaluate(s->model, dataset, normalisation, &evaluating, &evaluation));
+  if (s->failed) return esp_fail(ESP_ERR_MEMORY, "out of memory while neurons were being left out");
   for (int i = 0; i < ESP_PARTS; i++) {
     activated += s->activated[i];
     left += s->left[i];

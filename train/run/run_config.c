@@ -118,15 +118,8 @@ static esp_status check(const esp_run_config *config) {
 
 /* ---- Gates that say nothing ---- */
 
-/* With one expert a token, gates that are divided by their sum are 1 whatever the router says. */
-static bool are_gates_constant(const esp_moe_config *moe) {
-  const esp_router_config *r = &moe->router;
-  return moe->top_k == 1 && r->policy == ESP_ROUTER_TOKEN_CHOICE &&
-         (r->renormalise || (r->score_selected_only && r->score == ESP_SCORE_SOFTMAX));
-}
-
 static esp_status refuse_constant_gates(const esp_model_config *model) {
-  if (!esp_has_mixture(model) || !are_gates_constant(&model->moe)) return ESP_OK;
+  if (!esp_has_mixture(model) || !esp_gates_are_constant(&model->moe)) return ESP_OK;
   return esp_fail(ESP_ERR_CONFIG,
                   "model.moe.top_k is 1 and model.moe.router.%s true: the one gate of a token is then 1 whatever the "
                   "router says, so that the task never trains it; set that to false",

@@ -121,6 +121,11 @@ static const char *without_balance_loss(const esp_run_config *c) {
 
 /* ---- optimizer, augmentation, training ---- */
 
+static const char *without_router_decay(const esp_run_config *c) {
+  if (c->optimizer.router_decay > 0 && !(c->optimizer.weight_decay > 0)) return "optimizer.weight_decay is 0";
+  return without_mixture(c);
+}
+
 static const char *without_momentum(const esp_run_config *c) {
   return c->optimizer.kind == ESP_OPTIMIZER_ADAMW ? "optimizer.kind adamw has beta1 in its place" : NULL;
 }
@@ -180,6 +185,7 @@ static const struct {
             {"model.moe.router.balance_scores", without_balance_loss},
             {"model.moe.router.balance_weight", weight_without_balance},
             {"optimizer.router_rate", without_mixture},
+            {"optimizer.router_decay", without_router_decay},
             {"optimizer.momentum", without_momentum},
             {"optimizer.beta1", without_moments},
             {"optimizer.beta2", without_moments},

@@ -63,7 +63,7 @@ def load(record):
     request = record.request
     values = []
     for tokens, experts in _members(record):
-        deviation = request.router["noise"] / request.own
+        deviation = request.router["noise"] / request.routable_of(tokens[0])
         noisy, clean = record.routing.noisy[tokens][:, experts], record.routing.logits[tokens][:, experts]
         threshold = -np.sort(-noisy, axis=1)[:, request.k - 1 : request.k]
         p = 1 - normal_cdf((threshold - clean) / deviation)

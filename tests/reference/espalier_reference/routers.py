@@ -56,6 +56,11 @@ class Request:
     def routable(self):
         return self.layer.index != MASKED
 
+    def routable_of(self, token):
+        """Experts that the token's member can be sent to."""
+        first = self.member_of(token) * self.own
+        return int(self.routable()[first : first + self.own].sum())
+
     def restrict(self, logits):
         """-inf for other members' experts and masked ones."""
         expert_member = np.arange(self.layer.experts) // self.own
@@ -113,7 +118,7 @@ def _serve(request, routing, factor, priority):
     k = routing.choices.shape[1]
     first_scores = routing.scores[np.arange(request.tokens), routing.choices[:, 0]]
     for begin, end in request.groups():
-        limit = capacity(end - begin, request.k, factor, request.original // request.members)
+        limit = capacity(end - begin, request.k, factor, request.routable_of(begin))
         tokens = np.arange(begin, end)
         if priority:
             best = first_scores[begin:end]  # V-MoE's gates are softmax probabilities, whatever the combination does
