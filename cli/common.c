@@ -128,12 +128,16 @@ void tell_lock(const esp_folder_lock *lock) {
   if (*esp_folder_lock_note(lock)) fprintf(stderr, "espalier: %s\n", esp_folder_lock_note(lock));
 }
 
-/* Held until the process ends: a command takes one folder. */
+/* A command takes one folder, and holds it until the process ends. */
+static esp_folder_lock *taken;
+
+static void leave_folder(void) { esp_folder_lock_free(taken); }
+
 esp_status take_folder(const char *folder, const char *purpose) {
-  static esp_folder_lock *lock;
   ESP_TRY(esp_folder_make(folder));
-  ESP_TRY(esp_folder_lock_take(&lock, folder, purpose));
-  tell_lock(lock);
+  ESP_TRY(esp_folder_lock_take(&taken, folder, purpose));
+  if (atexit(leave_folder) != 0) return esp_fail(ESP_ERR_MEMORY, "out of memory while %s is taken", folder);
+  tell_lock(taken);
   return ESP_OK;
 }
 

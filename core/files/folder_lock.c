@@ -106,9 +106,10 @@ esp_status esp_folder_lock_take(esp_folder_lock **lock, const char *folder, cons
 
 const char *esp_folder_lock_note(const esp_folder_lock *lock) { return lock->note; }
 
-/* The file stays: another process may have opened it and be about to lock it. */
+/* The file stays: another process may have opened it and be about to lock it. It names nobody any more. */
 void esp_folder_lock_free(esp_folder_lock *lock) {
   if (!lock) return;
+  if (lock->file >= 0 && !*lock->note && ftruncate(lock->file, 0) != 0) errno = 0; /* an old name harms nobody */
   if (lock->file >= 0) close(lock->file);
   esp_free(lock);
 }
