@@ -216,7 +216,7 @@ static void plans_come_back_from_their_text(void **state) {
     assert_int_equal(esp_plan_load(&read, path), ESP_ERR_FORMAT);
     assert_null(read);
   }
-  assert_int_equal(esp_plan_load(&read, folder), ESP_ERR_FORMAT);
+  assert_int_equal(esp_plan_load(&read, folder), ESP_ERR_USAGE);
   esp_free(text);
   esp_plan_free(plan);
   esp_model_free(model);
