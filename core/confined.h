@@ -36,10 +36,10 @@ typedef struct esp_confined {
 ESP_API esp_status esp_confined_start(esp_confined *copy, esp_confined_work *work, void *context,
                                       const esp_confined_limits *limits) ESP_MUST_CHECK;
 
-/* In the copy: `size` bytes for esp_confined_receive(). */
+/* Sends, from the copy, `size` bytes to esp_confined_receive(). */
 ESP_API esp_status esp_confined_send(int to, const void *bytes, size_t size) ESP_MUST_CHECK;
 
-/* In the copy: what it may take becomes more, as for a further file of so many bytes. */
+/* Lets the copy, from inside, take more, as for a further file of so many bytes. */
 ESP_API void esp_confined_extend(uint64_t file_bytes);
 
 /* Here: false if the copy ends, or is ended because it takes too long, before it has sent so much; esp_confined_end()

@@ -17,11 +17,12 @@ extern "C" {
  * this thread, in turns; what is longer than 8000 bytes is cut. */
 ESP_API const char *esp_shown(const char *text);
 
-/* For a CSV file: in quotes if it has commas or quotes, its own doubled, with line breaks and control characters as
- * esp_shown() has them. */
+/* Makes it fit for a CSV file: in quotes if it has commas or quotes, its own doubled, with line breaks and control
+ * characters as esp_shown() has them. */
 ESP_API void esp_csv_text(FILE *file, const char *text);
 
-/* For a gnuplot script: in single quotes, its own doubled, the rest likewise. Labels need `noenhanced` besides. */
+/* Makes it fit for a gnuplot script: in single quotes, its own doubled, the rest likewise. Labels need `noenhanced`
+ * besides. */
 ESP_API void esp_gnuplot_text(FILE *file, const char *text);
 
 #ifdef __cplusplus

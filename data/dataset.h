@@ -65,7 +65,7 @@ ESP_API void esp_dataset_image(const esp_dataset *dataset, esp_split_name split,
 /* 0 <= label < classes. */
 ESP_API int32_t esp_dataset_label(const esp_dataset *dataset, esp_split_name split, int64_t index);
 
-/* Per channel, of images scaled as esp_dataset_image() gives them. */
+/* Means and deviations are per channel, of images scaled as esp_dataset_image() gives them. */
 typedef struct esp_normalisation {
   float mean[ESP_MAX_CHANNELS], deviation[ESP_MAX_CHANNELS];
 } esp_normalisation;

@@ -59,8 +59,8 @@ typedef struct esp_model_cost {
 /* Bytes of a parameter: its value alone, and in training with AdamW its gradient and two moments too. */
 enum { ESP_PARAMETER_BYTES = 4, ESP_TRAINED_PARAMETER_BYTES = 16 };
 
-/* Of the model that these settings, which esp_model_config_check() has passed, would make; nothing is made. `layouts`:
- * one per block, those of dense blocks are ignored; NULL: all experts are there. */
+/* Counts the model that these settings, which esp_model_config_check() has passed, would make; nothing is made.
+ * `layouts`: one per block, those of dense blocks are ignored; NULL: all experts are there. */
 ESP_API void esp_config_cost(const esp_model_config *config, const esp_expert_layout *layouts, esp_model_cost *cost);
 
 /* The same of a model that is there. */

@@ -44,7 +44,7 @@ typedef enum esp_activation_kind {
   ESP_ACTIVATION_SQUARED_REGLU /* three: ReLU(gate)^2 up */
 } esp_activation_kind;
 
-/* By which magnitude a MoNE ranks an expert's neurons for a token. */
+/* The magnitude by which a MoNE ranks an expert's neurons for a token. */
 typedef enum esp_neuron_ranking {
   ESP_RANK_ACTIVATION,    /* |act(W_gate x)|, two matrices |act(W_up x)| (arXiv 2510.05781) */
   ESP_RANK_PRE_ACTIVATION /* before the activation: |W_gate x| resp. |W_up x| */
@@ -212,7 +212,7 @@ ESP_API int64_t esp_evaluation_batch(const esp_model_config *config, int64_t ima
 /* ESP_ERR_CONFIG, naming the key, if the settings cannot be a model. */
 ESP_API esp_status esp_model_config_check(const esp_model_config *config) ESP_MUST_CHECK;
 
-/* As YAML text from esp_alloc(), and back. */
+/* Writes the settings as YAML text from esp_alloc(), and reads them back. */
 ESP_API esp_status esp_model_config_save(char **text, const esp_model_config *config) ESP_MUST_CHECK;
 ESP_API esp_status esp_model_config_load(esp_model_config *config, const char *name, const char *text) ESP_MUST_CHECK;
 

@@ -48,7 +48,7 @@ ESP_API double esp_schedule_multiplier(const esp_schedule_config *schedule, int6
 
 typedef struct esp_optimizer esp_optimizer;
 
-/* For all parameters of the store, which must outlive the optimiser. On failure *optimizer is NULL. */
+/* Makes an optimiser of all parameters of the store, which must outlive it. On failure *optimizer is NULL. */
 ESP_API esp_status esp_optimizer_create(esp_optimizer **optimizer, const esp_optimizer_config *config,
                                         esp_parameters *parameters) ESP_MUST_CHECK;
 ESP_API void esp_optimizer_free(esp_optimizer *optimizer);

@@ -47,8 +47,8 @@ ESP_API esp_status esp_compress_zero_shot(esp_model **compressed, const esp_mode
                                           const esp_normalisation *normalisation, const esp_compression_config *config,
                                           const esp_zero_shot_options *options) ESP_MUST_CHECK;
 
-/* With finetuning: job->model is what is compressed, and is left as it is; the rest of the job is that of esp_train(),
- * with config->compression for the pruning. The evaluation in *result is that of the compressed model. */
+/* Compresses with finetuning: job->model is what is compressed, and is left as it is; the rest of the job is that of
+ * esp_train(), with config->compression for the pruning. The evaluation in *result is that of the compressed model. */
 ESP_API esp_status esp_compress(esp_model **compressed, const esp_training_job *job,
                                 esp_training_result *result) ESP_MUST_CHECK;
 

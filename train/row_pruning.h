@@ -42,8 +42,8 @@ ESP_API double esp_compression_share(const esp_compression_config *config, int64
 
 typedef struct esp_row_pruning esp_row_pruning;
 
-/* For all matrices of the model whose rows are being pruned (layout.pruning) and not frozen. *pruning stays NULL,
- * without failing, if there are none. The model must outlive it. */
+/* Begins the pruning of all matrices of the model whose rows are being pruned (layout.pruning) and not frozen. *pruning
+ * stays NULL, without failing, if there are none. The model must outlive it. */
 ESP_API esp_status esp_row_pruning_create(esp_row_pruning **pruning, const esp_model *model) ESP_MUST_CHECK;
 ESP_API void esp_row_pruning_free(esp_row_pruning *pruning);
 

@@ -55,7 +55,7 @@ typedef struct esp_product_run {
   esp_product_way way;
 } esp_product_run;
 
-/* For esp_bench_case: the list once. context: a esp_product_run. */
+/* Computes the list once, for an esp_bench_case. context: a esp_product_run. */
 esp_status esp_run_product(void *context);
 
 /* Seconds that the products of a step take at the limit: each the best of its ways. */

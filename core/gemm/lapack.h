@@ -24,8 +24,8 @@ typedef struct esp_svd {
 ESP_API esp_status esp_svd_create(esp_svd *svd, int64_t rows, int64_t columns) ESP_MUST_CHECK;
 ESP_API void esp_svd_free(esp_svd *svd);
 
-/* By divide and conquer (dgesdd), on one thread: always the same bits on the same kind of processor. ESP_ERR_NOT_FINITE
- * if the matrix has entries that are not finite, or if LAPACK does not converge. */
+/* Decomposes by divide and conquer (dgesdd) on one thread, so that the bits are the same on the same kind of processor.
+ * ESP_ERR_NOT_FINITE if the matrix has entries that are not finite, or if LAPACK does not converge. */
 ESP_API esp_status esp_svd_run(esp_svd *svd) ESP_MUST_CHECK;
 
 /* sum sigma_i^2 / max sigma_i^2, from 1 for a matrix of rank 1 to n for an orthogonal one; 0 of a zero matrix. */

@@ -97,8 +97,8 @@ typedef struct esp_tape_timer {
   void *context;
 } esp_tape_timer;
 
-/* From now on, until another is set; NULL: none, as at first. *timer must outlive its use. Without one no clock is
- * read. */
+/* The timer measures from now on, until another is set; NULL: none, as at first. *timer must outlive its use. Without
+ * one no clock is read. */
 ESP_API void esp_tape_set_timer(esp_tape *tape, const esp_tape_timer *timer);
 
 /* The precision of the heavy products (linear maps, expert banks, convolutions) of the next ops, until another is set;
@@ -137,7 +137,7 @@ ESP_API esp_tensor *esp_tape_apply(esp_tape *tape, const esp_op *op, esp_tensor 
  * then. */
 ESP_API esp_status esp_tape_backward(esp_tape *tape, esp_tensor *loss) ESP_MUST_CHECK;
 
-/* For backward functions: where the gradient of `tensor` goes. `*accumulate` says whether to add to what is
+/* Tells backward functions where the gradient of `tensor` goes. `*accumulate` says whether to add to what is
  * there or to overwrite it (it is not set before). NULL if the tensor needs no gradient. */
 ESP_API esp_real *esp_grad(esp_tensor *tensor, bool *accumulate);
 

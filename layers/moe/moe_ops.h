@@ -159,7 +159,7 @@ typedef struct esp_neuron_selection {
   const int64_t *first_row;
 } esp_neuron_selection;
 
-/* Of each row of h [rows, f] the selected entries stay, the others become 0; ties go to the lower index, not-a-number
+/* Keeps the selected entries of each row of h [rows, f]; the others become 0; ties go to the lower index, not-a-number
  * counts as the largest magnitude. pre [rows, f or 2 f]. The selection is a constant in backward: no gradient flows to
  * pre through it, and none to an entry that was not selected. Linear in f. Sets *mask, if it is not NULL, to
  * [rows, f] in the step arena: 1 where an entry stayed. */

@@ -52,8 +52,8 @@ ESP_API size_t esp_criterion_list(const esp_criterion **criteria);
 /* The family's 17 variants as "S(b,alpha,beta)"; those with a name are in both tables. */
 ESP_API size_t esp_criterion_family(const esp_criterion **criteria);
 
-/* By name, or "S(1,0,1)" or "family:1,0,1". ESP_ERR_USAGE if there is none of that name; the message names the nearest,
- * or says why there is no S(1,0,0). */
+/* Finds a criterion by its name, or by "S(1,0,1)" or "family:1,0,1". ESP_ERR_USAGE if there is none of that name; the
+ * message names the nearest, or says why there is no S(1,0,0). */
 ESP_API esp_status esp_criterion_find(const esp_criterion **criterion, const char *name) ESP_MUST_CHECK;
 
 /* Has a plan tell which data it was calibrated on. */
@@ -63,7 +63,7 @@ ESP_API void esp_plan_note_data(esp_plan *plan, const esp_calibration *calibrati
  * choice, Soft MoE) the router's row goes with the expert, as arXiv 2405.16646 does it there. */
 ESP_API esp_prune_mode esp_criterion_mode(const esp_criterion *criterion, const esp_model *model);
 
-/* From a criterion and a budget to a plan, for esp_apply_plan(). On failure *plan is NULL: ESP_ERR_USAGE if the
+/* Makes a plan for esp_apply_plan() from a criterion and a budget. On failure *plan is NULL: ESP_ERR_USAGE if the
  * criterion needs data or a reference and there are none, or the budget cannot be; ESP_ERR_MISMATCH if the criterion
  * makes no sense with this model. Freed by esp_plan_free(). */
 ESP_API esp_status esp_plan_make(esp_plan **plan, const esp_criterion *criterion, const esp_criterion_inputs *inputs,

@@ -59,8 +59,9 @@ struct esp_method {
 ESP_API size_t esp_method_count(void);
 ESP_API void esp_method_at(esp_method *method, size_t index);
 
-/* By name, which must outlive the method, or "NAME+skip"; variants of the family S(b,alpha,beta) too, though the table
- * has those with a name only. ESP_ERR_USAGE if there is none of that name; the message names the nearest. */
+/* Finds a method by its name, which must outlive it, or by "NAME+skip"; variants of the family S(b,alpha,beta) too,
+ * though the table has those with a name only. ESP_ERR_USAGE if there is none of that name; the message names the
+ * nearest. */
 ESP_API esp_status esp_method_find(esp_method *method, const char *name) ESP_MUST_CHECK;
 
 /* Runs a method, after checking that what it needs is there (ESP_ERR_USAGE). On failure *made is empty. */

@@ -80,7 +80,7 @@ typedef struct esp_sweep_cell {
   double seconds;      /* that the cell took */
 } esp_sweep_cell;
 
-/* Over models and seeds, of the cells that could be done. */
+/* A row is over models and seeds, of the cells that could be done. */
 typedef struct esp_sweep_row {
   esp_method method;
   int mode, gates, calibration;

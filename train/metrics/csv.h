@@ -33,7 +33,7 @@ ESP_API esp_status esp_csv_end_row(esp_csv *csv) ESP_MUST_CHECK;
 /* After whole rows were written: hands them to the system; ESP_ERR_IO if any of it could not be written. */
 ESP_API esp_status esp_csv_flush(esp_csv *csv) ESP_MUST_CHECK;
 
-/* To the disk: before a checkpoint that relies on the rows. */
+/* Writes the rows to the disk, before a checkpoint that relies on them. */
 ESP_API esp_status esp_csv_sync(const esp_csv *csv) ESP_MUST_CHECK;
 
 /* Syncs and closes. */

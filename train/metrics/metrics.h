@@ -39,7 +39,7 @@ ESP_API esp_status esp_metrics_write_training(esp_metrics *metrics, int64_t step
                                               const esp_window *window) ESP_MUST_CHECK;
 ESP_API esp_status esp_metrics_write_evaluation(esp_metrics *metrics, int64_t step, double epoch, esp_split_name split,
                                                 const esp_evaluation *evaluation) ESP_MUST_CHECK;
-/* To the disk: before a checkpoint that relies on the rows. */
+/* Writes the rows to the disk, before a checkpoint that relies on them. */
 ESP_API esp_status esp_metrics_sync(const esp_metrics *metrics) ESP_MUST_CHECK;
 
 ESP_API esp_status esp_metrics_close(esp_metrics *metrics) ESP_MUST_CHECK; /* NULL is allowed */

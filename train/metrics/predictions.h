@@ -38,7 +38,7 @@ typedef struct esp_predictions {
   esp_calibration_bin bins[ESP_CALIBRATION_BINS];
 } esp_predictions;
 
-/* Of no images yet. ESP_ERR_MEMORY leaves nothing to be freed. */
+/* Begins with no images. ESP_ERR_MEMORY leaves nothing to be freed. */
 ESP_API esp_status esp_predictions_start(esp_predictions *predictions, int classes,
                                          const char *const *names) ESP_MUST_CHECK;
 ESP_API void esp_predictions_clear(esp_predictions *predictions);

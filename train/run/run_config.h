@@ -75,7 +75,7 @@ ESP_API esp_status esp_run_config_overlay(esp_run_config *config, const char *pa
 /* ESP_ERR_CONFIG if this machine cannot train so: its processor lacks the precision. */
 ESP_API esp_status esp_training_check(const esp_training_config *config) ESP_MUST_CHECK;
 
-/* As YAML text from esp_alloc(). */
+/* Writes the settings as YAML text from esp_alloc(). */
 ESP_API esp_status esp_run_config_save(char **text, const esp_run_config *config) ESP_MUST_CHECK;
 
 /* The same without the keys that do nothing, so that esp_run_config_load() takes it: a run's config.yaml. */

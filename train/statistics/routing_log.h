@@ -37,7 +37,7 @@ ESP_API esp_observer esp_routing_log_observer(esp_routing_log *log);
 ESP_API esp_status esp_routing_log_write(esp_routing_log *log, int64_t step, double epoch,
                                          esp_progress_bar *bar) ESP_MUST_CHECK;
 
-/* To the disk: before a checkpoint that relies on the rows. */
+/* Writes the rows to the disk, before a checkpoint that relies on them. */
 ESP_API esp_status esp_routing_log_sync(const esp_routing_log *log) ESP_MUST_CHECK;
 
 ESP_API esp_status esp_routing_log_close(esp_routing_log *log) ESP_MUST_CHECK; /* NULL is allowed */
