@@ -26,10 +26,10 @@ seeds=${SEEDS:-1 2 3}
 mkdir -p "$out"
 
 if [ "$quick" ]; then
-  epochs=2 ratios=0.25,0.5,0.75,0.875 random=1,2,3 lengths="1 4" photograph_seeds=${seeds%% *} cifar_epochs=1 retuned=0
+  epochs=2 ratios=0.25,0.5,0.75,0.875 random=1,2,3 lengths="1 4" photograph_seeds=${seeds%% *} cifar_epochs=1 retuned=0 chosen_retuned=0
 else
   epochs=5 ratios=0.125,0.25,0.375,0.5,0.625,0.75,0.875 random=1,2,3,4,5 lengths="1 4 16" photograph_seeds=$seeds
-  cifar_epochs=3 retuned=0.1
+  cifar_epochs=3 retuned=0.1 chosen_retuned=0.25
 fi
 
 train() { # FOLDER COMMAND...
@@ -57,14 +57,14 @@ curve() { # SETTING SEED PRETRAINED FINETUNED DATA MODE EPOCHS [OPTION...]
 }
 
 # On compiled-in images: twenty classes, then five of one family.
-synthetic() { # SETTING SEED MODE [KEY=VALUE...]
+synthetic() { # SETTING SEED MODE EPOCHS_AFTER_PRUNING [KEY=VALUE...]
   local folder=$out/$1-$2 set=()
-  for value in "${@:4}"; do set+=(--set "$value"); done
+  for value in "${@:5}"; do set+=(--set "$value"); done
   train "$folder/pretrained" pretrain examples/configs/quickstart.yaml --data synthetic --seed "$2" \
     --set "training.epochs=$epochs" "${set[@]}"
   train "$folder/finetuned" finetune "$folder/pretrained" --data synthetic:narrow --seed "$2" \
     --config examples/configs/finetune-sgd.yaml
-  curve "$1" "$2" "$folder/pretrained" "$folder/finetuned" synthetic:narrow "$3" 0.25
+  curve "$1" "$2" "$folder/pretrained" "$folder/finetuned" synthetic:narrow "$3" "$4"
 }
 
 # V-MoE's gates and start, two experts a token.
@@ -100,9 +100,9 @@ conditions() {
 
 echo "$header" >"$out/paper-0.csv.part"
 echo "$header" >"$out/paper-0-ablation.csv.part"
-for seed in $seeds; do synthetic synthetic "$seed" zero; done
+for seed in $seeds; do synthetic synthetic "$seed" zero 0.25; done
 for seed in $seeds; do
-  synthetic synthetic-expert-choice "$seed" remove model.moe.router.policy=expert_choice
+  synthetic synthetic-expert-choice "$seed" remove "$chosen_retuned" model.moe.router.policy=expert_choice
 done
 if [ "$tiny" ]; then for seed in $photograph_seeds; do photographs "$seed"; done; fi
 for kind in sgd adamw; do
