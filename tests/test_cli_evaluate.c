@@ -84,7 +84,7 @@ static void check_against_logits(const json_t *e, int images) {
     for (int c = 0; c < CLASSES; c++)
       assert_int_equal(json_integer_value(json_array_get(row, (size_t)c)), confusion[label][c]);
     assert_int_equal(number(class, "images"), of_class[label]);
-    assert_near(number(class, "accuracy"), (double)confusion[label][label] / of_class[label], 1e-9);
+    assert_near(number(class, "recall"), (double)confusion[label][label] / of_class[label], 1e-9);
   }
 }
 

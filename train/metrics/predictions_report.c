@@ -71,7 +71,7 @@ static json_t *classes_json(const esp_predictions *p) {
   json_t *list = json_array();
   for (int c = 0; c < p->classes; c++)
     json_array_append_new(list, json_pack("{s:i, s:s?, s:I, s:o}", "class", c, "name", p->names ? p->names[c] : NULL,
-                                          "images", (json_int_t)p->of_class[c], "accuracy",
+                                          "images", (json_int_t)p->of_class[c], "recall",
                                           real_json(esp_class_accuracy(p, c))));
   return list;
 }
