@@ -44,14 +44,15 @@ int run_training(const arguments *a, const recipe *r);
 /* --seed goes before the settings. */
 esp_status apply_seed(training *t, const arguments *a);
 
-/* For finished(): whether the last step is done and results.json is of the last checkpoint. */
+/* Serves as finished(): whether the last step is done and results.json is of the last checkpoint. */
 bool training_has_ended(const training *t);
 
 /* The settings of a run that begins with a model: those in the text `text`, which `name` calls, overlaid by --config
  * and --set. */
 esp_status training_settle(training *t, const arguments *a, const char *name, const char *text);
 
-/* For start(): model and info from those of the first operand, with the settings that `settle` makes of them. */
+/* Serves as start(): makes model and info from those of the first operand, with the settings that `settle` makes of
+ * them. */
 esp_status start_from_model(training *t, const arguments *a,
                             esp_status (*settle)(training *t, const arguments *a, const esp_trained *source));
 

@@ -10,7 +10,7 @@ extern "C" {
 
 static inline int64_t esp_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* For qsort(): doubles from the smallest to the largest. */
+/* Orders doubles for qsort(), from the smallest to the largest. */
 static inline int esp_ascending(const void *a, const void *b) {
   const double x = *(const double *)a, y = *(const double *)b;
   return (x > y) - (x < y);

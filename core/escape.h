@@ -12,9 +12,9 @@
 extern "C" {
 #endif
 
-/* For a terminal or a log: control characters, bytes that are not UTF-8, and the characters that turn the direction of
- * writing are written as \x1b. A text that has none of them is returned itself, others lie in one of eight buffers of
- * this thread, in turns; what is longer than 8000 bytes is cut. */
+/* Makes it fit for a terminal or a log: control characters, bytes that are not UTF-8, and the characters that turn the
+ * direction of writing are written as \x1b. A text that has none of them is returned itself, others lie in one of eight
+ * buffers of this thread, in turns; what is longer than 8000 bytes is cut. */
 ESP_API const char *esp_shown(const char *text);
 
 /* Makes it fit for a CSV file: in quotes if it has commas or quotes, its own doubled, with line breaks and control

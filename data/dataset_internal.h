@@ -40,14 +40,14 @@ typedef struct esp_pixels {
 esp_pixels esp_dataset_pixels(const esp_dataset *dataset, esp_split_name split, int64_t index,
                               uint8_t scratch[ESP_DRAWN_BYTES]);
 
-/* For readers. `path` is for messages. */
+/* Readers call it. `path` is for messages. */
 esp_status esp_dataset_set_shape(esp_dataset *dataset, const char *path, uint64_t channels, uint64_t height,
                                  uint64_t width);
 /* Where image `index` of a split is stored: both become those of `splits`. */
 void esp_dataset_locate(const esp_dataset *dataset, esp_split_name *split, int64_t *index);
-/* For a source without a test split: draws `share` of its training images, of each class as esp_dataset_hold_out() does
- * and with a fixed key of its own, and deals them as the test split from then on. ESP_ERR_CONFIG if no class has two
- * images. */
+/* Serves a source without a test split: draws `share` of its training images, of each class as esp_dataset_hold_out()
+ * does and with a fixed key of its own, and deals them as the test split from then on. ESP_ERR_CONFIG if no class has
+ * two images. */
 esp_status esp_dataset_draw_test(esp_dataset *dataset, double share);
 /* Room for the labels and, unless the set is generated, for the images of a split. The shape must be set. */
 typedef enum esp_storage { ESP_STORE_BYTES, ESP_STORE_FLOATS, ESP_STORE_NOTHING } esp_storage;

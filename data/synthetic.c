@@ -18,7 +18,7 @@ static const char broad_version[] = "synthetic-1", narrow_version[] = "synthetic
 
 typedef enum primitive { DISCS, RING, BOXES, TRIANGLE, STRIPES, CHECKS } primitive;
 
-/* In sixteenths of the figure's size: a box reaches width to the left and right of x, and height above and
+/* Sizes are in sixteenths of the figure's: a box reaches width to the left and right of x, and height above and
  * below y. */
 typedef struct part {
   int8_t x, y, width, height;

@@ -108,7 +108,7 @@ esp_status esp_plan_counts(const esp_plan *plan, const esp_model *model, const e
   return ESP_OK;
 }
 
-/* Among experts [begin, end); -1 if none has weights. */
+/* Finds it among experts [begin, end); -1 if none has weights. */
 static int lowest(const esp_layer_plan *layer, int begin, int end) {
   int found = -1;
   for (int e = begin; e < end; e++)

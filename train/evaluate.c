@@ -5,7 +5,7 @@
 #include <string.h>
 #include <time.h>
 
-/* Of the draw of a subset: no setting, so that figures of subsets are of the same images whoever asks. */
+/* Keys the draw of a subset. It is no setting, so that figures of subsets are of the same images whoever asks. */
 static const uint64_t subset_key = 0x737562736574u;
 
 int64_t esp_evaluated_images(const esp_dataset_info *data, const esp_evaluation_options *options) {

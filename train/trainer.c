@@ -145,7 +145,8 @@ static esp_status evaluate(run *r, const esp_model *model, esp_split_name split,
   return status == ESP_OK ? ESP_OK : esp_fail_in(status, "evaluating after step %lld", (long long)r->step);
 }
 
-/* Of the model as it is now, into the metrics; if `watch`, what its routers do goes into their logs. */
+/* Puts an evaluation of the model as it is now into the metrics; if `watch`, what its routers do goes into their
+ * logs. */
 static esp_status evaluate_now(run *r, esp_split_name split, int64_t limit, bool watch, esp_evaluation *evaluation) {
   const esp_observer observer = esp_routing_log_observer(r->routing);
   ESP_TRY(evaluate(r, r->job->model, split, limit, watch ? &observer : NULL, evaluation));
@@ -189,7 +190,7 @@ static esp_status load_candidate(run *r, esp_model **candidate, esp_evaluation *
   return evaluate(r, *candidate, ESP_VALIDATION, r->job->final_examples, NULL, validation);
 }
 
-/* Of the model at the end and the best one before, on equal terms. */
+/* Compares the model at the end and the best one before on equal terms. */
 static esp_status choose_best(run *r, const esp_model *candidate, const esp_evaluation *validation) {
   esp_training_result *result = &r->result;
   const bool keeps = candidate && !(result->validation.accuracy > validation->accuracy);

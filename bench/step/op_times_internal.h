@@ -19,7 +19,7 @@ enum { OP_PHASES = 3 }; /* of esp_op_phase */
 
 extern const char *const op_kind_names[OP_KINDS];
 
-/* By the op's name: a new op is elementwise unless its name says what it is. */
+/* The op's name decides: a new op is elementwise unless its name says what it is. */
 op_kind op_kind_of(const esp_op *op);
 
 typedef struct op_times {

@@ -16,7 +16,7 @@ extern const bench_model bench_reference_model;
 /* What a lesson trains: width 64, 2 blocks, the second a mixture of 4 experts; hidden sizes in proportion, 176 and
  * 128. */
 extern const bench_model bench_teaching_model;
-/* For suites that only have to work. */
+/* Serves suites that only have to work. */
 extern const bench_model bench_quick_model;
 
 esp_model_config bench_model_config(const bench_model *model);
@@ -32,12 +32,12 @@ typedef struct model_stage {
   uint64_t step;
 } model_stage;
 
-/* With `training` an optimiser, too. */
+/* Makes an optimiser too, with `training`. */
 esp_status model_stage_set(model_stage *stage, const bench_model *model, int64_t images, bool training) ESP_MUST_CHECK;
 void model_stage_clear(model_stage *stage); /* of a stage that is all zero, too */
 
-/* For esp_bench_case; context: a model_stage. A training step with AdamW, the same with its heavy products in bf16; a
- * forward pass that records nothing. */
+/* These are for esp_bench_case; context: a model_stage. A training step with AdamW, the same with its heavy products in
+ * bf16; a forward pass that records nothing. */
 esp_status model_stage_train(void *context);
 esp_status model_stage_train_bf16(void *context);
 esp_status model_stage_infer(void *context);

@@ -1,5 +1,5 @@
-/* From how many rows an expert, and from which share of neurons, gathering them beats masking: esp_gathering_pays()
- * rests on these figures. The expert bank alone, all experts with as many rows. */
+/* Shows from how many rows an expert, and from which share of neurons, gathering them beats masking:
+ * esp_gathering_pays() rests on these figures. It runs the expert bank alone, all experts with as many rows. */
 #include "suites_internal.h"
 
 #include <espalier/expert_bank.h>

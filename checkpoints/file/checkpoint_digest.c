@@ -12,7 +12,7 @@ uint64_t esp_fnv(uint64_t digest, const void *bytes, size_t size) {
   return digest;
 }
 
-/* With its end, so that two texts in a row cannot be told apart in two ways. */
+/* Adds its end too, so that two texts in a row cannot be told apart in two ways. */
 static uint64_t add_text(uint64_t digest, const char *text) { return esp_fnv(digest, text, strlen(text) + 1); }
 
 static uint64_t add_layout(uint64_t digest, const esp_expert_layout *layout) {

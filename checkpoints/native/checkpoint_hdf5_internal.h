@@ -44,7 +44,7 @@ esp_status esp_h5_write(hid_t place, const char *name, const esp_h5_array *array
 esp_status esp_h5_write_chunks(hid_t data, const esp_h5_array *array, const hsize_t *chunk, const void *values,
                                int level);
 
-/* At least as many bytes as that takes in a file, elements having `size` bytes. */
+/* Returns at least as many bytes as that takes in a file, elements having `size` bytes. */
 size_t esp_h5_most_bytes(const esp_h5_array *array, size_t size);
 
 /* A dataset [1] of a fixed-length UTF-8 string, and back (from esp_alloc(); at most 1 MiB). */

@@ -41,7 +41,7 @@ esp_status esp_info_read(hid_t file, esp_checkpoint_info *info);
  * parameter. */
 esp_status esp_arrays_write(hid_t place, const char *name, const esp_parameters *parameters, const esp_real *flat,
                             int level);
-/* At least as many bytes as esp_arrays_write() adds to a file. */
+/* Returns at least as many bytes as esp_arrays_write() adds to a file. */
 size_t esp_arrays_most_bytes(const esp_parameters *parameters);
 /* Names what is missing, extra or misshapen. */
 esp_status esp_arrays_check(hid_t place, const char *name, const esp_parameters *parameters);

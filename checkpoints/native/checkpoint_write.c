@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-/* For groups, tables and all that is small. */
+/* Groups, tables and all that is small take no more. */
 enum { SPARE_BYTES = 1 << 20 };
 
 static esp_status write_header(hid_t file, const char *digest) {
@@ -13,7 +13,7 @@ static esp_status write_header(hid_t file, const char *digest) {
   return esp_h5_set_text(file, "digest", digest);
 }
 
-/* For readers of the file: it is not read back. */
+/* Tells readers of the file; it is not read back. */
 static esp_status write_counts(hid_t file, const esp_architecture *architecture) {
   esp_model_cost cost;
   esp_config_cost(&architecture->config, architecture->layouts, &cost);

@@ -124,7 +124,7 @@ static esp_status make_plan(pruning *p, const arguments *a) {
   return ESP_OK;
 }
 
-/* For the history: what was done, to how many, with which data. */
+/* Says for the history what was done, to how many, with which data. */
 static void describe(const pruning *p, const arguments *a, char *text, size_t size) {
   char amount[64] = "by a saved plan", data[160] = "", mode[16] = "";
   if (p->neurons) describe_neurons(&p->neuron_budget, amount, sizeof amount);

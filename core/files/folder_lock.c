@@ -54,7 +54,7 @@ static esp_status busy(int file, const char *folder) {
                   holder);
 }
 
-/* For others to read. If it cannot be written, the lock holds all the same. */
+/* Says who holds it, for others to read. If it cannot be written, the lock holds all the same. */
 static void write_holder(int file, const char *purpose) {
   char host[128] = "", since[32], text[HOLDER_SIZE];
   const time_t now = time(NULL);

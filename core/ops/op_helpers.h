@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-/* For an op to prepare a node: they give an output its shape. */
+/* These prepare an op's node: they give an output its shape. */
 ESP_API void esp_set_output(esp_node *node, int index, int rank, const int64_t *shape);
 ESP_API void esp_set_output_same(esp_node *node); /* one output, like input 0 */
 ESP_API void esp_set_output_scalar(esp_node *node);

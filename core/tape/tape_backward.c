@@ -155,7 +155,7 @@ esp_status esp_tape_run_backward(esp_tape *tape, esp_node *node) {
   return write_gradients(tape, node);
 }
 
-/* As if no backward pass had been. */
+/* Leaves all as if no backward pass had been. */
 static void forget_gradients(esp_tape *tape) {
   for (int64_t n = 0; n < tape->count; n++) {
     const esp_node *node = tape->nodes[n];

@@ -49,7 +49,7 @@ static factored_memory memory_of(const esp_node *node) {
   return m;
 }
 
-/* In each group that does not have all rows: from 0 to out - 1 and ascending. */
+/* Whether the row numbers of each group that lacks rows ascend and lie from 0 to out - 1. */
 static bool lists_ascend(const esp_node *node, int64_t out) {
   const factored_attributes *at = node->attributes;
   const esp_real *list = node->inputs[LIST]->data;

@@ -75,8 +75,8 @@ static void grouped_prepare(esp_node *node) {
   node->unread = ESP_UNREAD_INPUT(2) | ESP_UNREAD_OUTPUTS;
 }
 
-/* In the order of the parts, then of the groups. A group as wide as the rectangle is one slice: its parts are
- * neighbours on both sides. */
+/* Slices are in the order of the parts, then of the groups. A group as wide as the rectangle is one slice: its parts
+ * are neighbours on both sides. */
 static void set_slices(const esp_node *node) {
   const esp_grouped_map_options *at = node->attributes;
   const grouped_shape s = grouped_shape_of(node);

@@ -92,9 +92,9 @@ struct esp_routed;
 
 /* Token-choice routing of logits [T, experts]. Returns gates [T, k] and sets the other members of *routed: the scores
  * over all experts [T, experts] (for the losses), the decisions. Ties go to the lower index. In training, noise of
- * standard deviation config->noise / experts (of a member, masked ones not counted), keyed by (seed, stream), is added to the logits before all
- * else. Selected scores: raw, renormalised, or taken over the selected logits only, as the request's config says. The
- * request and its config are copied; its layout, bias and choices must outlive the step. */
+ * standard deviation config->noise / experts (of a member, masked ones not counted), keyed by (seed, stream), is added
+ * to the logits before all else. Selected scores: raw, renormalised, or taken over the selected logits only, as the
+ * request's config says. The request and its config are copied; its layout, bias and choices must outlive the step. */
 ESP_API esp_tensor *esp_route(esp_tape *tape, esp_tensor *logits, const struct esp_route_request *request,
                               struct esp_routed *routed);
 

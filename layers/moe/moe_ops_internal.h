@@ -38,10 +38,10 @@ typedef struct esp_routing_work {
   int32_t *kept;     /* [tokens] slots that are not skipped, the best ones; NULL: all */
 } esp_routing_work;
 
-/* In the step arena; NULL if memory is short. k: slots of each token, 0 if they differ. */
+/* Takes it from the step arena; NULL if memory is short. k: slots of each token, 0 if they differ. */
 esp_routing_work *esp_routing_take(esp_tape *tape, const esp_route_request *request, int64_t slots, int k);
 
-/* From `choice` to all the rest but `token` and `first_slot`. scores [tokens, experts] give batch priority. */
+/* Makes, from `choice`, all the rest but `token` and `first_slot`. scores [tokens, experts] give batch priority. */
 void esp_routing_sort(const esp_route_request *request, esp_routing_work *work, const esp_real *scores);
 
 /* Copies the logits of a range of tokens with noise, if this is a training pass, and -infinity where a masked expert

@@ -31,7 +31,7 @@ static void free_memory(damage_watch *w) {
   w->experts = w->y = w->without = NULL;
 }
 
-/* Over the tokens routed to the expert: those of its slots that it served. */
+/* Sums over the tokens routed to the expert: those of its slots that it served. */
 static double lost(const damage_watch *w, const esp_moe_record *record, int expert) {
   const esp_routing *r = record->routing;
   const int64_t width = record->layer->bank.width;

@@ -14,7 +14,7 @@
 
 enum { BATCH = 128, ROUNDS = 7 };
 
-/* As an evaluation wants them: 0 for all. */
+/* Counts them as an evaluation does: 0 is all. */
 static int64_t test_images(const esp_sweep *sweep) {
   const esp_sweep_settings *s = &sweep->settings;
   return s->limit < esp_dataset_info_of(s->data)->count[ESP_TEST] ? s->limit : 0;

@@ -102,7 +102,7 @@ static int rank_of(const esp_sweep *sweep, const esp_sweep_row *row, bool tuned)
   return 1 + better;
 }
 
-/* By ratio, then best first; what could not be done last. */
+/* Orders by ratio, then best first; what could not be done last. */
 static int in_order(const void *a, const void *b) {
   const esp_sweep_row *x = a, *y = b;
   if (x->ratio != y->ratio) return x->ratio < y->ratio ? -1 : 1;

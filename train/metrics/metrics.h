@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-/* Over the steps since the last row. */
+/* Sums over the steps since the last row. */
 typedef struct esp_window {
   int64_t steps, images;
   double loss, task_loss, correct;                      /* sums: of losses over steps, of correct images */

@@ -16,7 +16,7 @@ typedef struct esp_progress_bar {
   double evaluated_accuracy;   /* of the last evaluation; -1: none */
 } esp_progress_bar;
 
-/* For a run that goes from `first_step` to `steps`. quiet: shows nothing. */
+/* Begins the bar of a run that goes from `first_step` to `steps`. quiet: shows nothing. */
 ESP_API esp_progress_bar esp_progress_start(bool quiet, int64_t first_step, int64_t steps);
 
 /* After each step; draws at most a few times a second. `rate`: images per second. */

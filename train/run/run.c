@@ -130,7 +130,7 @@ esp_status esp_run_write_config(const char *folder, const esp_run_config *config
   return status;
 }
 
-/* In the folder, which is ours. */
+/* Works in the folder, which is ours. */
 static esp_status train(const esp_run *run, const esp_run_config *config, esp_trained *trained,
                         esp_training_result *result) {
   const esp_training_job job = {.model = trained->model,
