@@ -35,6 +35,7 @@ struct training {
   char resume_from[ESP_PATH_SIZE]; /* the folder's last checkpoint, there or not */
   struct stat found;               /* of it, zeros if it was not there */
   bool resumes;                    /* it is there, and goes on */
+  int replaced_head;               /* classes of the model's head before, if it begins anew; else 0 */
   esp_folder_lock *lock;           /* of the folder, while the run goes on */
 };
 

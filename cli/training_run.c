@@ -93,6 +93,14 @@ static void print_capacity(const esp_run_config *config) {
           router->capacity);
 }
 
+/* A line each. What is wrong is told when the training starts. */
+static void print_remarks(const esp_dataset *dataset) {
+  char remarks[1024], *rest;
+  if (esp_dataset_check(dataset, remarks, sizeof remarks) != ESP_OK) return;
+  for (char *line = strtok_r(remarks, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+    fprintf(stderr, "warning: %s\n", line);
+}
+
 static void print_start(const training *t) {
   if (t->quiet) return;
   esp_model_cost cost;
@@ -101,6 +109,10 @@ static void print_start(const training *t) {
   fprintf(stderr, "%s on %s: %lld training, %lld validation and %lld test images, %d classes%s%s\n", t->action,
           data->name, (long long)data->count[ESP_TRAIN], (long long)data->count[ESP_VALIDATION],
           (long long)data->count[ESP_TEST], data->classes, *data->note ? "; " : "", data->note);
+  print_remarks(t->dataset);
+  if (t->replaced_head)
+    fprintf(stderr, "new head: for %d classes, where the model had one for %d; its weights begin anew\n",
+            t->trained.model->config.classes, t->replaced_head);
   fprintf(stderr, "model: %.3f M parameters, %.3f M activated", 1e-6 * (double)cost.parameters,
           1e-6 * (double)cost.activated);
   if (cost.activated_selected < cost.activated)

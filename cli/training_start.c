@@ -112,6 +112,9 @@ esp_status start_from_model(training *t, const arguments *a,
   if (status == ESP_OK) status = read_head(a, &run.head);
   if (status == ESP_OK) status = esp_run_create_from(&t->trained, &t->config, &run, t->action);
   if (status == ESP_OK) status = training_split_data(t);
+  const int classes = source.model ? source.model->config.classes : 0;
+  if (status == ESP_OK && (run.head == ESP_HEAD_NEW || t->trained.model->config.classes != classes))
+    t->replaced_head = classes;
   esp_trained_clear(&source);
   return status;
 }

@@ -44,6 +44,11 @@ ESP_API void esp_dataset_close(esp_dataset *dataset); /* NULL is allowed */
  * to spare. Nobody may read the dataset at the same time, nor may a loader of it be open. */
 ESP_API esp_status esp_dataset_hold_out(esp_dataset *dataset, double share) ESP_MUST_CHECK;
 
+/* ESP_ERR_FORMAT if nothing can be learnt from the training images (one class alone) or a split holds none of their
+ * classes. What else a reader of results should know becomes a line each in remarks [size], "" if there is nothing:
+ * classes that training lacks, labels that never occur or begin at 1, a test split that is the training split. */
+ESP_API esp_status esp_dataset_check(const esp_dataset *dataset, char *remarks, size_t size) ESP_MUST_CHECK;
+
 typedef struct esp_dataset_info {
   const char *name;   /* "cifar10", "synthetic:narrow" */
   const char *source; /* the path read, or "compiled in" */

@@ -452,6 +452,49 @@ static void test_hdf5_wild_names(void **state) {
   esp_dataset_close(dataset);
 }
 
+/* A file with a test split of its own, whose labels are `labels` and `test_labels`. */
+static esp_dataset *with_labels(const int *labels, const int *test_labels, bool same_images) {
+  const hid_t file = new_file();
+  fill_h5();
+  put_bytes(file, "images");
+  put(file, "labels", 1, label_shape, H5T_STD_I32LE, H5T_NATIVE_INT, labels);
+  if (!same_images) h5_bytes[7]++;
+  put_bytes(file, "test_images");
+  put(file, "test_labels", 1, label_shape, H5T_STD_I32LE, H5T_NATIVE_INT, test_labels);
+  H5Fclose(file);
+  return open_kind("hdf5", in_folder("x.h5"));
+}
+
+static void expect_remarks(esp_dataset *dataset, esp_status status, const char *words) {
+  char remarks[512];
+  assert_int_equal(esp_dataset_check(dataset, remarks, sizeof remarks), status);
+  const char *const said = status == ESP_OK ? remarks : esp_error_message();
+  if (*words ? !strstr(said, words) : *said) fail_msg("\"%s\" is not said: \"%s\"", words, said);
+  esp_dataset_close(dataset);
+}
+
+static void test_faults(void **state) {
+  (void)state;
+  int good[H5_COUNT], one[H5_COUNT], from_one[H5_COUNT], wild[H5_COUNT], low[H5_COUNT], high[H5_COUNT];
+  for (int i = 0; i < H5_COUNT; i++) {
+    good[i] = i % 4;
+    one[i] = 3;
+    from_one[i] = 1 + i % 4;
+    wild[i] = i == 9 ? 255 : i % 4;
+    low[i] = i % 3;
+    high[i] = 3 + i % 2;
+  }
+  expect_remarks(with_labels(good, good, false), ESP_OK, "");
+  expect_remarks(with_labels(good, good, true), ESP_OK, "the test split is the training split");
+  expect_remarks(with_labels(one, one, false), ESP_ERR_FORMAT, "all training images have one label");
+  expect_remarks(with_labels(low, high, false), ESP_ERR_FORMAT,
+                 "no class of the test split is among the training images");
+  expect_remarks(with_labels(low, good, false), ESP_OK,
+                 "1 classes of the test split (7 images) lack training images, the first is class 3");
+  expect_remarks(with_labels(from_one, from_one, false), ESP_OK, "seem to begin at 1");
+  expect_remarks(with_labels(wild, good, false), ESP_OK, "251 of 256 classes never occur; the largest label is 255");
+}
+
 /* An image set that is only promised: chunks that were never written. */
 static void test_hdf5_hollow(void **state) {
   (void)state;
@@ -534,6 +577,7 @@ int main(void) {
       IN_FOLDER(test_hdf5_chunks),
       IN_FOLDER(test_hdf5_channels_last),
       IN_FOLDER(test_hdf5_wild_names),
+      IN_FOLDER(test_faults),
       IN_FOLDER(test_hdf5_hollow),
       IN_FOLDER(test_hdf5_bad_file),
       IN_FOLDER(test_normalisation),

@@ -26,7 +26,9 @@ esp_status esp_check_data_fits(const esp_model_config *config, const esp_dataset
     return esp_fail(ESP_ERR_MISMATCH, "the model takes images of %d x %d x %d, but those of %s (%s) are %d x %d x %d",
                     config->image_height, config->image_width, config->image_channels, info->name, info->source,
                     info->height, info->width, info->channels);
-  if (classes && info->classes != config->classes)
+  /* Where the data name no classes, they have as many as their largest label says, which may be too few. */
+  const bool only_fewer = !info->class_names && info->classes < config->classes;
+  if (classes && info->classes != config->classes && !only_fewer)
     return esp_fail(
         ESP_ERR_MISMATCH,
         "the model knows %d classes, but %s (%s) has %d; use the data it was trained on, or finetune it first",

@@ -334,6 +334,7 @@ static esp_status prepare(run *r) {
   const esp_run_config *config = job->config;
   const esp_dataset_info *data = esp_dataset_info_of(job->dataset);
   ESP_TRY(esp_check_data_fits(&job->model->config, job->dataset, true));
+  ESP_TRY(esp_dataset_check(job->dataset, NULL, 0));
   ESP_TRY(esp_augmentation_check(&config->augmentation, data->height, data->width));
   ESP_TRY(esp_training_check(&config->training));
   ESP_TRY(esp_check_held_out(job->dataset, config->data.validation));
