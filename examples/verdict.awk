@@ -1,6 +1,7 @@
 # Says whether one method of a sweep is better than another, and by how much. Compared is the mean accuracy over all ratios
 # that both have. With several pretrained models the differences are those of the models, with one model those of the
-# seeds; their mean has a 95 % interval by Student's t. Shown is what lies wholly above zero, opposite what lies below it.
+# seeds; their mean has a 95 % interval by Student's t. Shown is what lies wholly above zero, opposite what lies below it, and
+# unknown what seeds do not change where there is one model.
 # usage: awk -v better=METHOD -v than=METHOD [-v column=accuracy] [-v claim=TEXT] -f statistics.awk -f verdict.awk CSV...
 #   than         may be unpruned, which is compared at every ratio
 #   than_column  of the other method (default: column)
@@ -15,6 +16,7 @@ BEGIN {
   if (most == "") most = 1
   least += 0
   margin += 0
+  rounding = 1e-6
 }
 
 FNR == 1 { delete at; read_header($0, at); next }
@@ -75,8 +77,14 @@ END {
     exit
   }
   middle = total / n
-  half = student(n - 1) * deviation(n, total, squares) / sqrt(n)
-  said = middle - half + margin > 0 ? "shown" : middle + half + margin < 0 ? "opposite" : "not shown"
+  off = deviation(n, total, squares)
+  half = student(n - 1) * off / sqrt(n)
+  if (known < 2 && off < rounding) {
+    if (short) printf "%+.1f (one model)\n", middle
+    else printf "%-9s  %s: by %+.1f points on the one pretrained model, which seeds do not change\n", "unknown", claim, middle
+    exit
+  }
+  said = middle - half + margin > rounding ? "shown" : middle + half + margin < -rounding ? "opposite" : "not shown"
   if (short) printf "%+.1f (%+.1f to %+.1f)\n", middle, middle - half, middle + half
   else printf "%-9s  %s: by %+.1f points (95 %% interval %+.1f to %+.1f, %d %s)\n", said, claim, middle, middle - half,
     middle + half, n, unit

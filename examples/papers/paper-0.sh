@@ -7,7 +7,8 @@
 #   --quick  fewer epochs, ratios and draws, and one pretraining on photographs: minutes instead of hours
 #   CIFAR10  folder or .tar.gz of the CIFAR-10 binary version; without it synthetic images only
 #   TINY     100 classes of Tiny ImageNet at 32 x 32 in the CIFAR-100 binary layout, or CIFAR-100 itself
-# SEEDS, those of pretraining, are "1 2 3" unless the environment says otherwise. OUT gets paper-0.csv (a row a pruned model),
+# SEEDS, those of pretraining, are "1 2 3" unless the environment says otherwise; ESPALIER names a program that is built
+# already, and COMMIT what it was built of. OUT gets paper-0.csv (a row a pruned model),
 # paper-0-ablation.csv, paper-0.md with tables and verdicts, and the figure paper-0.svg.
 set -euo pipefail
 quick=
@@ -90,12 +91,12 @@ ablate() { # SEED OPTIMISER DECAY EPOCHS
   rows "$setting" "$1" "$folder/curve/cells.csv" >>"$out/paper-0-ablation.csv.part"
 }
 
-conditions() {
-  jq -r --arg commit "$(git describe --always --dirty)" --arg date "$(date +%F)" --arg seeds "$seeds" \
-    --arg random "$random" --arg quick "${quick:+ --quick}" \
-    '"Made by `examples/papers/paper-0.sh\($quick)` on \($date) at commit \($commit), pretraining seeds \($seeds), seeds of ' \
-'random pruning, calibration and finetuning \($random), \(.threads) threads, product kernels \(.product_kernel), OpenBLAS kernel " + .blas_kernel + "."' \
-    "$1"
+conditions() { # RESULTS.json
+  jq -r --arg commit "${COMMIT:-$(git describe --always --dirty)}" --arg date "$(date +%F)" --arg seeds "$seeds" \
+    --arg random "$random" --arg quick "${quick:+ --quick}" '
+    "Made by `examples/papers/paper-0.sh\($quick)` on \($date) at commit \($commit), pretraining seeds \($seeds)," +
+    " seeds of random pruning, calibration and finetuning \($random), \(.threads) thread(s)," +
+    " product kernels \(.product_kernel), OpenBLAS kernel \(.blas_kernel)."' "$1"
 }
 
 echo "$header" >"$out/paper-0.csv.part"

@@ -43,7 +43,8 @@ ablation_rows() {
   echo '| optimiser | decay | epochs | unpruned % | norm change - random, points | absolute change - random | norm of change - random |'
   echo '| --- | --- | --- | --- | --- | --- | --- |'
   for setting in $(settings "$ablation"); do
-    local parts=(${setting//:/ })
+    local parts=()
+    IFS=: read -ra parts <<<"$setting"
     local whole
     whole=$(awk -F, -v s="$setting" '$1 == s && $3 == "unpruned" { sum += 100 * $7; n++ } END { printf "%.1f", sum / n }' "$ablation")
     echo "| ${parts[0]} | ${parts[1]} | ${parts[2]} | $whole | $(difference "$setting" router-norm-change) |" \
