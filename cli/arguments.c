@@ -99,9 +99,8 @@ static esp_status unknown(const command *c, const char *name) {
   size_t count = 0;
   for (int i = 0; i < OPTION_COUNT; i++)
     if (takes(c, &option_table[i])) names[count++] = option_table[i].name;
-  const char *near = esp_nearest(name, names, count);
-  return esp_fail(ESP_ERR_USAGE, "`espalier %s` has no option %s%s%s; see `espalier %s --help`", c->name, name,
-                  near ? "; did you mean " : "", near ? near : "", c->name);
+  (void)esp_fail_unknown(ESP_ERR_USAGE, "option", name, names, count);
+  return esp_fail_in(ESP_ERR_USAGE, "`espalier %s`", c->name);
 }
 
 const program_option *find_option(const char *name, size_t length) {
@@ -134,6 +133,14 @@ esp_status refuse_options(const arguments *a, const char *names, const char *rea
     name += length;
   }
   return ESP_OK;
+}
+
+esp_status blame(const char *option, esp_status status) {
+  return status == ESP_OK ? ESP_OK : esp_fail_in(status, "%s", option);
+}
+
+esp_status advise(const char *advice, esp_status status) {
+  return status == ESP_OK ? ESP_OK : esp_fail(status, "%s; %s", esp_error_message(), advice);
 }
 
 static esp_status add_repeated(repeated *list, const char *option_name, const char *value) {

@@ -69,6 +69,12 @@ const program_option *find_option(const char *name, size_t length);
 /* Refuses those of the options, names with spaces between them, that are given: they would do nothing, for a reason. */
 esp_status refuse_options(const arguments *a, const char *names, const char *reason);
 
+/* Puts the option before the message of a failure that it led to. */
+esp_status blame(const char *option, esp_status status);
+
+/* Puts what to do on the command line behind a failure's message. */
+esp_status advise(const char *advice, esp_status status);
+
 /* What every command takes; one without a name ends them. */
 extern const command_option common_options[];
 

@@ -25,10 +25,7 @@ static void print_overview(FILE *file) {
 static int unknown_command(const char *name) {
   const char *names[COMMAND_COUNT];
   for (int i = 0; i < COMMAND_COUNT; i++) names[i] = commands[i]->name;
-  const char *near = esp_nearest(name, names, COMMAND_COUNT);
-  (void)esp_fail(ESP_ERR_USAGE, "there is no command %s%s%s; `espalier --help` lists them", name,
-                 near ? "; did you mean " : "", near ? near : "");
-  return report_failure(ESP_ERR_USAGE);
+  return report_failure(esp_fail_unknown(ESP_ERR_USAGE, "command", name, names, COMMAND_COUNT));
 }
 
 static void warn_unsealed(const char *path) {

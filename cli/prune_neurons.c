@@ -21,7 +21,7 @@ static esp_status read_budget(esp_neuron_budget *budget, const arguments *a) {
 }
 
 esp_status read_neuron_pruning(const esp_neuron_criterion **criterion, esp_neuron_budget *budget, const arguments *a) {
-  ESP_TRY(esp_neuron_criterion_find(criterion, a->criterion));
+  ESP_TRY(blame("--criterion", esp_neuron_criterion_find(criterion, a->criterion)));
   if (a->drop || a->mode || a->reference || a->floor || a->gates || a->loss)
     return esp_fail(
         ESP_ERR_USAGE,

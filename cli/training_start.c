@@ -171,5 +171,6 @@ int run_training(const arguments *a, const recipe *r) {
   if (status == ESP_OK) status = t.resumes ? resume(&t, a) : r->start(&t, a);
   const bool done = status == ESP_OK && t.resumes && r->finished && r->finished(&t);
   if (status == ESP_OK) status = done ? recall(&t, &result) : training_run(&t, &result);
+  if (status == ESP_ERR_INTERRUPTED) status = advise("continue with the same command and --resume", status);
   return finish(&t, a, status, &result);
 }

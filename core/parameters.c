@@ -143,10 +143,8 @@ esp_status esp_parameters_freeze(esp_parameters *parameters, const char *pattern
   while (*patterns) {
     patterns = next_pattern(patterns, pattern);
     if (*pattern && freeze_matches(parameters, pattern) == 0)
-      return esp_fail(
-          ESP_ERR_CONFIG,
-          "freeze: no parameter matches \"%s\"; names look like \"%s\" (espalier inspect --parameters lists them)",
-          pattern, parameters->count ? parameters->entries[0]->name : "");
+      return esp_fail(ESP_ERR_CONFIG, "freeze: no parameter matches \"%s\"; names look like \"%s\"", pattern,
+                      parameters->count ? parameters->entries[0]->name : "");
   }
   return ESP_OK;
 }

@@ -79,18 +79,41 @@ static size_t edit_distance(const char *a, const char *b) {
   return row[b_length];
 }
 
-const char *esp_nearest(const char *word, const char *const *candidates, size_t count) {
+const char *esp_nearest(const char *word, const char *const *names, size_t count) {
   const char *nearest = NULL;
   const size_t length = strlen(word);
   if (length > LONGEST_WORD) return NULL;
   size_t least = length / 2 + 2; /* more edits than this is another word */
   for (size_t i = 0; i < count; i++) {
-    if (strlen(candidates[i]) > LONGEST_WORD) continue;
-    const size_t distance = edit_distance(word, candidates[i]);
+    if (strlen(names[i]) > LONGEST_WORD) continue;
+    const size_t distance = edit_distance(word, names[i]);
     if (distance < least) {
       least = distance;
-      nearest = candidates[i];
+      nearest = names[i];
     }
   }
   return nearest;
+}
+
+esp_status esp_suggest(esp_status status, const char *name) {
+  return name ? esp_fail(status, "%s; did you mean \"%s\"?", message, name) : status;
+}
+
+esp_status esp_fail_unknown(esp_status status, const char *kind, const char *word, const char *const *names,
+                            size_t count) {
+  const char *near = esp_nearest(word, names, count);
+  (void)esp_fail(status, "there is no %s \"%.100s\"", kind, word);
+  if (near) return esp_suggest(status, near);
+  for (size_t i = 0; i < count; i++)
+    (void)esp_fail(status, "%s%s%s", message, i ? i + 1 < count ? ", " : " and " : "; there are ", names[i]);
+  return status;
+}
+
+esp_status esp_find_name(int *index, const char *kind, const char *word, const char *const *names, size_t count) {
+  for (size_t i = 0; i < count; i++)
+    if (strcmp(word, names[i]) == 0) {
+      *index = (int)i;
+      return ESP_OK;
+    }
+  return esp_fail_unknown(ESP_ERR_USAGE, kind, word, names, count);
 }

@@ -66,9 +66,21 @@ ESP_API void esp_panic(const char *format, ...) ESP_PRINTF(1, 2) __attribute__((
     if (esp_try_status_ != ESP_OK) return esp_try_status_; \
   } while (0)
 
-/* The entry of `candidates` (count entries) nearest to `word` by edit distance, or NULL if none is near.
- * For messages: "did you mean ...?". */
-ESP_API const char *esp_nearest(const char *word, const char *const *candidates, size_t count);
+/* ---- Names that are not known ---- */
+
+/* The entry of `names` (count of them) nearest to `word` by edit distance, or NULL if none is near. */
+ESP_API const char *esp_nearest(const char *word, const char *const *names, size_t count);
+
+/* Adds `; did you mean "NAME"?` to this thread's newest message; nothing if `name` is NULL. Returns `status`. */
+ESP_API esp_status esp_suggest(esp_status status, const char *name);
+
+/* Fails with `there is no KIND "WORD"` and the nearest of the names or, where none is near, all of them. */
+ESP_API esp_status esp_fail_unknown(esp_status status, const char *kind, const char *word, const char *const *names,
+                                    size_t count);
+
+/* Sets *index to the place of `word` among the names. ESP_ERR_USAGE, by esp_fail_unknown(), if it is none of them. */
+ESP_API esp_status esp_find_name(int *index, const char *kind, const char *word, const char *const *names,
+                                 size_t count) ESP_MUST_CHECK;
 
 #ifdef __cplusplus
 }

@@ -164,12 +164,7 @@ static esp_status fail_unknown(const char *spec, size_t length) {
   const char *names[KIND_COUNT];
   for (size_t i = 0; i < KIND_COUNT; i++) names[i] = kinds[i].name;
   snprintf(word, sizeof word, "%.*s", (int)(length < sizeof word ? length : sizeof word - 1), spec);
-  const char *const nearest = esp_nearest(word, names, KIND_COUNT);
-  if (nearest) return esp_fail(ESP_ERR_NOT_FOUND, "no data set is called '%s'; did you mean '%s'?", word, nearest);
-  return esp_fail(ESP_ERR_NOT_FOUND,
-                  "no data set is called '%s'; known are synthetic, fashion-mnist, mnist, cifar10, "
-                  "cifar100 and hdf5, as NAME or NAME:PATH",
-                  word);
+  return esp_fail_unknown(ESP_ERR_NOT_FOUND, "data set", word, names, KIND_COUNT);
 }
 
 /* The first of the usual places that has one of the kind's entries, into `path`. */

@@ -51,7 +51,7 @@ static esp_status check(const esp_model_config *dense, const esp_model_config *c
   }
   if (!any)
     return esp_fail(ESP_ERR_CONFIG, "no block would become a mixture; say which ones, for example "
-                                    "--set model.layers=[dense,moe] for every second one");
+                                    "model.layers: [dense, moe] for every second one");
   if (!(noise >= 0 && isfinite(noise)))
     return esp_fail(ESP_ERR_CONFIG, "the noise on the copies is %g; it must be 0 or a positive number", noise);
   return ESP_OK;

@@ -10,15 +10,10 @@ static const char *const mode_names[] = {"zero", "remove", "mask"};
 const char *esp_prune_mode_name(esp_prune_mode mode) { return mode_names[mode]; }
 
 esp_status esp_prune_mode_parse(esp_prune_mode *mode, const char *name) {
-  for (int i = 0; i < 3; i++)
-    if (strcmp(name, mode_names[i]) == 0) {
-      *mode = (esp_prune_mode)i;
-      return ESP_OK;
-    }
-  return esp_fail(ESP_ERR_USAGE,
-                  "--mode %s is unknown; it is zero (expert gone, router kept), remove (router row gone too) or "
-                  "mask (router row kept, never chosen)",
-                  name);
+  int index;
+  ESP_TRY(esp_find_name(&index, "mode", name, mode_names, sizeof mode_names / sizeof mode_names[0]));
+  *mode = (esp_prune_mode)index;
+  return ESP_OK;
 }
 
 esp_status esp_plan_create(esp_plan **plan, const esp_model *model, const char *criterion, esp_prune_mode mode) {

@@ -36,9 +36,10 @@ static void test_help(void **state) {
 static void test_usage(void **state) {
   (void)state;
   static const refusal refusals[] = {
-      {"pretrian", 2, "no command pretrian", "did you mean pretrain"},
-      {"pretrain --dta synthetic", 2, "no option --dta", "did you mean --data"},
-      {"evaluate finetuned --data synthetic:narrow --resume", 2, "no option --resume", "espalier evaluate --help"},
+      {"pretrian", 2, "no command \"pretrian\"", "did you mean \"pretrain\"?"},
+      {"pretrain --dta synthetic", 2, "no option \"--dta\"", "did you mean \"--data\"?"},
+      {"evaluate finetuned --data synthetic:narrow --resume", 2, "`espalier evaluate`: there is no option \"--resume\"",
+       "--replay"},
       {"evaluate finetuned --data", 2, "--data needs a value", "--data DATA"},
       {"evaluate finetuned", 2, "--data is missing", "espalier data list"},
       {"evaluate finetuned pretrained --data synthetic", 2, "\"pretrained\"", "usage: espalier evaluate"},
@@ -54,7 +55,8 @@ static void test_usage(void **state) {
       {"measure finetuned", 2, "--data", "--reference"},
       {"measure finetuned --data synthetic:narrow --split all --out new", 2, "--split is \"all\"", ""},
       {"prune finetuned --drop 1 --out new", 2, "--criterion is missing", "espalier prune --help"},
-      {"prune finetuned --criterion rondom --drop 1 --out new", 2, "--criterion rondom", "did you mean random"},
+      {"prune finetuned --criterion rondom --drop 1 --out new", 2, "--criterion: there is no criterion \"rondom\"",
+       "did you mean \"random\"?"},
       {"prune finetuned --criterion random --out new", 2, "--drop N", "--ratio R"},
       {"prune finetuned --criterion random --drop 1 --ratio 0.1 --out new", 2, "--drop N", "--ratio R"},
       {"prune finetuned --criterion random --ratio 1.5 --out new", 2, "--ratio is \"1.5\"", "from 0 to 1"},
@@ -78,7 +80,7 @@ static void test_usage(void **state) {
       {"merge finetuned --groups 2 --out new", 2, "--data is missing", ""},
       {"merge finetuned --data synthetic:narrow --groups 5 --out new", 2, "blocks.0.moe has 4 experts", "5 groups"},
       {"merge finetuned --data synthetic:narrow --groups 2 --method smoe --out new", 2, "--method smoe",
-       "did you mean m-smoe"},
+       "did you mean \"m-smoe\"?"},
       {"merge finetuned --data synthetic:narrow --groups 2 --align none --method redirect --out new", 2,
        "--method redirect averages nothing", ""},
       {"merge finetuned --data synthetic:narrow --groups 2 --budget all --out new", 2, "--budget is \"all\"",
@@ -111,7 +113,7 @@ static void test_usage(void **state) {
       {"sweep finetuned --data synthetic:narrow --out new --distil", 2, "--distil would do nothing", "--finetune"},
       {"overlap finetuned --data synthetic --data synthetic:narrow --drop 1 --criterion man --criterion man", 2,
        "--criterion man is given twice", ""},
-      {"bench mnone", 2, "no suite mnone", "did you mean mone"},
+      {"bench mnone", 2, "no suite \"mnone\"", "did you mean \"mone\"?"},
       {"bench mone --rounds 0", 2, "--rounds is \"0\"", "whole number from 1"},
       {"data", 2, "usage: espalier data", "info"},
       {"data show", 2, "usage: espalier data", "preview"},
@@ -154,7 +156,7 @@ static void test_bad_configs(void **state) {
       {"pretrain pretrained/last.h5 --data synthetic --out new", 2, "pretrained/last.h5", ""},
       {PRETRAIN "--out new --set model.moe.exprts=8", 2, "--set model.moe.exprts=8", "did you mean \"experts\""},
       {PRETRAIN "--out new --set model.moe.experts=few", 2, "\"few\"; expected a whole number",
-       "--set model.moe.experts=few"},
+       "setting model.moe.experts=few"},
       {PRETRAIN "--out new --set model.width", 2, "model.width", "="},
       {PRETRAIN "--out new --set model.moe.top_k=5", 2, "model.moe.top_k is 5", "only 4 experts"},
       {PRETRAIN "--out new --set model.moe.router.capacity=0", 2, "model.moe.router.capacity is 0", "no expert could"},
@@ -220,7 +222,7 @@ static void test_bad_data(void **state) {
   write_file("cifar.tar.gz", config, sizeof config);
   succeed("data info mnist:good");
   static const refusal refusals[] = {
-      {"data info mnits", 1, "'mnits'", "did you mean 'mnist'"},
+      {"data info mnits", 1, "no data set \"mnits\"", "did you mean \"mnist\"?"},
       {"data info mnist:missing", 1, "missing does not exist", "four IDX files"},
       {"data info mnist:magic", 1, "magic/train-images-idx3-ubyte", "0x00000804; expected 0x00000803"},
       {"data info mnist:short", 1, "short/train-images-idx3-ubyte", ""},

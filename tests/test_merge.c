@@ -519,7 +519,7 @@ static void bad_plans_and_options_are_refused(void **state) {
   expect_refusal(esp_merge_plan(&plan, model, &calibration, &options), ESP_ERR_USAGE, "excludes none");
   options.exclude = "blocks.*";
   expect_refusal(esp_merge_plan(&plan, model, &calibration, &options), ESP_ERR_USAGE, "excludes all");
-  expect_refusal(esp_merge_method_find(&options.method, "m-smeo"), ESP_ERR_USAGE, "did you mean m-smoe");
+  expect_refusal(esp_merge_method_find(&options.method, "m-smeo"), ESP_ERR_USAGE, "did you mean \"m-smoe\"?");
   expect_refusal(esp_similarity_parse(&options.similarity, "router-logit"), ESP_ERR_USAGE, "router-logits");
 }
 

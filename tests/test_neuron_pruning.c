@@ -248,7 +248,7 @@ static void refusals(void **state) {
   assert_refused("neuron-frequency", (esp_neuron_budget){.below = 1.5}, ESP_ERR_USAGE, "(0, 1]");
   const esp_neuron_criterion *criterion;
   assert_int_equal(esp_neuron_criterion_find(&criterion, "neuron-frequencies"), ESP_ERR_USAGE);
-  assert_non_null(strstr(esp_error_message(), "did you mean neuron-frequency"));
+  assert_non_null(strstr(esp_error_message(), "did you mean \"neuron-frequency\"?"));
   esp_model_moe(model, 1)->neurons_kept = HIDDEN;
   assert_refused("neuron-frequency", (esp_neuron_budget){.ratio = 0.5}, ESP_ERR_MISMATCH,
                  "no layer of the model selects");

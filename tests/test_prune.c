@@ -130,7 +130,8 @@ static void modes_have_names(void **state) {
     assert_int_equal(mode, modes[i]);
   }
   esp_prune_mode mode;
-  assert_says(esp_prune_mode_parse(&mode, "delete"), ESP_ERR_USAGE, "--mode delete is unknown");
+  assert_says(esp_prune_mode_parse(&mode, "delete"), ESP_ERR_USAGE,
+              "there is no mode \"delete\"; there are zero, remove and mask");
 }
 
 /* --- budgets ------------------------------------------------------------------------------------------------------ */
@@ -465,9 +466,10 @@ static void criteria_are_found_by_name(void **state) {
     assert_true(*list[i].formula && *list[i].source && !list[i].score == !!list[i].choose);
     assert_int_equal(list[i].needs_reference, strncmp(list[i].name, "router-", 7) == 0);
   }
-  assert_says(esp_criterion_find(&found, "router-norm-chnage"), ESP_ERR_USAGE, "did you mean router-norm-change;");
-  assert_says(esp_criterion_find(&found, "randm"), ESP_ERR_USAGE, "--criterion randm is unknown; did you mean random;");
-  assert_says(esp_criterion_find(&found, "zzzzzzzzzzz"), ESP_ERR_USAGE, "is unknown; `espalier prune --help`");
+  assert_says(esp_criterion_find(&found, "router-norm-chnage"), ESP_ERR_USAGE, "did you mean \"router-norm-change\"?");
+  assert_says(esp_criterion_find(&found, "randm"), ESP_ERR_USAGE,
+              "there is no criterion \"randm\"; did you mean \"random\"?");
+  assert_says(esp_criterion_find(&found, "zzzzzzzzzzz"), ESP_ERR_USAGE, "; there are router-norm-change, ");
   assert_null(found);
 }
 

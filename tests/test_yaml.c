@@ -325,13 +325,13 @@ static void unknown_keys_are_named(void **state) {
       ESP_ERR_CONFIG, "\n\nmodel:\n  rate: 1\n  expert: 3\n", NULL,
       "c.yaml, line 5: unknown key \"model.expert\"; did you mean \"experts\"? Known keys of \"model\": " MODEL_KEYS);
   must_refuse(ESP_ERR_CONFIG, NULL, "model.expert=3",
-              "--set model.expert=3: unknown key \"model.expert\"; did you mean \"experts\"? Known keys of \"model\": "
+              "setting model.expert=3: unknown key \"model.expert\"; did you mean \"experts\"? Known keys of \"model\": "
               "" MODEL_KEYS);
   must_refuse(
       ESP_ERR_CONFIG, "experts: 3\n", NULL,
       "c.yaml, line 1: unknown key \"experts\"; did you mean \"model.experts\"? Known keys: model, run, threads");
   must_refuse(ESP_ERR_CONFIG, NULL, "model={zzzzzzzzzz: 3}",
-              "--set model={zzzzzzzzzz: 3}: unknown key \"model.zzzzzzzzzz\". Known keys of \"model\": " MODEL_KEYS);
+              "setting model={zzzzzzzzzz: 3}: unknown key \"model.zzzzzzzzzz\". Known keys of \"model\": " MODEL_KEYS);
   must_refuse(ESP_ERR_CONFIG, "[a]: 3\n", NULL,
               "c.yaml, line 1: unknown key \"(not a word)\". Known keys: model, run, threads");
 }
@@ -341,7 +341,7 @@ static void doubled_keys_are_refused(void **state) {
   must_refuse(ESP_ERR_CONFIG, "model:\n  rate: 1\n  rate: 2\n", NULL,
               "c.yaml, line 3: the key \"model.rate\" is there for the second time; remove one");
   must_refuse(ESP_ERR_CONFIG, NULL, "run={seed: 1, seed: 1}",
-              "--set run={seed: 1, seed: 1}: the key \"run.seed\" is there for the second time; remove one");
+              "setting run={seed: 1, seed: 1}: the key \"run.seed\" is there for the second time; remove one");
 }
 
 static void wrong_types_are_named(void **state) {
@@ -389,7 +389,7 @@ static void wrong_types_are_named(void **state) {
   };
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
     char message[512];
-    snprintf(message, sizeof message, "--set %s: %s", cases[i].override, cases[i].message);
+    snprintf(message, sizeof message, "setting %s: %s", cases[i].override, cases[i].message);
     must_refuse(ESP_ERR_CONFIG, NULL, cases[i].override, message);
   }
   must_refuse(ESP_ERR_CONFIG, "threads: 1\nmodel:\n  experts:\n", NULL,
@@ -405,7 +405,7 @@ static void bad_overrides_are_wrong_usage(void **state) {
                                           "a..b=3",  "mod el.x=3", "\xff=3", ".=1",        "model.layers[0]=1"};
   for (size_t i = 0; i < sizeof overrides / sizeof overrides[0]; i++) {
     char message[256];
-    snprintf(message, sizeof message, "--set %s: expected key=value with a key like section.name", overrides[i]);
+    snprintf(message, sizeof message, "setting %s: expected key=value with a key like section.name", overrides[i]);
     must_refuse(ESP_ERR_USAGE, NULL, overrides[i], message);
   }
 }
@@ -424,7 +424,7 @@ static void bad_yaml_is_located(void **state) {
               "c.yaml, line 1, column 10: not valid YAML: found undefined alias");
   must_refuse(ESP_ERR_CONFIG, "threads: \xff\n", NULL, "c.yaml, byte 9: not valid YAML: invalid leading UTF-8 octet");
   must_refuse(ESP_ERR_CONFIG, NULL, "model.layers=[1",
-              "--set model.layers=[1: not valid YAML: did not find expected ',' or ']' (while parsing a "
+              "setting model.layers=[1: not valid YAML: did not find expected ',' or ']' (while parsing a "
               "flow sequence that began on line 1)");
 }
 

@@ -272,8 +272,7 @@ static esp_status after_step(run *r) {
   if (!r->job->stop || !*r->job->stop) return ESP_OK;
   ESP_TRY(close_window(r));
   ESP_TRY(save(r, ESP_LAST_CHECKPOINT));
-  return esp_fail(ESP_ERR_INTERRUPTED, "stopped after step %lld of %lld; continue with the same command and --resume",
-                  (long long)r->step, (long long)r->steps);
+  return esp_fail(ESP_ERR_INTERRUPTED, "stopped after step %lld of %lld", (long long)r->step, (long long)r->steps);
 }
 
 static esp_status explain_not_finite(const run *r) {

@@ -133,7 +133,7 @@ esp_status esp_routing_trace_check(const esp_routing_trace *trace, const esp_mod
         "in another one; evaluate all",
         (long long)trace->images, (long long)images);
   if (images > trace->images)
-    return esp_fail(ESP_ERR_MISMATCH, "the trace has %lld images, but %lld are to be evaluated; use --limit %lld",
+    return esp_fail(ESP_ERR_MISMATCH, "the trace has %lld images, but %lld are to be evaluated; evaluate %lld",
                     (long long)trace->images, (long long)images, (long long)trace->images);
   int rows, columns;
   esp_token_grid(&model->config, &rows, &columns);

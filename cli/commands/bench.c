@@ -16,9 +16,7 @@ static esp_status find_suite(const char *name, const esp_bench_suite **suite) {
     if (strcmp((*suite)->name, name) == 0) return ESP_OK;
     if (count < sizeof names / sizeof names[0]) names[count++] = (*suite)->name;
   }
-  const char *near = esp_nearest(name, names, count);
-  return esp_fail(ESP_ERR_USAGE, "there is no suite %s%s%s; `espalier bench` lists them", name,
-                  near ? "; did you mean " : "", near ? near : "");
+  return esp_fail_unknown(ESP_ERR_USAGE, "suite", name, names, count);
 }
 
 static int list_suites(bool as_json) {

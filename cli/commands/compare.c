@@ -55,17 +55,13 @@ static esp_status add_variant(comparing *c, const char *name) {
   const esp_variant *table;
   const size_t count = esp_variant_list(&table);
   const char *names[MOST_VARIANTS];
+  int index;
   for (int i = 0; i < c->variant_count; i++)
     if (strcmp(c->variants[i]->name, name) == 0) return esp_fail(ESP_ERR_USAGE, "--variants names %s twice", name);
-  for (size_t i = 0; i < count; i++) {
-    names[i] = table[i].name;
-    if (strcmp(names[i], name) != 0) continue;
-    c->variants[c->variant_count++] = &table[i];
-    return ESP_OK;
-  }
-  const char *near = esp_nearest(name, names, count);
-  return esp_fail(ESP_ERR_USAGE, "there is no variant \"%s\"%s%s; `espalier compare --help` lists them", name,
-                  near ? "; did you mean " : "", near ? near : "");
+  for (size_t i = 0; i < count; i++) names[i] = table[i].name;
+  ESP_TRY(blame("--variants", esp_find_name(&index, "variant", name, names, count)));
+  c->variants[c->variant_count++] = &table[index];
+  return ESP_OK;
 }
 
 static esp_status read_variants(comparing *c) {
@@ -92,7 +88,7 @@ static esp_status read_configs(comparing *c) {
   if (!c->configs || !c->runs) return ESP_ERR_MEMORY;
   for (int i = 0; i < c->variant_count; i++) {
     c->configs[i] = base.config;
-    ESP_TRY(esp_variant_config(c->variants[i], &base.config.model, &c->configs[i].model));
+    ESP_TRY(blame("--variants", esp_variant_config(c->variants[i], &base.config.model, &c->configs[i].model)));
     ESP_TRY(esp_check_data_fits(&c->configs[i].model, c->dataset, true));
   }
   return ESP_OK;

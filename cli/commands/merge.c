@@ -41,10 +41,10 @@ static esp_status read_budget(merging *m, const arguments *a) {
 
 static esp_status read_arguments(merging *m, const arguments *a) {
   esp_merge_options *o = &m->options;
-  ESP_TRY(esp_merge_method_find(&o->method, a->method ? a->method : "m-smoe"));
-  if (a->align) ESP_TRY(esp_align_parse(&o->method.align, a->align));
-  if (a->average) ESP_TRY(esp_average_parse(&o->method.average, a->average));
-  if (a->similarity) ESP_TRY(esp_similarity_parse(&o->similarity, a->similarity));
+  ESP_TRY(blame("--method", esp_merge_method_find(&o->method, a->method ? a->method : "m-smoe")));
+  if (a->align) ESP_TRY(blame("--align", esp_align_parse(&o->method.align, a->align)));
+  if (a->average) ESP_TRY(blame("--average", esp_average_parse(&o->method.average, a->average)));
+  if (a->similarity) ESP_TRY(blame("--similarity", esp_similarity_parse(&o->similarity, a->similarity)));
   if ((a->align || a->average) && o->method.form != ESP_MERGE_AVERAGE)
     return esp_fail(ESP_ERR_USAGE, "--method %s averages nothing, so --align and --average make no sense with it",
                     o->method.name);

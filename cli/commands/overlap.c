@@ -39,7 +39,7 @@ static esp_status read_budget(comparison *c, const arguments *a) {
 }
 
 static esp_status add_criterion(comparison *c, const char *name) {
-  ESP_TRY(esp_criterion_find(&c->criterion[c->criteria], name));
+  ESP_TRY(blame("--criterion", esp_criterion_find(&c->criterion[c->criteria], name)));
   if (c->criterion[c->criteria]->needs_reference)
     return esp_fail(ESP_ERR_USAGE, "--criterion %s looks at no data, so its choice is the same for all", name);
   for (int i = 0; i < c->criteria; i++)

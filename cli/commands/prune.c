@@ -67,7 +67,7 @@ static esp_status read_criterion(pruning *p, const arguments *a) {
   if (esp_is_neuron_criterion(a->criterion)) return read_neuron_pruning(&p->neurons, &p->neuron_budget, a);
   if (a->below)
     return esp_fail(ESP_ERR_USAGE, "--below is for neurons, with --criterion neuron-frequency; give --drop or --ratio");
-  ESP_TRY(esp_criterion_find(&p->criterion, a->criterion));
+  ESP_TRY(blame("--criterion", esp_criterion_find(&p->criterion, a->criterion)));
   if (p->criterion->needs_reference && !a->reference)
     return esp_fail(ESP_ERR_USAGE,
                     "--criterion %s compares with the model from before finetuning: give it as --reference",
@@ -78,7 +78,7 @@ static esp_status read_criterion(pruning *p, const arguments *a) {
         "--criterion %s looks at what experts do with data: give --data, those of the task the model is for",
         a->criterion);
   ESP_TRY(refuse_unused(p->criterion, a));
-  if (a->mode) ESP_TRY(esp_prune_mode_parse(&p->mode, a->mode));
+  if (a->mode) ESP_TRY(blame("--mode", esp_prune_mode_parse(&p->mode, a->mode)));
   ESP_TRY(parse_gates(a, &p->gates));
   ESP_TRY(read_loss(p, a));
   return read_budget(p, a);

@@ -62,7 +62,7 @@ static esp_status read_methods(sweeping *s, const arguments *a) {
     for (int j = 0; j < i; j++)
       if (strcmp(all[i], all[j]) == 0) return fail_twice("--methods", all[i]);
     if (strcmp(all[i], "all") != 0) {
-      ESP_TRY(esp_method_find(&rows[0], all[i]));
+      ESP_TRY(blame("--methods", esp_method_find(&rows[0], all[i])));
       if (rows[0].needs_reference && !a->reference)
         return esp_fail(ESP_ERR_USAGE, "%s compares with the model from before finetuning: give it as --reference",
                         all[i]);

@@ -82,7 +82,7 @@ static esp_status load_struct(cyaml_data_t **loaded, const schema_value *schema,
 
 /* An override has one line, which the message shows anyway. */
 static void add_place(phrase *to, const overlay *layer, const yaml_mark_t *mark) {
-  if (layer->is_override) esp_phrase_add(to, "--set %.120s", layer->name);
+  if (layer->is_override) esp_phrase_add(to, "setting %.120s", layer->name);
   else esp_phrase_add(to, "%s, line %zu, column %zu", layer->name, mark->line + 1, mark->column + 1);
 }
 
@@ -90,7 +90,8 @@ static esp_status fail_parse(const yaml_parser_t *parser, const overlay *layer) 
   if (parser->error == YAML_MEMORY_ERROR) return fail_memory();
   phrase message = {0};
   if (parser->error == YAML_READER_ERROR)
-    esp_phrase_add(&message, "%s%s, byte %zu", layer->is_override ? "--set " : "", layer->name, parser->problem_offset);
+    esp_phrase_add(&message, "%s%s, byte %zu", layer->is_override ? "setting " : "", layer->name,
+                   parser->problem_offset);
   else add_place(&message, layer, &parser->problem_mark);
   esp_phrase_add(&message, ": not valid YAML: %s", parser->problem);
   if (parser->context)
@@ -203,7 +204,7 @@ static esp_status parse_override(overlay *layer) {
   const char *equals = strchr(layer->name, '=');
   const size_t length = equals ? (size_t)(equals - layer->name) : 0;
   if (!equals || !is_key_path(layer->name, length))
-    return esp_fail(ESP_ERR_USAGE, "--set %.120s: expected key=value with a key like section.name", layer->name);
+    return esp_fail(ESP_ERR_USAGE, "setting %.120s: expected key=value with a key like section.name", layer->name);
   ESP_TRY(parse_document(layer, equals + 1, strlen(equals + 1)));
   const esp_status status = wrap_in_sections(layer, layer->name, length);
   if (status != ESP_OK) yaml_document_delete(&layer->document);

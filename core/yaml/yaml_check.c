@@ -16,7 +16,7 @@ static bool find_elsewhere(char path[PATH_SIZE], const schema_value *section, co
 }
 
 static void start_message(phrase *to, const overlay *layer, const yaml_mark_t *mark) {
-  if (layer->is_override) esp_phrase_add(to, "--set %.120s: ", layer->name);
+  if (layer->is_override) esp_phrase_add(to, "setting %.120s: ", layer->name);
   else esp_phrase_add(to, "%s, line %zu: ", layer->name, mark->line + 1);
 }
 
@@ -49,9 +49,8 @@ static esp_status fail_value(const overlay *layer, const char *path, const schem
   esp_phrase_add(&message, "; expected ");
   esp_schema_add_expectation(&message, schema);
   const char *text = scalar_text(node);
-  const char *near = schema->type == CYAML_ENUM && text ? nearest_name(schema, text) : NULL;
-  if (near) esp_phrase_add(&message, "; did you mean \"%s\"?", near);
-  return esp_fail(ESP_ERR_CONFIG, "%s", message.text);
+  (void)esp_fail(ESP_ERR_CONFIG, "%s", message.text);
+  return esp_suggest(ESP_ERR_CONFIG, schema->type == CYAML_ENUM && text ? nearest_name(schema, text) : NULL);
 }
 
 static const char *nearest_key(const schema_value *section, const char *key) {
@@ -65,16 +64,15 @@ static esp_status fail_unknown_key(const overlay *layer, const char *section_pat
                                    const yaml_node_t *node, const char *key) {
   char path[PATH_SIZE], elsewhere[PATH_SIZE];
   join_path(path, section_path, key);
-  phrase message = {0};
-  start_message(&message, layer, &node->start_mark);
-  esp_phrase_add(&message, "unknown key \"%s\"", path);
+  phrase place = {0}, known = {0};
+  start_message(&place, layer, &node->start_mark);
+  if (*section_path) esp_phrase_add(&known, " of \"%s\"", section_path);
+  esp_phrase_add(&known, ": ");
+  esp_schema_add_keys(&known, section);
   const char *near = find_elsewhere(elsewhere, layer->schema, "", key) ? elsewhere : nearest_key(section, key);
-  if (near) esp_phrase_add(&message, "; did you mean \"%s\"?", near);
-  esp_phrase_add(&message, "%s Known keys", near ? "" : ".");
-  if (*section_path) esp_phrase_add(&message, " of \"%s\"", section_path);
-  esp_phrase_add(&message, ": ");
-  esp_schema_add_keys(&message, section);
-  return esp_fail(ESP_ERR_CONFIG, "%s", message.text);
+  (void)esp_fail(ESP_ERR_CONFIG, "%sunknown key \"%s\"", place.text, path);
+  (void)esp_suggest(ESP_ERR_CONFIG, near);
+  return esp_fail(ESP_ERR_CONFIG, "%s%s Known keys%s", esp_error_message(), near ? "" : ".", known.text);
 }
 
 static esp_status check_node(overlay *layer, const char *path, const schema_value *schema, const yaml_node_t *node);

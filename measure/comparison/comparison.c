@@ -52,11 +52,11 @@ static esp_status set_half(const esp_variant *variant, const esp_model_config *b
     return esp_fail(
         ESP_ERR_CONFIG,
         "%s cannot be matched: of experts of two matrices the first, which ranks the neurons, is half of the "
-        "parameters already; use swiglu, or leave this variant out of --variants",
+        "parameters already; use swiglu, or leave this variant out",
         variant->name);
   return esp_fail(ESP_ERR_CONFIG,
                   "%s cannot be matched: half the activated parameters of model.moe.hidden = %d neurons is no whole "
-                  "number of neurons; use a multiple of 4, or leave this variant out of --variants",
+                  "number of neurons; use a multiple of 4, or leave this variant out",
                   variant->name, f);
 }
 
@@ -64,8 +64,8 @@ static esp_status set_equal(const esp_variant *variant, const esp_model_config *
   const int k = base->moe.top_k, own = base->moe.experts / base->moe.members;
   if (base->moe.router.policy != ESP_ROUTER_TOKEN_CHOICE)
     return esp_fail(ESP_ERR_CONFIG,
-                    "%s has more experts a token, which needs model.moe.router.policy token_choice; leave it out of "
-                    "--variants to compare with another router",
+                    "%s has more experts a token, which needs model.moe.router.policy token_choice; leave it out "
+                    "to compare with another router",
                     variant->name);
   for (int top_k = 2 * k < own ? 2 * k : own; top_k > k; top_k--) {
     const int kept = solve_kept(base, variant->count, top_k, k * matrices(base) * base->moe.hidden);
@@ -74,7 +74,7 @@ static esp_status set_equal(const esp_variant *variant, const esp_model_config *
   return esp_fail(ESP_ERR_CONFIG,
                   "%s cannot be matched: no number of experts a token from %d (more than model.moe.top_k) to %d (twice "
                   "that, at most model.moe.experts = %d) goes with a whole number of model.moe.hidden = %d neurons; "
-                  "change these, or leave this variant out of --variants",
+                  "change these, or leave this variant out",
                   variant->name, k + 1, 2 * k, own, base->moe.hidden);
 }
 
@@ -84,7 +84,7 @@ static esp_status set_dense(const esp_variant *variant, const esp_model_config *
     if (base->layers[i] == ESP_LAYER_DENSE && config->feed_forward.hidden != base->feed_forward.hidden)
       return esp_fail(ESP_ERR_CONFIG,
                       "%s needs model.feed_forward.hidden = %d, which would change the dense layers that all variants "
-                      "have (%d); use that many, or leave it out of --variants",
+                      "have (%d); use that many, or leave this variant out",
                       variant->name, config->feed_forward.hidden, base->feed_forward.hidden);
   return ESP_OK;
 }

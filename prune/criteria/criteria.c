@@ -26,7 +26,7 @@ static const esp_criterion named[] = {
                  esp_score_absolute_change),
     BY_REFERENCE("router-difference-norm", "|w_T - w_0|: norm of the difference", "ablation of the same",
                  esp_score_difference_norm),
-    WITHOUT("random", "a uniform number, keyed by --seed and the layer", "the baseline every criterion has to beat",
+    WITHOUT("random", "a uniform number, keyed by the seed and the layer", "the baseline every criterion has to beat",
             ESP_PRUNE_ZERO, esp_score_random),
     FAMILY("frequency", "S(0,0,0) = N", unified, 0, 0, 0),
     FAMILY("seer", "S(0,1,0) = sum g", "SEER-MoE, arXiv 2404.05089", 0, 1, 0),
@@ -86,10 +86,11 @@ static esp_status find_variant(const esp_criterion **criterion, const char *name
     }
   if (b == 1 && alpha == 0 && beta == 0)
     return esp_fail(ESP_ERR_USAGE,
-                    "--criterion %s is N / N = 1 for every expert and so ranks none; leave out the mean "
+                    "%s is N / N = 1 for every expert and so ranks none; leave out the mean "
                     "(S(0,0,0), frequency) or raise an exponent (S(1,0,1), man)",
                     name);
-  return esp_fail(ESP_ERR_USAGE, "--criterion %s: S(b,alpha,beta) has b 0 or 1, alpha and beta 0, 1 or 2", name);
+  return esp_fail(ESP_ERR_USAGE, "there is no criterion \"%s\": S(b,alpha,beta) has b 0 or 1, alpha and beta 0, 1 or 2",
+                  name);
 }
 
 /* "S(b,alpha,beta)" or "family:b,alpha,beta". */
@@ -101,17 +102,12 @@ static bool is_variant(const char *name, int *b, int *alpha, int *beta) {
 
 esp_status esp_criterion_find(const esp_criterion **criterion, const char *name) {
   const char *names[NAMED];
-  int b, alpha, beta;
+  int b, alpha, beta, index;
   if (is_variant(name, &b, &alpha, &beta)) return find_variant(criterion, name, b, alpha, beta);
-  for (size_t i = 0; i < NAMED; i++) {
-    names[i] = named[i].name;
-    if (strcmp(name, named[i].name) != 0) continue;
-    *criterion = &named[i];
-    return ESP_OK;
-  }
-  const char *near = esp_nearest(name, names, NAMED);
-  return esp_fail(ESP_ERR_USAGE, "--criterion %s is unknown%s%s; `espalier prune --help` lists them", name,
-                  near ? "; did you mean " : "", near ? near : "");
+  for (size_t i = 0; i < NAMED; i++) names[i] = named[i].name;
+  ESP_TRY(esp_find_name(&index, "criterion", name, names, NAMED));
+  *criterion = &named[index];
+  return ESP_OK;
 }
 
 /* --- to a plan ----------------------------------------------------------------------------------------------- */

@@ -59,7 +59,7 @@ static esp_status check_something_moved(const esp_router_changes *changes) {
       if (changes->layers[i].experts[e].difference_norm > 0) return ESP_OK;
   return esp_fail(ESP_ERR_MISMATCH,
                   "router-norm-change: no router differs from the reference's; give the finetuned model first "
-                  "and the pretrained one it came from as --reference");
+                  "and the pretrained one it came from as the reference");
 }
 
 typedef enum change_form { SIGNED_CHANGE, ABSOLUTE_CHANGE, DIFFERENCE_NORM } change_form;

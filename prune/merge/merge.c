@@ -31,23 +31,11 @@ size_t esp_merge_method_list(const esp_merge_method **methods) {
   return METHODS;
 }
 
-/* The place of a name in a list. */
-static esp_status find_name(int *index, const char *what, const char *name, const char *const *names, size_t count) {
-  for (size_t i = 0; i < count; i++)
-    if (strcmp(name, names[i]) == 0) {
-      *index = (int)i;
-      return ESP_OK;
-    }
-  const char *near = esp_nearest(name, names, count);
-  return esp_fail(ESP_ERR_USAGE, "--%s %s is unknown%s%s; `espalier merge --help` lists them", what, name,
-                  near ? "; did you mean " : "", near ? near : "");
-}
-
 esp_status esp_merge_method_find(esp_merge_method *method, const char *name) {
   const char *names[METHODS];
-  int index = 0;
+  int index;
   for (size_t i = 0; i < METHODS; i++) names[i] = table[i].name;
-  ESP_TRY(find_name(&index, "method", name, names, METHODS));
+  ESP_TRY(esp_find_name(&index, "method of merging", name, names, METHODS));
   *method = table[index];
   return ESP_OK;
 }
@@ -59,15 +47,15 @@ const char *esp_align_name(esp_align_kind kind) { return align_names[kind]; }
 const char *esp_average_name(esp_average_kind kind) { return average_names[kind]; }
 
 esp_status esp_align_parse(esp_align_kind *kind, const char *name) {
-  int index = 0;
-  ESP_TRY(find_name(&index, "align", name, align_names, 4));
+  int index;
+  ESP_TRY(esp_find_name(&index, "alignment", name, align_names, sizeof align_names / sizeof align_names[0]));
   *kind = (esp_align_kind)index;
   return ESP_OK;
 }
 
 esp_status esp_average_parse(esp_average_kind *kind, const char *name) {
-  int index = 0;
-  ESP_TRY(find_name(&index, "average", name, average_names, 3));
+  int index;
+  ESP_TRY(esp_find_name(&index, "average", name, average_names, sizeof average_names / sizeof average_names[0]));
   *kind = (esp_average_kind)index;
   return ESP_OK;
 }

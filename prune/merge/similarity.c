@@ -13,14 +13,10 @@ static const char *const names[ESP_SIMILARITY_KINDS] = {"router-logits",        
 const char *esp_similarity_name(esp_similarity_kind kind) { return names[kind]; }
 
 esp_status esp_similarity_parse(esp_similarity_kind *kind, const char *name) {
-  for (int i = 0; i < ESP_SIMILARITY_KINDS; i++)
-    if (strcmp(name, names[i]) == 0) {
-      *kind = (esp_similarity_kind)i;
-      return ESP_OK;
-    }
-  const char *near = esp_nearest(name, names, ESP_SIMILARITY_KINDS);
-  return esp_fail(ESP_ERR_USAGE, "the similarity %s is unknown%s%s; `espalier merge --help` lists them", name,
-                  near ? "; did you mean " : "", near ? near : "");
+  int index;
+  ESP_TRY(esp_find_name(&index, "similarity", name, names, ESP_SIMILARITY_KINDS));
+  *kind = (esp_similarity_kind)index;
+  return ESP_OK;
 }
 
 /* (cosine + 1) / 2; of a zero vector as if it were at right angles to all. */

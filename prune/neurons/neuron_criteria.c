@@ -110,7 +110,7 @@ static const esp_neuron_criterion table[] = {
     {"neuron-contribution", "mean |h_j| after the selection x the norm of its row of down", true, false,
      score_contribution},
     {"neuron-weight-norm", "L2 norm of its rows of gate, up and down together", false, false, score_weight_norm},
-    {"neuron-random", "a uniform number, keyed by --seed and the layer", false, false, score_random},
+    {"neuron-random", "a uniform number, keyed by the seed and the layer", false, false, score_random},
 };
 enum { ROWS = sizeof table / sizeof table[0] };
 
@@ -123,13 +123,9 @@ bool esp_is_neuron_criterion(const char *name) { return strncmp(name, prefix, si
 
 esp_status esp_neuron_criterion_find(const esp_neuron_criterion **criterion, const char *name) {
   const char *names[ROWS];
-  for (size_t i = 0; i < ROWS; i++) {
-    names[i] = table[i].name;
-    if (strcmp(name, table[i].name) != 0) continue;
-    *criterion = &table[i];
-    return ESP_OK;
-  }
-  const char *near = esp_nearest(name, names, ROWS);
-  return esp_fail(ESP_ERR_USAGE, "--criterion %s is unknown%s%s; `espalier prune --help` lists them", name,
-                  near ? "; did you mean " : "", near ? near : "");
+  int index;
+  for (size_t i = 0; i < ROWS; i++) names[i] = table[i].name;
+  ESP_TRY(esp_find_name(&index, "criterion", name, names, ROWS));
+  *criterion = &table[index];
+  return ESP_OK;
 }

@@ -159,9 +159,7 @@ esp_status esp_method_find(esp_method *method, const char *name) {
     if (strcmp(name, names[i]) == 0) return ESP_OK;
   }
   if (strchr(name, ',')) return find_variant(method, name);
-  const char *near = esp_nearest(name, names, count);
-  return esp_fail(ESP_ERR_USAGE, "there is no method %s%s%s; `espalier sweep --help` lists them", name,
-                  near ? "; did you mean " : "", near ? near : "");
+  return esp_fail_unknown(ESP_ERR_USAGE, "method", name, names, count);
 }
 
 esp_status esp_method_make(const esp_method *method, const esp_method_inputs *inputs, esp_compressed *made) {

@@ -27,7 +27,7 @@ static void tell(const esp_sweep *sweep, const esp_sweep_cell *cell, esp_progres
 }
 
 static esp_status stopped(const esp_sweep *sweep) {
-  return esp_fail(ESP_ERR_INTERRUPTED, "stopped with %lld of %lld cells done; the same command goes on from here",
+  return esp_fail(ESP_ERR_INTERRUPTED, "stopped with %lld of %lld cells done; the same sweep goes on from here",
                   (long long)(sweep->cell_count - count_left(sweep)), (long long)sweep->cell_count);
 }
 

@@ -41,7 +41,7 @@ static esp_status compare(const json_t *now, const json_t *then, const char *fol
     char *there = other ? json_dumps(other, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(6)) : NULL;
     (void)esp_fail(ESP_ERR_MISMATCH,
                    "%s holds a sweep whose %s is %s, but now it is %s; go on with the settings as they were, or choose "
-                   "another --out",
+                   "another folder",
                    folder, key, there ? there : "not there", here ? here : "?");
     free(here);
     free(there);
