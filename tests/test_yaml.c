@@ -192,6 +192,28 @@ static void aliases_are_resolved(void **state) {
               "c.yaml, line 1: \"model.layers[0]\" is a section; expected a whole number from 0 to 4294967295");
 }
 
+/* YAML 1.2: 064 is 64, whatever C makes of it. */
+static void leading_zeros_mean_nothing(void **state) {
+  (void)state;
+  struct settings settings;
+  must_load(&settings,
+            "threads: &n 064\n"
+            "model: {experts: *n, offset: -0077, layers: [00, +010, 08], rate: 010.5}\n"
+            "run: {seed: 00018446744073709551615, low: 000, name: 007}\n",
+            NULL);
+  assert_int_equal(settings.threads, 64);
+  assert_int_equal(settings.model.experts, 64);
+  assert_int_equal(settings.model.offset, -77);
+  assert_int_equal(settings.model.layers[0], 0);
+  assert_int_equal(settings.model.layers[1], 10);
+  assert_int_equal(settings.model.layers[2], 8);
+  assert_true(settings.model.rate == 10.5);
+  assert_true(settings.run.seed == UINT64_MAX && settings.run.low == 0);
+  assert_string_equal(settings.run.name, "007");
+  must_load(&settings, NULL, "threads=0100");
+  assert_int_equal(settings.threads, 100);
+}
+
 static void overrides_come_last_and_in_order(void **state) {
   (void)state;
   struct settings settings;
@@ -353,7 +375,9 @@ static void wrong_types_are_named(void **state) {
       {"model.experts=-1", "\"model.experts\" is \"-1\"; expected a whole number from 0 to 4294967295"},
       {"model.experts=4294967296", "\"model.experts\" is \"4294967296\"; expected a whole number from 0 to 4294967295"},
       {"model.experts=1.5", "\"model.experts\" is \"1.5\"; expected a whole number from 0 to 4294967295"},
-      {"model.experts=010", "\"model.experts\" is \"010\"; expected a whole number from 0 to 4294967295"},
+      {"model.experts=0x10", "\"model.experts\" is \"0x10\"; expected a whole number from 0 to 4294967295"},
+      {"model.experts=0o10", "\"model.experts\" is \"0o10\"; expected a whole number from 0 to 4294967295"},
+      {"model.offset=-0129", "\"model.offset\" is \"-0129\"; expected a whole number from -128 to 127"},
       {"model.experts=", "\"model.experts\" is \"\"; expected a whole number from 0 to 4294967295"},
       {"model.experts=[1]", "\"model.experts\" is a list of 1; expected a whole number from 0 to 4294967295"},
       {"model.experts={a: 1}", "\"model.experts\" is a section; expected a whole number from 0 to 4294967295"},
@@ -607,6 +631,7 @@ int main(void) {
       cmocka_unit_test(defaults_alone_are_copied),
       cmocka_unit_test(text_overlays_defaults),
       cmocka_unit_test(aliases_are_resolved),
+      cmocka_unit_test(leading_zeros_mean_nothing),
       cmocka_unit_test(overrides_come_last_and_in_order),
       cmocka_unit_test(config_may_be_its_own_defaults),
       cmocka_unit_test(floats_keep_their_bits),

@@ -75,7 +75,7 @@ static esp_status fail_unknown_key(const overlay *layer, const char *section_pat
   return esp_fail(ESP_ERR_CONFIG, "%s%s Known keys%s", esp_error_message(), near ? "" : ".", known.text);
 }
 
-static esp_status check_node(overlay *layer, const char *path, const schema_value *schema, const yaml_node_t *node);
+static esp_status check_node(overlay *layer, const char *path, const schema_value *schema, yaml_node_t *node);
 
 static esp_status check_pair(overlay *layer, const char *path, const schema_value *schema, const yaml_node_t *section,
                              size_t index) {
@@ -109,17 +109,28 @@ static esp_status check_list(overlay *layer, const char *path, const schema_valu
   for (size_t i = 0; i < item_count(node); i++) {
     char entry_path[PATH_SIZE];
     snprintf(entry_path, sizeof entry_path, "%.200s[%zu]", path, i);
-    const yaml_node_t *item = node_at(&layer->document, node->data.sequence.items.start[i]);
+    yaml_node_t *item = node_at(&layer->document, node->data.sequence.items.start[i]);
     ESP_TRY(check_node(layer, entry_path, schema->sequence.entry, item));
   }
   return ESP_OK;
 }
 
-static esp_status check_node(overlay *layer, const char *path, const schema_value *schema, const yaml_node_t *node) {
+/* Takes a number's leading zeros out of the document. */
+static void drop_zeros(const schema_value *schema, yaml_node_t *node) {
+  char *text = (char *)node->data.scalar.value;
+  if (*text == '+' || *text == '-') text++;
+  const size_t zeros = esp_schema_zeros(schema, text);
+  memmove(text, text + zeros, strlen(text) + 1 - zeros);
+  node->data.scalar.length -= zeros;
+}
+
+static esp_status check_node(overlay *layer, const char *path, const schema_value *schema, yaml_node_t *node) {
   if (schema->type == CYAML_MAPPING) return check_section(layer, path, schema, node);
   if (is_list(schema)) return check_list(layer, path, schema, node);
   const char *text = scalar_text(node);
-  return text && esp_schema_fits(schema, text) ? ESP_OK : fail_value(layer, path, schema, node);
+  if (!text || !esp_schema_fits(schema, text)) return fail_value(layer, path, schema, node);
+  drop_zeros(schema, node);
+  return ESP_OK;
 }
 
 esp_status esp_yaml_check(overlay *layer) {

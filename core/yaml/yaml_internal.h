@@ -57,6 +57,10 @@ void esp_schema_add_expectation(phrase *to, const schema_value *schema);
 /* Whether `text` is a value of the scalar that `schema` describes. */
 bool esp_schema_fits(const schema_value *schema, const char *text);
 
+/* Leading zeros that a value that fits begins with, behind its sign: YAML 1.2 has them mean nothing, but
+ * libcyaml would take what follows them for octal. */
+size_t esp_schema_zeros(const schema_value *schema, const char *text);
+
 typedef struct key_filter {
   esp_yaml_key_filter *keep; /* NULL: all keys */
   void *context;

@@ -121,11 +121,10 @@ static size_t digits(const char *text) {
   return count;
 }
 
-/* Leading zeros are refused, because strtoll() and so libcyaml take them for octal. */
 static bool is_whole_number(const char *text) {
   if (*text == '+' || *text == '-') text++;
   const size_t count = digits(text);
-  return count && !text[count] && (count == 1 || *text != '0');
+  return count && !text[count];
 }
 
 static bool is_decimal_number(const char *text) {
@@ -184,6 +183,13 @@ bool esp_schema_fits(const schema_value *schema, const char *text) {
   default:
     return length >= schema->string.min && length <= schema->string.max;
   }
+}
+
+size_t esp_schema_zeros(const schema_value *schema, const char *text) {
+  size_t count = 0;
+  if (schema->type != CYAML_INT && schema->type != CYAML_UINT) return 0;
+  while (text[count] == '0' && is_digit(text[count + 1])) count++;
+  return count;
 }
 
 /* ---- The document of a struct ----
