@@ -59,6 +59,20 @@ static void the_nearest_word_is_suggested(void **state) {
 
 static void panic(void *context) { esp_panic("%s is %d", (const char *)context, 5); }
 
+static void unknown_names_are_answered(void **state) {
+  (void)state;
+  const char *names[] = {"experts", "top_k", "hidden"};
+  int index = -1;
+  assert_int_equal(esp_find_name(&index, "setting", "top_k", names, 3), ESP_OK);
+  assert_int_equal(index, 1);
+  assert_int_equal(esp_find_name(&index, "setting", "topk", names, 3), ESP_ERR_USAGE);
+  assert_string_equal(esp_error_message(), "there is no setting \"topk\"; did you mean \"top_k\"?");
+  assert_int_equal(esp_fail_unknown(ESP_ERR_NOT_FOUND, "setting", "zzzzzzzz", names, 3), ESP_ERR_NOT_FOUND);
+  assert_string_equal(esp_error_message(), "there is no setting \"zzzzzzzz\"; there are experts, top_k and hidden");
+  assert_int_equal(esp_suggest(ESP_ERR_CONFIG, NULL), ESP_ERR_CONFIG);
+  assert_string_equal(esp_error_message(), "there is no setting \"zzzzzzzz\"; there are experts, top_k and hidden");
+}
+
 static void a_panic_says_why(void **state) {
   (void)state;
   char name[] = "rank";
@@ -507,6 +521,7 @@ int main(void) {
       cmocka_unit_test(long_messages_are_cut),
       cmocka_unit_test(every_status_has_a_text),
       cmocka_unit_test(the_nearest_word_is_suggested),
+      cmocka_unit_test(unknown_names_are_answered),
       cmocka_unit_test(a_panic_says_why),
       cmocka_unit_test(blocks_are_zeroed_and_aligned),
       cmocka_unit_test(sizes_that_overflow_are_refused),

@@ -130,8 +130,8 @@ static void modes_have_names(void **state) {
     assert_int_equal(mode, modes[i]);
   }
   esp_prune_mode mode;
-  assert_says(esp_prune_mode_parse(&mode, "delete"), ESP_ERR_USAGE,
-              "there is no mode \"delete\"; there are zero, remove and mask");
+  assert_says(esp_prune_mode_parse(&mode, "elsewhere"), ESP_ERR_USAGE,
+              "there is no mode \"elsewhere\"; there are zero, remove and mask");
 }
 
 /* --- budgets ------------------------------------------------------------------------------------------------------ */
