@@ -18,6 +18,7 @@ typedef struct recipe {
   esp_status (*work)(training *t, esp_training_result *result);
   /* Whether a run that is to be resumed is done, complete() included; NULL: esp_train() finds out. */
   bool (*finished)(const training *t);
+  bool lengthens; /* resumed with more epochs it goes on beyond the end it had */
   /* What is done with the model at the end, before the results are written; NULL: nothing. */
   esp_status (*complete)(training *t, esp_training_result *result);
 } recipe;
@@ -37,6 +38,7 @@ struct training {
   bool resumes;                    /* it is there, and goes on */
   int replaced_head;               /* classes of the model's head before, if it begins anew; else 0 */
   esp_folder_lock *lock;           /* of the folder, while the run goes on */
+  double epochs_before;            /* of a resumed run that is lengthened; else 0 */
 };
 
 /* A whole command that trains once. */
@@ -73,8 +75,9 @@ esp_status training_create(training *t);
 /* Model and info as an interrupted run left them; checks that the data are the same. */
 esp_status training_load(training *t);
 
-/* ESP_ERR_CONFIG, naming the setting, if t->config is not what the loaded run was started with. */
-esp_status training_check_settings_kept(const training *t);
+/* ESP_ERR_CONFIG, naming the setting, if t->config is not what the loaded run was started with; more epochs are let pass
+ * where the recipe lengthens runs. */
+esp_status training_check_settings_kept(training *t);
 
 /* Checks, makes the folder, trains, writes the results. */
 esp_status training_run(training *t, esp_training_result *result);

@@ -2,6 +2,7 @@
 
 #include <espalier/core.h>
 #include <espalier/cost.h>
+#include <espalier/output_file.h>
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,10 +54,25 @@ static esp_status fail_changed(const char *now, const char *then) {
                   (int)strcspn(now, "\n"), now, (int)strcspn(then, "\n"), then);
 }
 
-esp_status training_check_settings_kept(const training *t) {
+/* A run that is lengthened differs in its epochs, and `kept` then takes these. */
+static esp_status take_length(training *t, esp_run_config *kept) {
+  const double now = t->config.training.epochs, then = kept->training.epochs;
+  const esp_progress *p = &t->trained.info.progress;
+  if (now < then)
+    return esp_fail(ESP_ERR_CONFIG,
+                    "training.epochs is %g, but the run was started for %g and has done %.4g; a run can be lengthened, "
+                    "but not shortened",
+                    now, then, then * (double)p->step / (double)p->steps);
+  if (now > then) t->epochs_before = then;
+  kept->training.epochs = now;
+  return ESP_OK;
+}
+
+esp_status training_check_settings_kept(training *t) {
   esp_run_config kept;
   char *now = NULL, *then = NULL;
   ESP_TRY(esp_run_config_recall(&kept, t->resume_from, t->trained.info.run_config));
+  if (t->recipe && t->recipe->lengthens) ESP_TRY(take_length(t, &kept));
   esp_status status = esp_run_config_save(&then, &kept);
   if (status == ESP_OK) status = esp_run_config_save(&now, &t->config);
   if (status == ESP_OK && strcmp(now, then) != 0) status = fail_changed(now, then);
@@ -101,6 +117,21 @@ static void print_remarks(const esp_dataset *dataset) {
     fprintf(stderr, "warning: %s\n", line);
 }
 
+/* The learning rate is a function of the share of the run that is done, of which more is left now. */
+static void print_length(const training *t) {
+  const esp_optimizer_config *o = &t->config.optimizer;
+  const int64_t done = t->trained.info.progress.step, before = t->trained.info.progress.steps;
+  const int64_t steps = esp_run_steps(&t->config.training, t->dataset);
+  if (!(t->epochs_before > 0)) return;
+  fprintf(
+      stderr,
+      "lengthened from %g to %g epochs, %lld to %lld steps, of which %lld are done; the learning rate is that of a run "
+      "of %g epochs from here on: %.3g for the next step, where it was %.3g for the last\n",
+      t->epochs_before, t->config.training.epochs, (long long)before, (long long)steps, (long long)done,
+      t->config.training.epochs, o->learning_rate * esp_schedule_multiplier(&o->schedule, done, steps),
+      o->learning_rate * esp_schedule_multiplier(&o->schedule, done - 1, before));
+}
+
 static void print_start(const training *t) {
   if (t->quiet) return;
   esp_model_cost cost;
@@ -122,6 +153,7 @@ static void print_start(const training *t) {
   fprintf(stderr, "; %d thread%s, own kernels %s, OpenBLAS kernel %s\n", esp_threads(), esp_threads() == 1 ? "" : "s",
           esp_gemm_kernel(), esp_blas_kernel());
   print_capacity(&t->config);
+  print_length(t);
   if (t->terse) return;
   fprintf(stderr, "%s%s\n", t->resumes ? "resumed; settings: " : "settings: ", "config.yaml in the run");
   if (!t->resumes) fprintf(stderr, "---\n%s---\n", t->trained.info.run_config);
@@ -139,12 +171,20 @@ json_t *training_results_json(const training *t, const esp_training_result *resu
   return json;
 }
 
+/* Those of the shorter run. */
+static esp_status delete_results(const char *folder) {
+  char path[ESP_PATH_SIZE];
+  ESP_TRY(esp_folder_path(path, folder, "results.json"));
+  return esp_file_delete(path);
+}
+
 esp_status training_run(training *t, esp_training_result *result) {
   ESP_TRY(esp_run_check(&t->trained, &t->config, t->dataset, t->teacher.model ? &t->teacher : NULL));
   ESP_TRY(esp_run_open_folder(&t->lock, t->folder, t->action, true));
   ESP_TRY(check_unchanged(t));
   if (!t->resumes) ESP_TRY(esp_run_remove_older(t->folder));
   tell_lock(t->lock);
+  if (t->epochs_before > 0) ESP_TRY(delete_results(t->folder));
   t->config.model = t->trained.model->config;
   ESP_TRY(esp_run_write_config(t->folder, &t->config, &t->trained.info));
   print_start(t);

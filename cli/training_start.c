@@ -27,9 +27,29 @@ static esp_status read_settings_again(training *t, const arguments *a) {
   return apply_seed(t, a);
 }
 
+/* The first operand of a run that began from a model: that model or, where it is gone, the run itself. */
+static esp_status check_origin(const training *t, const arguments *a) {
+  esp_trained origin;
+  if (strcmp(t->action, "pretrain") == 0) return ESP_OK;
+  const char *expected = t->trained.info.history[t->trained.info.history_count - 1].parent;
+  const esp_status status = esp_trained_load(&origin, a->operands[0]);
+  if (status == ESP_ERR_NOT_FOUND) return advise("if the model it came from is gone, name the run itself", status);
+  ESP_TRY(status);
+  const bool fits = is_same_file(origin.path, t->resume_from) || strcmp(origin.info.digest, expected) == 0;
+  if (!fits)
+    (void)esp_fail(ESP_ERR_MISMATCH,
+                   "the run in %s was started from the model %s, but %s is the model %s; name the one it came from, or "
+                   "the run itself",
+                   t->folder, expected, origin.path, origin.info.digest);
+  esp_trained_clear(&origin);
+  return fits ? ESP_OK : ESP_ERR_MISMATCH;
+}
+
 /* Model and info as the interrupted run left them. Its settings are those it was started with. */
 static esp_status resume(training *t, const arguments *a) {
+  ESP_TRY(refuse_options(a, "--new-head", "a resumed run has its head already"));
   ESP_TRY(training_load(t));
+  ESP_TRY(check_origin(t, a));
   ESP_TRY(read_settings_again(t, a));
   ESP_TRY(training_split_data(t));
   return training_check_settings_kept(t);
@@ -151,7 +171,7 @@ static esp_status check_resumable(const training *t, const arguments *a) {
 /* Whether its last step is done and its results are those of its last checkpoint. */
 bool training_has_ended(const training *t) {
   char path[ESP_PATH_SIZE];
-  if (t->trained.info.progress.step < t->trained.info.progress.steps) return false;
+  if (t->trained.info.progress.step < t->trained.info.progress.steps || t->epochs_before > 0) return false;
   if (esp_folder_path(path, t->folder, "results.json") != ESP_OK) return false;
   json_t *results = json_load_file(path, 0, NULL);
   const char *digest = json_string_value(json_object_get(results, "digest"));

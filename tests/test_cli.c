@@ -221,7 +221,7 @@ static void test_upcycle(void **state) {
   digest_of("dense", digest);
   assert_string_equal(text(item(m, "history", 1), "parent"), digest);
   json_decref(m);
-  succeed("finetune upcycled --data synthetic --out grown --quiet --set training.epochs=0.02");
+  succeed("finetune upcycled --data synthetic --out stretched --quiet --set training.epochs=0.02");
   succeed("upcycle dense --set model.layers=[moe] --noise 0.1 --seed 3 --out upcycled.h5");
   assert_non_null(strstr(out, "does not compute quite"));
   static const refusal refusals[] = {
@@ -286,7 +286,7 @@ static void test_trace(void **state) {
           "--out untraceable --set model.moe.router.policy=expert_choice --set model.moe.router.renormalise=false "
           "--set model.moe.router.balance_weight=0");
   static const refusal refusals[] = {
-      {"evaluate finetuned --data synthetic:narrow --replay routes.h5", 1, "the trace has 300 images", "--limit 300"},
+      {"evaluate finetuned --data synthetic:narrow --replay routes.h5", 1, "the trace has 300 images", "evaluate 300"},
       {"evaluate finetuned --data synthetic:narrow --limit 9 --split train --replay routes.h5", 1, "test split",
        "train split"},
       {"evaluate pretrained --data synthetic --limit 9 --replay routes.h5", 1, "synthetic:narrow", "recorded on"},
@@ -517,6 +517,54 @@ static void test_resume(void **state) {
   assert_string_equal(before, after);
 }
 
+#define CONSTANT \
+  "pretrain small.yaml --data synthetic --set optimizer.schedule.kind=constant --set optimizer.schedule.warmup=0 "
+#define EPOCHS "--set training.epochs="
+
+/* And from the settings alone, as a run leaves them that was stopped before its first checkpoint. */
+static void test_lengthened(void **state) {
+  (void)state;
+  char stretched[32], whole[32];
+  assert_int_equal(mkdir("begun", 0777), 0);
+  write_file("begun/config.yaml", "{}\n", 3);
+  succeed(CONSTANT EPOCHS "0.06 --out begun --resume");
+  assert_non_null(strstr(err, "the run in begun was stopped before its first checkpoint: it starts from step 0"));
+  digest_of("begun", whole);
+  succeed(CONSTANT EPOCHS "0.03 --out stretched");
+  static const refusal refusals[] = {
+      {CONSTANT EPOCHS "0.02 --out stretched --resume", 2, "training.epochs is 0.02", "lengthened, but not shortened"},
+      {CONSTANT EPOCHS "0.06 --set training.batch=32 --out stretched --resume", 2, "keeps its settings", "`batch: 32`"},
+  };
+  REFUSE_ALL(refusals);
+  succeed(CONSTANT EPOCHS "0.06 --out stretched --resume");
+  assert_non_null(strstr(err, "lengthened from 0.03 to 0.06 epochs"));
+  digest_of("stretched", stretched);
+  assert_string_equal(stretched, whole);
+  json_t *results = json_load_file("stretched/results.json", 0, NULL);
+  assert_string_equal(text(results, "digest"), whole);
+  json_decref(results);
+  succeed("inspect stretched");
+  assert_non_null(strstr(out, "; lengthened after step "));
+  succeed("pretrain --data synthetic --out stretched --resume");
+  assert_non_null(strstr(err, "stretched is finished: there is nothing to resume"));
+}
+
+/* Of a finetuning: whatever else is named is not what it came from. */
+static void test_resumed_from_another_model(void **state) {
+  (void)state;
+  static const refusal refusals[] = {
+      {"finetune again --data synthetic:narrow --out tuned --resume --quiet", 1, "tuned was started from the model",
+       "again/last.h5 is the model"},
+      {"finetune gone --data synthetic:narrow --out tuned --resume --quiet", 1, "gone", "name the run itself"},
+  };
+  succeed("finetune pretrained --data synthetic:narrow --out tuned --quiet");
+  succeed(PRETRAIN "--seed 5 --out again --overwrite");
+  REFUSE_ALL(refusals);
+  succeed("finetune pretrained --data synthetic:narrow --out tuned --resume");
+  succeed("finetune tuned --data synthetic:narrow --out tuned --resume");
+  assert_non_null(strstr(err, "tuned is finished"));
+}
+
 #define DIVERGING                                                                                  \
   "--set optimizer.kind=sgd --set optimizer.learning_rate=1000 --set optimizer.clip_norm=0 --set " \
   "optimizer.schedule.warmup=0 --set model.layers=[dense] --set training.epochs=1 --set training.evaluate_every=1 "
@@ -567,6 +615,8 @@ int main(void) {
       cmocka_unit_test(test_interrupts),
       cmocka_unit_test(test_killed),
       cmocka_unit_test(test_resume),
+      cmocka_unit_test(test_lengthened),
+      cmocka_unit_test(test_resumed_from_another_model),
       cmocka_unit_test(test_overwrite),
   };
   return cmocka_run_group_tests_name("cli", tests, begin, end);

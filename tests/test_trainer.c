@@ -281,10 +281,61 @@ static void test_resumed_with_other_settings(void **state) {
   t.config.training.seed = 7;
   expect_failure(go_on(&t, NULL), ESP_ERR_CONFIG, "started with seed 1, not 7", "keeps its settings");
   t.config.training.seed = 1;
-  t.config.training.epochs = 1;
-  expect_failure(go_on(&t, NULL), ESP_ERR_CONFIG, "planned for 10 steps, not 148", "keeps its settings");
+  t.config.training.epochs = 0.05;
+  expect_failure(go_on(&t, NULL), ESP_ERR_CONFIG, "planned for 10 steps and has done 1", "but not shortened");
   t.config.optimizer.kind = ESP_OPTIMIZER_SGD;
   expect_failure(go_on(&t, NULL), ESP_ERR_MISMATCH, "last.h5", "");
+  tear_down(&t);
+}
+
+/* At its end, and once more half way: as if it had been as long from the start, optimiser and best model included. */
+static void test_lengthened(void **state) {
+  (void)state;
+  training whole, grown;
+  const char *const *const settings =
+      SETTINGS("optimizer.schedule.kind=constant", "optimizer.schedule.warmup=0", "training.evaluate_examples=0");
+  set_up(&whole, settings);
+  expect_ok(go(&whole, NULL, NULL));
+  set_up(&grown, settings);
+  grown.config.training.epochs = 4.0 / 148;
+  expect_ok(go(&grown, NULL, NULL));
+  assert_int_equal(grown.result.steps, 4);
+  grown.config.training.epochs = 7.0 / 148;
+  expect_failure(go_on(&grown, &at_once), ESP_ERR_INTERRUPTED, "stopped after step 5 of 7", "");
+  grown.config.training.epochs = whole.config.training.epochs;
+  expect_ok(go_on(&grown, NULL));
+  assert_same_bits("parameters", esp_parameters_values(whole.model->parameters),
+                   esp_parameters_values(grown.model->parameters), esp_parameters_size(whole.model->parameters));
+  assert_same_optimizers(&whole, &grown);
+  assert_int_equal(whole.info.progress.best_step, grown.info.progress.best_step);
+  assert_true(whole.info.progress.best_accuracy == grown.info.progress.best_accuracy);
+  assert_true(whole.result.final.loss == grown.result.final.loss);
+  assert_int_equal(grown.info.history[0].steps, STEPS);
+  assert_string_equal(grown.info.history[0].detail,
+                      "; lengthened after step 4 from 4 to 7 steps; lengthened after step 5 "
+                      "from 7 to 10 steps");
+  tear_down(&whole);
+  tear_down(&grown);
+}
+
+/* The last accuracy was that of all images: on the way the best one competes with others of as many as they look at. */
+static void test_the_best_before_a_lengthening(void **state) {
+  (void)state;
+  training t;
+  esp_evaluation part;
+  set_up(&t, SETTINGS("training.epochs=0.0337"));
+  expect_ok(go(&t, NULL, NULL));
+  const esp_progress ended = t.info.progress;
+  const esp_evaluation_options options = {.split = ESP_VALIDATION, .batch = 32, .limit = 64};
+  esp_trained best;
+  expect_ok(esp_trained_load(&best, file_of(&t, "best.h5")));
+  expect_ok(esp_evaluate(best.model, data, &t.info.normalisation, &options, &part));
+  esp_trained_clear(&best);
+  t.config.training.epochs = 0.064;
+  t.config.training.evaluate_every = 9;
+  expect_failure(go_on(&t, &at_once), ESP_ERR_INTERRUPTED, "stopped after step 6 of 10", "");
+  assert_true(part.accuracy != ended.best_accuracy && t.info.progress.best_accuracy == part.accuracy);
+  assert_int_equal(t.info.progress.best_step, ended.best_step);
   tear_down(&t);
 }
 
@@ -762,6 +813,8 @@ int main(void) {
       cmocka_unit_test(test_resumed_with_state),
       cmocka_unit_test(test_resumed_at_the_end),
       cmocka_unit_test(test_resumed_with_other_settings),
+      cmocka_unit_test(test_lengthened),
+      cmocka_unit_test(test_the_best_before_a_lengthening),
       cmocka_unit_test(test_threads),
       cmocka_unit_test(test_bf16_runs_keep_their_bits),
       cmocka_unit_test(test_bf16_gradients_point_where_those_of_fp32_do),

@@ -7,6 +7,7 @@
 #include <espalier/whitening.h>
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* A batch's share in a batch norm's running averages is that of PyTorch. */
@@ -14,6 +15,11 @@ static const double batch_norm_share = 0.1;
 
 int64_t esp_training_steps(const esp_training_config *config, int64_t batches_per_epoch) {
   return (int64_t)ceil(config->epochs * (double)batches_per_epoch - 1e-9);
+}
+
+int64_t esp_run_steps(const esp_training_config *config, const esp_dataset *dataset) {
+  const int64_t images = esp_dataset_info_of(dataset)->count[ESP_TRAIN];
+  return esp_training_steps(config, images < config->batch ? 1 : images / config->batch);
 }
 
 /* Names the first op whose result (or whose input's gradient) is not finite. */
@@ -86,6 +92,7 @@ typedef struct run {
   esp_window window;
   esp_progress_bar bar;
   int64_t step, steps, batches_per_epoch;
+  bool lengthened;         /* resumed with more steps than it was planned for */
   int64_t saved_step;      /* in last.h5; -1: none */
   double next_evaluation;  /* in epochs */
   double last_checkpoint;  /* esp_seconds() */
@@ -177,8 +184,8 @@ static esp_status evaluate_on_the_way(run *r) {
   return ESP_OK;
 }
 
-/* The best model before the end, evaluated on all of the validation split; NULL: there is none. */
-static esp_status load_candidate(run *r, esp_model **candidate, esp_evaluation *validation) {
+/* The best model before this step, evaluated on `limit` images of the validation split; NULL: there is none. */
+static esp_status load_candidate(run *r, int64_t limit, esp_model **candidate, esp_evaluation *validation) {
   char path[ESP_PATH_SIZE];
   esp_checkpoint_info info;
   const esp_progress *p = &r->job->info->progress;
@@ -187,7 +194,7 @@ static esp_status load_candidate(run *r, esp_model **candidate, esp_evaluation *
   ESP_TRY(esp_folder_path(path, r->job->folder, "best.h5"));
   ESP_TRY(esp_checkpoint_load(path, candidate, &info));
   esp_checkpoint_info_clear(&info);
-  return evaluate(r, *candidate, ESP_VALIDATION, r->job->final_examples, NULL, validation);
+  return evaluate(r, *candidate, ESP_VALIDATION, limit, NULL, validation);
 }
 
 /* Compares the model at the end and the best one before on equal terms. */
@@ -219,7 +226,7 @@ static esp_status conclude(run *r) {
   esp_evaluation validation = {0};
   ESP_TRY(close_window(r));
   if (has_validation(r)) ESP_TRY(evaluate_now(r, ESP_VALIDATION, r->job->final_examples, true, &r->result.validation));
-  esp_status status = load_candidate(r, &candidate, &validation);
+  esp_status status = load_candidate(r, r->job->final_examples, &candidate, &validation);
   if (status == ESP_OK) status = conclude_with(r, candidate, &validation);
   esp_model_free(candidate);
   return status;
@@ -296,15 +303,47 @@ static esp_status loop(run *r) {
   return status == ESP_ERR_NOT_FINITE ? explain_not_finite(r) : status;
 }
 
-static esp_status check_resumed(const run *r) {
+static esp_status check_resumed(run *r) {
   const esp_progress *p = &r->job->info->progress;
   if (p->seed != r->job->config->training.seed)
     return esp_fail(ESP_ERR_CONFIG, "the run was started with seed %llu, not %llu; a resumed run keeps its settings",
                     (unsigned long long)p->seed, (unsigned long long)r->job->config->training.seed);
-  if (p->steps != r->steps)
-    return esp_fail(ESP_ERR_CONFIG, "the run was planned for %lld steps, not %lld; a resumed run keeps its settings",
+  if (r->steps < p->steps)
+    return esp_fail(ESP_ERR_CONFIG,
+                    "the run was planned for %lld steps and has done %lld, and now it is to have %lld; a run can be "
+                    "lengthened, but not shortened",
+                    (long long)p->steps, (long long)r->step, (long long)r->steps);
+  if (r->pruning && r->steps > p->steps)
+    return esp_fail(ESP_ERR_CONFIG,
+                    "the run was planned for %lld steps, not %lld; rows of its experts go by the share of the run that "
+                    "is done, so that it cannot be lengthened",
                     (long long)p->steps, (long long)r->steps);
+  r->lengthened = r->steps > p->steps;
   return ESP_OK;
+}
+
+/* At its end the best model was chosen on all images perhaps. From now on it competes with evaluations on the way again,
+ * and so it is evaluated as they are. */
+static esp_status measure_best_again(run *r) {
+  esp_model *best = NULL;
+  esp_evaluation validation;
+  const int64_t limit = r->job->config->training.evaluate_examples;
+  esp_status status = load_candidate(r, limit, &best, &validation);
+  if (status == ESP_OK && !best) status = evaluate(r, r->job->model, ESP_VALIDATION, limit, NULL, &validation);
+  if (status == ESP_OK) r->job->info->progress.best_accuracy = validation.accuracy;
+  esp_model_free(best);
+  return status;
+}
+
+/* The history and, at once, the checkpoint say that there is more to come. */
+static esp_status lengthen(run *r) {
+  const esp_progress *p = &r->job->info->progress;
+  esp_history_entry *entry = history_of(r);
+  const size_t used = strlen(entry->detail);
+  if (r->step == p->steps && p->best_accuracy >= 0 && has_validation(r)) ESP_TRY(measure_best_again(r));
+  snprintf(entry->detail + used, sizeof entry->detail - used, "; lengthened after step %lld from %lld to %lld steps",
+           (long long)r->step, (long long)p->steps, (long long)r->steps);
+  return save(r, ESP_LAST_CHECKPOINT);
 }
 
 static esp_status take_teacher(run *r) {
@@ -371,6 +410,7 @@ esp_status esp_train(const esp_training_job *job, esp_training_result *result) {
   run r = {.job = job, .saved_step = -1};
   const double start = esp_seconds();
   esp_status status = prepare(&r);
+  if (status == ESP_OK && r.lengthened) status = lengthen(&r);
   if (status == ESP_OK) status = loop(&r);
   *result = r.result;
   result->best_step = job->info->progress.best_step;

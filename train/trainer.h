@@ -50,11 +50,17 @@ typedef struct esp_training_result {
  * once, at the end. Leaves metrics.csv, last.h5 and best.h5 in the folder. ESP_ERR_CONFIG if the dataset does not hold
  * out the share that config->data says (see esp_dataset_hold_out()). ESP_ERR_INTERRUPTED if
  * stopped (last.h5 then holds the state to resume from), ESP_ERR_NOT_FINITE if the loss or the gradient stops being
- * finite (last.h5 is the last good state). */
+ * finite (last.h5 is the last good state).
+ * A resumed run keeps its settings, but it may be lengthened: with more config->training.epochs than it was planned for
+ * it goes on from its last step, at its end too, and its history says so. What is a function of the share of the run,
+ * the learning rate, is from there on as in a run of the new length. A run that prunes rows cannot be lengthened. */
 ESP_API esp_status esp_train(const esp_training_job *job, esp_training_result *result) ESP_MUST_CHECK;
 
 /* Steps of a run: epochs x batches per epoch, rounded up. */
 ESP_API int64_t esp_training_steps(const esp_training_config *config, int64_t batches_per_epoch);
+
+/* The same for the batches that esp_train() takes of the data: whole ones, unless there are fewer images than that. */
+ESP_API int64_t esp_run_steps(const esp_training_config *config, const esp_dataset *dataset);
 
 typedef struct esp_step_options {
   esp_pass pass; /* `training` is true in it */

@@ -10,7 +10,8 @@ static esp_status start_finetuning(training *t, const arguments *a) {
 }
 
 static int run_finetune(const arguments *a) {
-  return run_training(a, &(recipe){.action = "finetune", .start = start_finetuning, .finished = training_has_ended});
+  return run_training(
+      a, &(recipe){.action = "finetune", .start = start_finetuning, .finished = training_has_ended, .lengthens = true});
 }
 
 /* --- help ------------------------------------------------------------------------------------------------------ */

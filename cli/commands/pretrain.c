@@ -12,7 +12,9 @@ static esp_status start_pretraining(training *t, const arguments *a) {
 }
 
 static int run_pretrain(const arguments *a) {
-  return run_training(a, &(recipe){.action = "pretrain", .start = start_pretraining, .finished = training_has_ended});
+  return run_training(
+      a,
+      &(recipe){.action = "pretrain", .start = start_pretraining, .finished = training_has_ended, .lengthens = true});
 }
 
 /* --- help ------------------------------------------------------------------------------------------------------ */
@@ -30,7 +32,7 @@ const command pretrain_command = {
                "RUN/config.yaml.\n"
                "RUN gets metrics.csv, last.h5, best.h5 and results.json; at each evaluation routing.csv, "
                "coactivation.csv and specialisation.csv tell what the routers do, alarms.csv which experts go unused. "
-               "Ctrl-C ends at a safe point; --resume goes on.",
+               "Ctrl-C ends at a safe point; --resume goes on, with more training.epochs beyond the end, too.",
     .example = "pretrain examples/configs/quickstart.yaml --data synthetic --out runs/pretrained",
     .options = options,
     .most_operands = 1,
