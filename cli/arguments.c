@@ -110,11 +110,8 @@ const program_option *find_option(const char *name, size_t length) {
   return NULL;
 }
 
-static bool is_repeatable(const program_option *o) {
-  static const char *const names[] = {"--data", "--criterion", "--calibrate-on", "--set"};
-  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-    if (strcmp(o->name, names[i]) == 0) return true;
-  return false;
+static bool is_repeatable(const command *c, const program_option *o) {
+  return c->repeats && is_among(c->repeats, o->name);
 }
 
 static bool is_given(const arguments *a, const program_option *o) {
@@ -149,13 +146,13 @@ static esp_status add_repeated(repeated *list, const char *option_name, const ch
   return ESP_OK;
 }
 
-static esp_status store(arguments *a, const program_option *o, const char *value) {
+static esp_status store(const command *c, arguments *a, const program_option *o, const char *value) {
+  if (strcmp(o->name, "--set") != 0 && !is_repeatable(c, o) && is_given(a, o))
+    return esp_fail(ESP_ERR_USAGE, "%s is given twice; leave one out", o->name);
   if (strcmp(o->name, "--data") == 0) ESP_TRY(add_repeated(&a->data_sets, o->name, value));
   if (strcmp(o->name, "--criterion") == 0) ESP_TRY(add_repeated(&a->criteria, o->name, value));
   if (o->offset == TEXT(calibrate_on)) return add_repeated(&a->calibrate_on, o->name, value);
   if (strcmp(o->name, "--set") != 0) {
-    if (!is_repeatable(o) && is_given(a, o))
-      return esp_fail(ESP_ERR_USAGE, "%s is given twice; leave one out", o->name);
     memcpy((char *)a + o->offset, &value, sizeof value);
     return ESP_OK;
   }
@@ -175,9 +172,9 @@ static esp_status parse_option(const command *c, int argc, char **argv, int *ind
     *((bool *)((char *)a + o->offset)) = true;
     return ESP_OK;
   }
-  if (equals) return store(a, o, equals + 1);
+  if (equals) return store(c, a, o, equals + 1);
   if (*index + 1 >= argc) return esp_fail(ESP_ERR_USAGE, "%s needs a value: %s %s", o->name, o->name, o->value);
-  return store(a, o, argv[++*index]);
+  return store(c, a, o, argv[++*index]);
 }
 
 /* All forms on one line. */
@@ -218,6 +215,39 @@ esp_status whole_number(const char *option_name, const char *text, long long lea
   if (*text && !*end && errno == 0 && *number >= least && *number <= most) return ESP_OK;
   return esp_fail(ESP_ERR_USAGE, "%s is \"%s\"; it must be a whole number from %lld to %lld", option_name, text, least,
                   most);
+}
+
+/* In place. Returns how many items, or -1 if there are too many. */
+static int cut(char *text, const char **items, int most) {
+  int count = 0, depth = 0;
+  for (char *at = text, *item = text;; at++) {
+    depth += (*at == '(') - (*at == ')');
+    if (*at && (*at != ',' || depth > 0)) continue;
+    const bool last = !*at;
+    *at = '\0';
+    if (*item && count == most) return -1;
+    if (*item) items[count++] = item;
+    if (last) return count;
+    item = at + 1;
+  }
+}
+
+esp_status fail_twice(const char *option, const char *item) {
+  return esp_fail(ESP_ERR_USAGE, "%s names %s twice; leave one out", option, item);
+}
+
+esp_status read_list(const char *option_name, const char *text, char space[LIST_SIZE], const char **items, int most,
+                     int *count) {
+  if (strlen(text) >= LIST_SIZE)
+    return esp_fail(ESP_ERR_USAGE, "%s is longer than %d letters", option_name, LIST_SIZE - 1);
+  memcpy(space, text, strlen(text) + 1);
+  *count = cut(space, items, most);
+  for (int i = 0; i < *count; i++)
+    for (int j = 0; j < i; j++)
+      if (strcmp(items[i], items[j]) == 0) return fail_twice(option_name, items[i]);
+  if (*count > 0) return ESP_OK;
+  return esp_fail(ESP_ERR_USAGE, "%s is \"%s\"; it must be a list of 1 to %d items with commas between them",
+                  option_name, text, most);
 }
 
 esp_status real_number(const char *option_name, const char *text, double least, double most, double *number) {

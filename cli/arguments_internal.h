@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-enum { MAX_OVERRIDES = 64, MAX_OPERANDS = 8, MAX_REPEATS = 32 };
+enum { MAX_OVERRIDES = 64, MAX_OPERANDS = 8, MAX_REPEATS = 32, LIST_SIZE = 4096 };
 
 /* The values of an option that may be given several times. */
 typedef struct repeated {
@@ -56,6 +56,7 @@ typedef struct command {
   const char *details;           /* a paragraph a line, or NAME, a tab and what it is */
   const char *example;           /* a command a line, without the program's name */
   const command_option *options; /* besides the common ones; one without a name ends them */
+  const command_option *repeats; /* those that may be given several times here, ended likewise; NULL: none */
   int least_operands, most_operands;
   int (*run)(const arguments *a); /* returns the exit code */
 } command;
@@ -87,6 +88,14 @@ void print_row(FILE *file, const char *name, const char *text);
 /* A whole number within [least, most]; `fallback` if text is NULL. `option` is for the message. */
 esp_status whole_number(const char *option, const char *text, long long least, long long most, long long fallback,
                         long long *number);
+
+/* Cuts a list with commas between its items, "a,b,S(1,0,1)", not within parentheses. The items lie in `space`, no two are
+ * the same, and there are 1 to `most`. */
+esp_status read_list(const char *option, const char *text, char space[LIST_SIZE], const char **items, int most,
+                     int *count);
+
+/* ESP_ERR_USAGE: an option or a list has the same thing twice. */
+esp_status fail_twice(const char *option, const char *item);
 
 /* A finite number within [least, most]. */
 esp_status real_number(const char *option, const char *text, double least, double most, double *number);

@@ -48,6 +48,10 @@ esp_status validation_share(const esp_trained *l, const arguments *a, double *sh
 /* Opens data for a trained model, with the same share held out as in its training, or as --validation says. */
 esp_status open_data_of(esp_dataset **dataset, const char *data, const esp_trained *l, const arguments *a);
 
+/* ESP_ERR_USAGE if one of the sets before has the same images. */
+esp_status refuse_same_data(const char *option, const esp_dataset *const *before, int count,
+                            const esp_dataset *dataset);
+
 /* Opens calibration data of the model's image shape, and reads --calibration and --seed. */
 esp_status open_calibration(esp_calibration *calibration, esp_dataset **dataset, const char *data, const esp_trained *l,
                             const arguments *a);

@@ -55,6 +55,18 @@ esp_status need_data(const arguments *a) {
                   "--data is missing: which data? For example --data synthetic; `espalier data list` shows all");
 }
 
+esp_status refuse_same_data(const char *option, const esp_dataset *const *before, int count,
+                            const esp_dataset *dataset) {
+  const esp_dataset_info *info = esp_dataset_info_of(dataset);
+  for (int i = 0; i < count; i++) {
+    const esp_dataset_info *other = esp_dataset_info_of(before[i]);
+    if (strcmp(info->digest, other->digest) == 0)
+      return esp_fail(ESP_ERR_USAGE, "%s: %s has the same images as %s; leave one out", option, info->name,
+                      other->name);
+  }
+  return ESP_OK;
+}
+
 esp_status open_calibration(esp_calibration *c, esp_dataset **dataset, const char *data, const esp_trained *l,
                             const arguments *a) {
   long long images, seed;

@@ -34,7 +34,10 @@ esp_status read_neuron_pruning(const esp_neuron_criterion **criterion, esp_neuro
         "--criterion %s looks at what neurons do with data: give --data, those of the task the model is for",
         a->criterion);
   if (!(*criterion)->needs_data)
-    ESP_TRY(refuse_options(a, "--data --calibration", "a criterion of neurons that looks at no data was chosen"));
+    ESP_TRY(refuse_options(a, "--data --calibration --validation",
+                           "a criterion of neurons that looks at no data was chosen"));
+  if (!(*criterion)->needs_data && !(*criterion)->uses_seed)
+    ESP_TRY(refuse_options(a, "--seed", "the criterion draws nothing"));
   return read_budget(budget, a);
 }
 

@@ -132,6 +132,10 @@ static inline uint64_t all_that_is_in(const char *path) {
     struct stat status;
     assert_int_equal(lstat(inner, &status), 0);
     if (strstr(entry->d_name, ".tmp") || strstr(entry->d_name, ".write-test")) fail_msg("%s was left behind", inner);
+    if (strcmp(entry->d_name, ".espalier.lock") == 0) { /* its text says who held the folder last */
+      sum += crc32_z(0, (const Bytef *)inner, strlen(inner));
+      continue;
+    }
     sum += S_ISDIR(status.st_mode) ? 31 * all_that_is_in(inner) + crc32_z(0, (const Bytef *)inner, strlen(inner))
                                    : name_and_bytes(inner);
   }

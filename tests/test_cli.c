@@ -221,7 +221,7 @@ static void test_upcycle(void **state) {
   digest_of("dense", digest);
   assert_string_equal(text(item(m, "history", 1), "parent"), digest);
   json_decref(m);
-  succeed("finetune upcycled --data synthetic --out stretched --quiet --set training.epochs=0.02");
+  succeed("finetune upcycled --data synthetic --out grown --quiet --set training.epochs=0.02");
   succeed("upcycle dense --set model.layers=[moe] --noise 0.1 --seed 3 --out upcycled.h5");
   assert_non_null(strstr(out, "does not compute quite"));
   static const refusal refusals[] = {

@@ -96,9 +96,6 @@ static void test_overlap(void **state) {
   assert_string_equal(text(item(o, "criteria", 0), "criterion"), "man");
   json_decref(o);
   assert_true(is_there("overlaps/overlap.csv") && is_there("overlaps/overlap.json"));
-  o = succeed_json("overlap finetuned --data synthetic --data synthetic --calibration 64 --ratio 0.5 --criterion man");
-  assert_true(number(item(o, "criteria", 0), "overlap") == 1);
-  json_decref(o);
   refuse("overlap finetuned --data synthetic --ratio 0.5", 2, "--data", "");
 }
 

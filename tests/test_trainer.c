@@ -326,7 +326,7 @@ static void test_the_best_before_a_lengthening(void **state) {
   set_up(&t, SETTINGS("training.epochs=0.0337"));
   expect_ok(go(&t, NULL, NULL));
   const esp_progress ended = t.info.progress;
-  const esp_evaluation_options options = {.split = ESP_VALIDATION, .batch = 32, .limit = 64};
+  const esp_evaluation_options options = {.split = ESP_VALIDATION, .limit = 64};
   esp_trained best;
   expect_ok(esp_trained_load(&best, file_of(&t, "best.h5")));
   expect_ok(esp_evaluate(best.model, data, &t.info.normalisation, &options, &part));

@@ -28,27 +28,18 @@ typedef struct comparing {
 
 /* --- what is asked for ---------------------------------------------------------------------------------- */
 
-/* Hands out the items of a list with commas one by one; false at its end. */
-static bool next_item(const char **list, char item[NAME_SIZE]) {
-  if (!**list) return false;
-  const size_t length = strcspn(*list, ",");
-  snprintf(item, NAME_SIZE, "%.*s", (int)length, *list);
-  *list += length + ((*list)[length] == ',');
-  return true;
-}
-
 static esp_status read_seeds(comparing *c) {
-  const char *list = c->a->seeds ? c->a->seeds : "1,2,3";
-  char item[NAME_SIZE];
-  while (next_item(&list, item)) {
+  char space[LIST_SIZE];
+  const char *items[MOST_SEEDS];
+  ESP_TRY(read_list("--seeds", c->a->seeds ? c->a->seeds : "1,2,3", space, items, MOST_SEEDS, &c->seed_count));
+  for (int i = 0; i < c->seed_count; i++) {
     long long seed;
-    ESP_TRY(whole_number("--seeds", item, 0, INT64_MAX, 0, &seed));
-    if (c->seed_count == MOST_SEEDS) return esp_fail(ESP_ERR_USAGE, "--seeds names more than %d seeds", MOST_SEEDS);
-    for (int i = 0; i < c->seed_count; i++)
-      if (c->seeds[i] == (uint64_t)seed) return esp_fail(ESP_ERR_USAGE, "--seeds names %lld twice", seed);
-    c->seeds[c->seed_count++] = (uint64_t)seed;
+    ESP_TRY(whole_number("--seeds", items[i], 0, INT64_MAX, 0, &seed));
+    c->seeds[i] = (uint64_t)seed;
+    for (int j = 0; j < i; j++)
+      if (c->seeds[j] == c->seeds[i]) return fail_twice("--seeds", items[i]);
   }
-  return c->seed_count ? ESP_OK : esp_fail(ESP_ERR_USAGE, "--seeds is empty; for example --seeds 1,2,3");
+  return ESP_OK;
 }
 
 static esp_status add_variant(comparing *c, const char *name) {
@@ -56,8 +47,6 @@ static esp_status add_variant(comparing *c, const char *name) {
   const size_t count = esp_variant_list(&table);
   const char *names[MOST_VARIANTS];
   int index;
-  for (int i = 0; i < c->variant_count; i++)
-    if (strcmp(c->variants[i]->name, name) == 0) return esp_fail(ESP_ERR_USAGE, "--variants names %s twice", name);
   for (size_t i = 0; i < count; i++) names[i] = table[i].name;
   ESP_TRY(blame("--variants", esp_find_name(&index, "variant", name, names, count)));
   c->variants[c->variant_count++] = &table[index];
@@ -65,15 +54,16 @@ static esp_status add_variant(comparing *c, const char *name) {
 }
 
 static esp_status read_variants(comparing *c) {
-  const char *list = c->a->variants;
-  char item[NAME_SIZE];
+  char space[LIST_SIZE];
+  const char *items[MOST_VARIANTS];
   const esp_variant *table;
+  int named = 0;
   const size_t count = esp_variant_list(&table);
-  for (size_t i = 0; !list && i < count; i++)
+  if (c->a->variants) ESP_TRY(read_list("--variants", c->a->variants, space, items, MOST_VARIANTS, &named));
+  for (int i = 0; i < named; i++) ESP_TRY(add_variant(c, items[i]));
+  for (size_t i = 0; named == 0 && i < count; i++)
     if (table[i].usual) c->variants[c->variant_count++] = &table[i];
-  while (list && next_item(&list, item)) ESP_TRY(add_variant(c, item));
-  return c->variant_count ? ESP_OK
-                          : esp_fail(ESP_ERR_USAGE, "--variants is empty; for example --variants moe,mone-half-full");
+  return ESP_OK;
 }
 
 /* The settings of every variant, so that what cannot be matched is refused before anything is trained. */
@@ -88,7 +78,7 @@ static esp_status read_configs(comparing *c) {
   if (!c->configs || !c->runs) return ESP_ERR_MEMORY;
   for (int i = 0; i < c->variant_count; i++) {
     c->configs[i] = base.config;
-    ESP_TRY(blame("--variants", esp_variant_config(c->variants[i], &base.config.model, &c->configs[i].model)));
+    ESP_TRY(esp_variant_config(c->variants[i], &base.config.model, &c->configs[i].model));
     ESP_TRY(esp_check_data_fits(&c->configs[i].model, c->dataset, true));
   }
   return ESP_OK;

@@ -79,7 +79,7 @@ static void print_logits(const void *context, FILE *file) {
 static esp_status write_logits(const char *path, const logit_table *table) {
   const char *slash = strrchr(path, '/');
   char folder[ESP_PATH_SIZE] = ".";
-  if (slash) snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
+  if (slash) snprintf(folder, sizeof folder, "%.*s", slash > path ? (int)(slash - path) : 1, path);
   return esp_file_compose(folder, slash ? slash + 1 : path, print_logits, table);
 }
 

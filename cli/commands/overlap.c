@@ -49,6 +49,12 @@ static esp_status add_criterion(comparison *c, const char *name) {
   return ESP_OK;
 }
 
+static esp_status refuse_unused_gates(const comparison *c, const arguments *a) {
+  for (int i = 0; i < c->criteria; i++)
+    if (c->criterion[i]->weighs_gates) return ESP_OK;
+  return refuse_options(a, "--gates", "none of the criteria looks at gates");
+}
+
 /* All that score by data, damage besides its cost included; random is what they are compared with. */
 static esp_status read_criteria(comparison *c, const arguments *a) {
   const esp_criterion *list;
@@ -64,8 +70,10 @@ static esp_status open_sets(comparison *c, const arguments *a) {
   if (a->data_sets.count < 2 || a->data_sets.count > MAX_SETS)
     return esp_fail(ESP_ERR_USAGE, "%d --data; two to %d calibration sets are compared, each with a --data of its own",
                     a->data_sets.count, MAX_SETS);
-  for (int i = 0; i < a->data_sets.count; i++, c->sets++)
+  for (int i = 0; i < a->data_sets.count; i++, c->sets++) {
     ESP_TRY(open_calibration(&c->calibrations[i], &c->datasets[i], a->data_sets.values[i], &c->model, a));
+    ESP_TRY(refuse_same_data("--data", (const esp_dataset *const *)c->datasets, i, c->datasets[i]));
+  }
   return ESP_OK;
 }
 
@@ -100,6 +108,7 @@ static esp_status compare_criterion(comparison *c, int k) {
 static esp_status compare(comparison *c, const arguments *a) {
   ESP_TRY(read_budget(c, a));
   ESP_TRY(read_criteria(c, a));
+  ESP_TRY(refuse_unused_gates(c, a));
   ESP_TRY(parse_gates(a, &c->gates));
   ESP_TRY(esp_trained_load(&c->model, a->operands[0]));
   ESP_TRY(open_sets(c, a));
@@ -207,6 +216,8 @@ static const command_option options[] = {
     {NULL, NULL},
 };
 
+static const command_option repeats[] = {{"--data", NULL}, {"--criterion", NULL}, {NULL, NULL}};
+
 const command overlap_command = {
     .name = "overlap",
     .usage = "overlap RUN|CKPT --data A --data B [--data C]... --drop N|--ratio R [--criterion NAME]... [--out FOLDER]",
@@ -221,6 +232,7 @@ const command overlap_command = {
     .example = "overlap runs/finetuned --data synthetic --data synthetic:narrow --ratio 0.25 --criterion man "
                "--criterion seer",
     .options = options,
+    .repeats = repeats,
     .least_operands = 1,
     .most_operands = 1,
     .run = run_overlap,

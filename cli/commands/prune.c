@@ -53,13 +53,22 @@ static esp_status read_loss(pruning *p, const arguments *a) {
 
 /* Options of calibration and comparison that the criterion does not look at. */
 static esp_status refuse_unused(const esp_criterion *c, const arguments *a) {
-  char reason[128];
-  snprintf(reason, sizeof reason, "the criterion %s looks at no data", c->name);
-  if (!c->needs_data) ESP_TRY(refuse_options(a, "--data --calibration --gates --loss", reason));
-  snprintf(reason, sizeof reason, "the criterion %s compares with no other model", c->name);
-  if (!c->needs_reference) ESP_TRY(refuse_options(a, "--reference", reason));
-  snprintf(reason, sizeof reason, "the criterion %s chooses by scores, not by a reconstruction's loss", c->name);
-  return c->choose ? ESP_OK : refuse_options(a, "--loss", reason);
+  const struct {
+    bool used;
+    const char *options, *reason;
+  } uses[] = {
+      {c->needs_data, "--data --calibration --validation", "looks at no data"},
+      {c->needs_reference, "--reference", "compares with no other model"},
+      {c->weighs_gates, "--gates", "looks at no gates"},
+      {c->uses_loss, "--loss", "chooses by scores, not by a reconstruction's loss"},
+      {c->uses_seed || c->needs_data, "--seed", "draws nothing"},
+  };
+  for (size_t i = 0; i < sizeof uses / sizeof uses[0]; i++) {
+    char reason[128];
+    snprintf(reason, sizeof reason, "the criterion %s %s", c->name, uses[i].reason);
+    if (!uses[i].used) ESP_TRY(refuse_options(a, uses[i].options, reason));
+  }
+  return ESP_OK;
 }
 
 static esp_status read_criterion(pruning *p, const arguments *a) {

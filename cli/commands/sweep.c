@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LIST_SIZE = 4096 };
-
 typedef struct sweeping {
   esp_trained models[ESP_SWEEP_MODELS], reference;
   esp_sweep_model referenced;
@@ -21,46 +19,14 @@ typedef struct sweeping {
   esp_sweep *sweep;
 } sweeping;
 
-/* Cuts "a,b,S(1,0,1)" in place, not within parentheses. Returns how many items, or -1 if there are too many. */
-static int cut(char *text, const char **items, int most) {
-  int count = 0, depth = 0;
-  for (char *at = text, *item = text;; at++) {
-    depth += (*at == '(') - (*at == ')');
-    if (*at && (*at != ',' || depth > 0)) continue;
-    const bool last = !*at;
-    *at = '\0';
-    if (*item && count == most) return -1;
-    if (*item) items[count++] = item;
-    if (last) return count;
-    item = at + 1;
-  }
-}
-
-static esp_status read_list(const char *option, const char *text, const char *fallback, char store[LIST_SIZE],
-                            const char **items, int most, int *count) {
-  const char *given = text ? text : fallback;
-  if (strlen(given) >= LIST_SIZE) return esp_fail(ESP_ERR_USAGE, "%s is longer than %d letters", option, LIST_SIZE - 1);
-  memcpy(store, given, strlen(given) + 1);
-  *count = cut(store, items, most);
-  if (*count > 0) return ESP_OK;
-  return esp_fail(ESP_ERR_USAGE, "%s is \"%s\"; it must be a list of 1 to %d items with commas between them", option,
-                  given, most);
-}
-
-static esp_status fail_twice(const char *list, const char *item) {
-  return esp_fail(ESP_ERR_USAGE, "%s names %s twice; leave one out", list, item);
-}
-
 /* "all" leaves out what needs a reference if there is none. */
 static esp_status read_methods(sweeping *s, const arguments *a) {
   esp_sweep_settings *to = &s->settings;
   const char *all[ESP_SWEEP_METHODS];
   static esp_method rows[ESP_SWEEP_METHODS];
   int count;
-  ESP_TRY(read_list("--methods", a->methods, "all", s->methods, all, ESP_SWEEP_METHODS, &count));
+  ESP_TRY(read_list("--methods", a->methods ? a->methods : "all", s->methods, all, ESP_SWEEP_METHODS, &count));
   for (int i = 0; i < count; i++) {
-    for (int j = 0; j < i; j++)
-      if (strcmp(all[i], all[j]) == 0) return fail_twice("--methods", all[i]);
     if (strcmp(all[i], "all") != 0) {
       ESP_TRY(blame("--methods", esp_method_find(&rows[0], all[i])));
       if (rows[0].needs_reference && !a->reference)
@@ -80,15 +46,16 @@ static esp_status read_methods(sweeping *s, const arguments *a) {
 static esp_status read_numbers(sweeping *s, const arguments *a) {
   const char *items[ESP_SWEEP_LIST];
   long long number;
-  ESP_TRY(
-      read_list("--ratios", a->ratios, "0.25,0.5,0.75", s->ratios, items, ESP_SWEEP_LIST, &s->settings.ratio_count));
+  ESP_TRY(read_list("--ratios", a->ratios ? a->ratios : "0.25,0.5,0.75", s->ratios, items, ESP_SWEEP_LIST,
+                    &s->settings.ratio_count));
   for (int i = 0; i < s->settings.ratio_count; i++) {
     ESP_TRY(real_number("--ratios", items[i], 0, 1, &s->settings.ratios[i]));
     for (int j = 0; j < i; j++)
       if (!(s->settings.ratios[j] < s->settings.ratios[i]) && !(s->settings.ratios[j] > s->settings.ratios[i]))
         return fail_twice("--ratios", items[i]);
   }
-  ESP_TRY(read_list("--seeds", a->seeds, "1,2,3", s->seeds, items, ESP_SWEEP_LIST, &s->settings.seed_count));
+  ESP_TRY(
+      read_list("--seeds", a->seeds ? a->seeds : "1,2,3", s->seeds, items, ESP_SWEEP_LIST, &s->settings.seed_count));
   for (int i = 0; i < s->settings.seed_count; i++) {
     ESP_TRY(whole_number("--seeds", items[i], 0, INT64_MAX, 0, &number));
     s->settings.seeds[i] = (uint64_t)number;
@@ -106,9 +73,9 @@ static esp_status read_numbers(sweeping *s, const arguments *a) {
 static esp_status read_modes(sweeping *s, const arguments *a) {
   const char *items[3];
   if (!a->modes) return ESP_OK;
-  ESP_TRY(read_list("--modes", a->modes, "", s->modes, items, 3, &s->settings.mode_count));
+  ESP_TRY(read_list("--modes", a->modes, s->modes, items, 3, &s->settings.mode_count));
   for (int i = 0; i < s->settings.mode_count; i++) {
-    ESP_TRY(esp_prune_mode_parse(&s->settings.modes[i], items[i]));
+    ESP_TRY(blame("--modes", esp_prune_mode_parse(&s->settings.modes[i], items[i])));
     for (int j = 0; j < i; j++)
       if (s->settings.modes[j] == s->settings.modes[i]) return fail_twice("--modes", items[i]);
   }
@@ -118,7 +85,7 @@ static esp_status read_modes(sweeping *s, const arguments *a) {
 static esp_status read_gates(sweeping *s, const arguments *a) {
   const char *items[2];
   if (!a->gates) return ESP_OK;
-  ESP_TRY(read_list("--gates", a->gates, "", s->gates, items, 2, &s->settings.gate_count));
+  ESP_TRY(read_list("--gates", a->gates, s->gates, items, 2, &s->settings.gate_count));
   for (int i = 0; i < s->settings.gate_count; i++) {
     ESP_TRY(parse_gates(&(arguments){.gates = items[i]}, &s->settings.gates[i]));
     for (int j = 0; j < i; j++)
@@ -145,6 +112,15 @@ static esp_status check_held_out_alike(const sweeping *s, const arguments *a) {
   return ESP_OK;
 }
 
+static esp_status refuse_same_models(const sweeping *s) {
+  for (int i = 0; i < s->settings.model_count; i++)
+    for (int j = 0; j < i; j++)
+      if (strcmp(s->models[i].info.digest, s->models[j].info.digest) == 0)
+        return esp_fail(ESP_ERR_USAGE, "%s and %s are the same model; leave one out", s->models[j].path,
+                        s->models[i].path);
+  return ESP_OK;
+}
+
 static esp_status open_all(sweeping *s, const arguments *a) {
   esp_sweep_settings *to = &s->settings;
   for (int i = 0; i < a->operand_count; i++) {
@@ -159,6 +135,7 @@ static esp_status open_all(sweeping *s, const arguments *a) {
     if (to->calibration_count == ESP_SWEEP_LIST)
       return esp_fail(ESP_ERR_USAGE, "more than %d --calibrate-on", ESP_SWEEP_LIST - 1);
     ESP_TRY(open_data_of(&s->others[i], a->calibrate_on.values[i], &s->models[0], a));
+    ESP_TRY(refuse_same_data("--calibrate-on", to->calibration, to->calibration_count, s->others[i]));
     to->calibration[to->calibration_count++] = s->others[i];
   }
   if (!a->reference) return ESP_OK;
@@ -176,6 +153,7 @@ static esp_status sweep(sweeping *s, const arguments *a) {
   ESP_TRY(read_modes(s, a));
   ESP_TRY(read_gates(s, a));
   ESP_TRY(open_all(s, a));
+  ESP_TRY(refuse_same_models(s));
   s->settings.overrides = a->overrides;
   s->settings.override_count = a->override_count;
   s->settings.folder = a->out;
@@ -225,6 +203,8 @@ static const command_option options[] = {
     {NULL, NULL},
 };
 
+static const command_option repeats[] = {{"--calibrate-on", NULL}, {NULL, NULL}};
+
 const command sweep_command = {
     .name = "sweep",
     .usage =
@@ -253,6 +233,7 @@ const command sweep_command = {
     .example =
         "sweep runs/finetuned --data synthetic:narrow --reference runs/pretrained --finetune 0.2 --out runs/sweep",
     .options = options,
+    .repeats = repeats,
     .least_operands = 1,
     .most_operands = ESP_SWEEP_MODELS,
     .run = run_sweep,

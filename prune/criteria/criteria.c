@@ -7,16 +7,19 @@
 static const char unified[] = "Liu et al., arXiv 2606.15716";
 static const char lu[] = "Lu et al., ACL 2024, arXiv 2402.14800";
 
-#define FAMILY(name, formula, source, b, alpha, beta) \
-  { name, formula, source, false, true, ESP_PRUNE_REMOVE, esp_score_family, NULL, b, alpha, beta, (alpha) > 0 }
+#define FAMILY(name, formula, source, b, alpha, beta)                                                                 \
+  {                                                                                                                   \
+    name, formula, source, false, true, ESP_PRUNE_REMOVE, esp_score_family, NULL, b, alpha, beta, (alpha) > 0, false, \
+        false                                                                                                         \
+  }
 #define BY_PASS(name, formula, source, score, gates) \
-  { name, formula, source, false, true, ESP_PRUNE_REMOVE, score, NULL, 0, 0, 0, gates }
+  { name, formula, source, false, true, ESP_PRUNE_REMOVE, score, NULL, 0, 0, 0, gates, false, false }
 #define BY_REFERENCE(name, formula, source, score) \
-  { name, formula, source, true, false, ESP_PRUNE_ZERO, score, NULL, 0, 0, 0, false }
+  { name, formula, source, true, false, ESP_PRUNE_ZERO, score, NULL, 0, 0, 0, false, false, false }
 #define BY_CHOICE(name, formula, source, choose) \
-  { name, formula, source, false, true, ESP_PRUNE_REMOVE, NULL, choose, 0, 0, 0, false }
-#define WITHOUT(name, formula, source, mode, score) \
-  { name, formula, source, false, false, mode, score, NULL, 0, 0, 0, false }
+  { name, formula, source, false, true, ESP_PRUNE_REMOVE, NULL, choose, 0, 0, 0, false, true, false }
+#define WITHOUT(name, formula, source, seed, mode, score) \
+  { name, formula, source, false, false, mode, score, NULL, 0, 0, 0, false, false, seed }
 
 /* n = norm of the expert's output f before the gate, g = the gate, N = tokens routed to the expert; sums over these. */
 static const esp_criterion named[] = {
@@ -27,7 +30,7 @@ static const esp_criterion named[] = {
     BY_REFERENCE("router-difference-norm", "|w_T - w_0|: norm of the difference", "ablation of the same",
                  esp_score_difference_norm),
     WITHOUT("random", "a uniform number, keyed by the seed and the layer", "the baseline every criterion has to beat",
-            ESP_PRUNE_ZERO, esp_score_random),
+            true, ESP_PRUNE_ZERO, esp_score_random),
     FAMILY("frequency", "S(0,0,0) = N", unified, 0, 0, 0),
     FAMILY("seer", "S(0,1,0) = sum g", "SEER-MoE, arXiv 2404.05089", 0, 1, 0),
     FAMILY("ean", "S(0,0,1) = sum n", "expert activation norm", 0, 0, 1),
@@ -49,10 +52,10 @@ static const esp_criterion named[] = {
               esp_choose_progressively),
     BY_CHOICE("reconstruction-greedy", "the same, expert by expert: for many experts", "extension of the same",
               esp_choose_greedily),
-    WITHOUT("weight-norm", "L2 norm of all weights of the expert", "data-free baseline", ESP_PRUNE_REMOVE,
+    WITHOUT("weight-norm", "L2 norm of all weights of the expert", "data-free baseline", false, ESP_PRUNE_REMOVE,
             esp_score_weight_norm),
     WITHOUT("aimer", "mean magnitude of the expert's weights over their root mean square", "AIMER, arXiv 2603.18492",
-            ESP_PRUNE_REMOVE, esp_score_aimer),
+            false, ESP_PRUNE_REMOVE, esp_score_aimer),
 };
 enum { NAMED = sizeof named / sizeof named[0] };
 

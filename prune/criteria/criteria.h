@@ -44,6 +44,8 @@ struct esp_criterion {
   esp_status (*choose)(const esp_criterion *self, const esp_criterion_inputs *inputs, esp_plan *plan, const int *drops);
   int b, alpha, beta; /* of the family S(b, alpha, beta) (esp_family_score()); otherwise unused */
   bool weighs_gates;  /* esp_criterion_inputs.gates changes its scores */
+  bool uses_loss;     /* likewise .loss what it chooses */
+  bool uses_seed;     /* likewise .seed its scores; that of the calibration draws the images of all that need data */
 };
 
 /* The table of named criteria; returns its number of rows. The family's variants without a name are not among them. */

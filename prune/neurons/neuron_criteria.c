@@ -105,12 +105,14 @@ static esp_status score_contribution(const esp_neuron_criterion *self, const esp
 /* --- the table ----------------------------------------------------------------------------------------------- */
 
 static const esp_neuron_criterion table[] = {
-    {"neuron-frequency", "the share of its expert's rows in which a MoNE selects it", true, true, score_frequency},
-    {"neuron-activation", "mean |h_j| over its expert's rows, before any selection", true, false, score_activation},
-    {"neuron-contribution", "mean |h_j| after the selection x the norm of its row of down", true, false,
+    {"neuron-frequency", "the share of its expert's rows in which a MoNE selects it", true, false, true,
+     score_frequency},
+    {"neuron-activation", "mean |h_j| over its expert's rows, before any selection", true, false, false,
+     score_activation},
+    {"neuron-contribution", "mean |h_j| after the selection x the norm of its row of down", true, false, false,
      score_contribution},
-    {"neuron-weight-norm", "L2 norm of its rows of gate, up and down together", false, false, score_weight_norm},
-    {"neuron-random", "a uniform number, keyed by the seed and the layer", false, false, score_random},
+    {"neuron-weight-norm", "L2 norm of its rows of gate, up and down together", false, false, false, score_weight_norm},
+    {"neuron-random", "a uniform number, keyed by the seed and the layer", false, true, false, score_random},
 };
 enum { ROWS = sizeof table / sizeof table[0] };
 

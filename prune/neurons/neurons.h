@@ -15,6 +15,7 @@ typedef struct esp_neuron_criterion esp_neuron_criterion;
 struct esp_neuron_criterion {
   const char *name, *formula;
   bool needs_data;
+  bool uses_seed;       /* whether the inputs' seed makes a difference besides drawing calibration images */
   bool needs_selection; /* says something of layers that select neurons only (MoNE); the others stay as they are */
   esp_status (*score)(const esp_neuron_criterion *self, const esp_criterion_inputs *inputs, esp_plan *plan);
 };

@@ -3,6 +3,8 @@
 
 #include <espalier/evaluate.h>
 #include <espalier/memory.h>
+#include <espalier/run_config.h>
+#include <espalier/yaml.h>
 
 #include <stdio.h>
 #include <string.h>
@@ -56,6 +58,43 @@ void esp_sweep_curve_name(const esp_sweep *sweep, const esp_sweep_row *row, char
            row->calibration > 0 ? esp_sweep_calibration(sweep, row->calibration) : "");
 }
 
+/* Settings that a sweep decides itself, or whose traces it does not keep. */
+static esp_status check_key(void *context, const char *key) {
+  static const struct {
+    const char *key, *reason;
+  } decided[] = {
+      {"model.", "a cell's model is what its method makes of the model given"},
+      {"training.epochs", "how long models are finetuned is a setting of the sweep itself"},
+      {"training.seed", "each cell has the seed of its row"},
+      {"training.evaluate_every", "cells are evaluated at their end only"},
+      {"training.evaluate_examples", "cells are evaluated at their end only"},
+      {"training.checkpoint_minutes", "a cell is finetuned in one go"},
+      {"training.log_every", "metrics of a cell's finetuning are not kept"},
+      {"training.alarm", "alarms of a cell's finetuning are not kept"},
+      {"training.compression", "checkpoints of a cell's finetuning are not kept"},
+      {"compression.", "a cell's rows are pruned by its method, not while it is finetuned"},
+  };
+  const esp_sweep_settings *s = context;
+  for (size_t i = 0; i < sizeof decided / sizeof decided[0]; i++)
+    if (strncmp(key, decided[i].key, strlen(decided[i].key)) == 0)
+      return esp_fail(ESP_ERR_USAGE, "the setting %s would do nothing in a sweep: %s; leave it out", key,
+                      decided[i].reason);
+  if (!s->distil && strncmp(key, "distillation.", 13) == 0)
+    return esp_fail(ESP_ERR_USAGE, "the setting %s would do nothing in a sweep that does not distil; leave it out",
+                    key);
+  return ESP_OK;
+}
+
+static esp_status check_overrides(const esp_sweep_settings *s) {
+  esp_run_config config;
+  const esp_sweep_model *first = &s->models[0];
+  if (s->override_count == 0) return ESP_OK;
+  ESP_TRY(esp_run_config_parse(&config, first->name, first->info->run_config, s->overrides, s->override_count));
+  for (size_t i = 0; i < s->override_count; i++)
+    ESP_TRY(esp_yaml_visit_override(s->overrides[i], check_key, (void *)(uintptr_t)s));
+  return ESP_OK;
+}
+
 esp_status esp_sweep_check(const esp_sweep_settings *s) {
   if (s->model_count < 1 || s->ratio_count < 1 || s->seed_count < 1)
     return esp_fail(ESP_ERR_USAGE, "a sweep needs at least one model, one ratio and one seed");
@@ -68,7 +107,7 @@ esp_status esp_sweep_check(const esp_sweep_settings *s) {
     for (int c = 0; c < s->calibration_count; c++)
       ESP_TRY(esp_check_data_fits(&s->models[i].model->config, s->calibration[c], false));
   }
-  return ESP_OK;
+  return check_overrides(s);
 }
 
 static void add_method(esp_sweep_settings *s, const char *name, int place) {
