@@ -89,8 +89,8 @@ void print_row(FILE *file, const char *name, const char *text);
 esp_status whole_number(const char *option, const char *text, long long least, long long most, long long fallback,
                         long long *number);
 
-/* Cuts a list with commas between its items, "a,b,S(1,0,1)", not within parentheses. The items lie in `space`, no two are
- * the same, and there are 1 to `most`. */
+/* Cuts a list with commas between its items, "a,b,S(1,0,1)", not within parentheses. The items lie in `space`, no two
+ * are the same, and there are 1 to `most`. */
 esp_status read_list(const char *option, const char *text, char space[LIST_SIZE], const char **items, int most,
                      int *count);
 

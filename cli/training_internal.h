@@ -75,8 +75,8 @@ esp_status training_create(training *t);
 /* Model and info as an interrupted run left them; checks that the data are the same. */
 esp_status training_load(training *t);
 
-/* ESP_ERR_CONFIG, naming the setting, if t->config is not what the loaded run was started with; more epochs are let pass
- * where the recipe lengthens runs. */
+/* ESP_ERR_CONFIG, naming the setting, if t->config is not what the loaded run was started with; more epochs are let
+ * pass where the recipe lengthens runs. */
 esp_status training_check_settings_kept(training *t);
 
 /* Checks, makes the folder, trains, writes the results. */

@@ -347,8 +347,8 @@ static void unknown_keys_are_named(void **state) {
       ESP_ERR_CONFIG, "\n\nmodel:\n  rate: 1\n  expert: 3\n", NULL,
       "c.yaml, line 5: unknown key \"model.expert\"; did you mean \"experts\"? Known keys of \"model\": " MODEL_KEYS);
   must_refuse(ESP_ERR_CONFIG, NULL, "model.expert=3",
-              "setting model.expert=3: unknown key \"model.expert\"; did you mean \"experts\"? Known keys of \"model\": "
-              "" MODEL_KEYS);
+              "setting model.expert=3: unknown key \"model.expert\"; did you mean \"experts\"? "
+              "Known keys of \"model\": " MODEL_KEYS);
   must_refuse(
       ESP_ERR_CONFIG, "experts: 3\n", NULL,
       "c.yaml, line 1: unknown key \"experts\"; did you mean \"model.experts\"? Known keys: model, run, threads");

@@ -322,8 +322,8 @@ static esp_status check_resumed(run *r) {
   return ESP_OK;
 }
 
-/* At its end the best model was chosen on all images perhaps. From now on it competes with evaluations on the way again,
- * and so it is evaluated as they are. */
+/* At its end the best model was chosen on all images perhaps. From now on it competes with evaluations on the way
+ * again, and so it is evaluated as they are. */
 static esp_status measure_best_again(run *r) {
   esp_model *best = NULL;
   esp_evaluation validation;

@@ -129,7 +129,7 @@ static esp_status make_plan(pruning *p, const arguments *a) {
   ESP_TRY(p->neurons ? esp_neuron_plan_make(&p->plan, p->neurons, &inputs, &p->neuron_budget)
                      : esp_plan_make(&p->plan, p->criterion, &inputs, p->mode, &p->budget));
   warn_of_unrouted(p->plan, p->neurons);
-  if (*p->plan->note) fprintf(stderr, "espalier: note: %s\n", p->plan->note);
+  if (*p->plan->note && !a->quiet) fprintf(stderr, "espalier: note: %s\n", p->plan->note);
   return ESP_OK;
 }
 
@@ -195,10 +195,11 @@ static json_t *dropped_json(const esp_layer_plan *layer) {
 static json_t *result_json(const pruning *p, const esp_model_cost *before, const esp_model_cost *after) {
   json_t *layers = json_array();
   for (int i = 0; i < p->plan->layer_count; i++) json_array_append_new(layers, dropped_json(&p->plan->layers[i]));
-  return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:o}", "checkpoint", p->target, "criterion",
-                   p->plan->criterion, "mode", esp_prune_mode_name(p->plan->mode), "digest", p->model.info.digest,
-                   "parameters_before", (json_int_t)before->parameters, "parameters", (json_int_t)after->parameters,
-                   "bytes", (json_int_t)file_size(p->target), "flops_per_image", after->flops, "layers", layers);
+  return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:o}", "checkpoint", p->target, "criterion",
+                   p->plan->criterion, "note", p->plan->note, "mode", esp_prune_mode_name(p->plan->mode), "digest",
+                   p->model.info.digest, "parameters_before", (json_int_t)before->parameters, "parameters",
+                   (json_int_t)after->parameters, "bytes", (json_int_t)file_size(p->target), "flops_per_image",
+                   after->flops, "layers", layers);
 }
 
 static void print_result(const pruning *p, const esp_model_cost *before, const esp_model_cost *after) {
