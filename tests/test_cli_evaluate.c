@@ -178,6 +178,10 @@ static void nothing_is_held_out_of_what_was_trained_on(void **state) {
   assert_int_equal(images_of("evaluate old.h5 --data synthetic:narrow --split train"), 5000);
   assert_int_equal(images_of("evaluate finetuned/last.h5 --data synthetic:narrow --split train"), 4750);
   assert_int_equal(images_of("evaluate old.h5 --data synthetic:narrow --split validation --validation 0.1"), 500);
+  json_t *c = succeed_json("compress old.h5 --data synthetic:narrow --out compressed --zero-shot --rank 2 "
+                           "--calibration 64");
+  assert_true(number(c, "validation_share") == 0 && number(c, "validation_examples") == 0);
+  json_decref(c);
   static const refusal refusals[] = {
       {"evaluate old.h5 --data synthetic:narrow --split validation", 2, "old.h5 says, nothing was held out",
        "--validation SHARE"},

@@ -41,7 +41,7 @@ static void recommend(esp_run_config *config, const esp_model *model) {
 static esp_status settle(training *t, const arguments *a, const esp_trained *source) {
   esp_run_config base;
   char *text = NULL;
-  ESP_TRY(esp_run_config_parse(&base, source->path, source->info.run_config, NULL, 0));
+  ESP_TRY(esp_run_config_recall(&base, source->path, source->info.run_config));
   base.model = source->model->config;
   recommend(&base, source->model);
   ESP_TRY(esp_run_config_save(&text, &base));

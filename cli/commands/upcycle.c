@@ -23,7 +23,7 @@ typedef struct upcycling {
 static esp_status read_settings(upcycling *u, const arguments *a) {
   esp_run_config base;
   char *text = NULL;
-  ESP_TRY(esp_run_config_parse(&base, u->dense.path, u->dense.info.run_config, NULL, 0));
+  ESP_TRY(esp_run_config_recall(&base, u->dense.path, u->dense.info.run_config));
   base.model = u->dense.model->config;
   base.model.moe.hidden = base.model.feed_forward.hidden;
   base.model.moe.router.renormalise = true;
