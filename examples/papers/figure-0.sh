@@ -37,10 +37,11 @@ set terminal svg size 1000,$((rows * 330)) font "sans,11" background "white"
 set output "paper-0.svg"
 set datafile separator ","
 set multiplot layout $rows,2
-set key left bottom
+set key left bottom Left reverse samplen 1.5 width -4
 set xrange [0:7.2]
 set xlabel "experts dropped of 8"
 set ylabel "test accuracy %"
+set yrange [*:100.5]
 GP
   for setting in $(printf '%s\n' "$panels" | cut -d, -f1 | sort -u); do
     for column in accuracy tuned_accuracy; do

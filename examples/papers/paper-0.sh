@@ -74,7 +74,7 @@ photographs() { # SEED
   train "$folder/pretrained" pretrain examples/configs/sweep.yaml --data "cifar100:$tiny" --seed "$1" \
     --set training.epochs=4 --set model.moe.router.renormalise=false --set model.moe.identical_experts=true
   train "$folder/finetuned" finetune "$folder/pretrained" --data "cifar10:$cifar10" --seed "$1" \
-    --config examples/configs/finetune-sgd.yaml --set optimizer.learning_rate=0.2 --set "training.epochs=$cifar_epochs"
+    --config examples/configs/finetune-sgd.yaml --set optimizer.learning_rate=0.05 --set "training.epochs=$cifar_epochs"
   curve tiny-imagenet-to-cifar10 "$1" "$folder/pretrained" "$folder/finetuned" "cifar10:$cifar10" zero "$retuned" --limit 2000
 }
 
