@@ -65,16 +65,24 @@ static esp_evaluation recall_evaluation(const json_t *results, const char *prefi
                           .examples = json_integer_value(json_object_get(results, examples))};
 }
 
+/* The process ended between the checkpoint and its results. */
+static esp_status complete_again(training *t, esp_training_result *result) {
+  json_decref(t->more);
+  t->more = NULL;
+  result->step = result->steps = t->trained.info.progress.step;
+  if (!t->recipe->complete)
+    return esp_fail(ESP_ERR_MISMATCH, "%s is finished, but its results.json does not hold its results", t->folder);
+  ESP_TRY(t->recipe->complete(t, result));
+  return esp_json_write(t->folder, "results.json", training_results_json(t, result), ESP_JSON_DIGITS);
+}
+
 /* A run that was completed before: its results are taken from its folder. */
 static esp_status recall(training *t, esp_training_result *result) {
   char path[ESP_PATH_SIZE];
   ESP_TRY(esp_folder_path(path, t->folder, "results.json"));
   t->more = json_load_file(path, 0, NULL); /* all of it takes the place of what training_results_json() says */
   const char *digest = json_string_value(json_object_get(t->more, "digest"));
-  if (!digest || strcmp(digest, t->trained.info.digest) != 0)
-    return esp_fail(ESP_ERR_MISMATCH,
-                    "%s is finished, but %s does not hold its results; `espalier evaluate %s` measures it again",
-                    t->folder, path, t->folder);
+  if (!digest || strcmp(digest, t->trained.info.digest) != 0) return complete_again(t, result);
   *result =
       (esp_training_result){.final = recall_evaluation(t->more, ""),
                             .validation = recall_evaluation(t->more, "validation_"),

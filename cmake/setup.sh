@@ -7,7 +7,8 @@
 build_packages=(gcc libc6-dev cmake ninja-build pkgconf libopenblas-dev libhdf5-dev zlib1g-dev libpng-dev
   libcyaml-dev libyaml-dev libjansson-dev)
 # shellcheck disable=SC2034
-test_packages=(libcmocka-dev python3 python3-h5py python3-numpy dataset-fashion-mnist gnuplot-nox)
+test_packages=(libcmocka-dev python3 python3-h5py python3-numpy dataset-fashion-mnist gnuplot-nox
+  procps)
 # shellcheck disable=SC2034
 example_packages=(jq gnuplot-nox)
 clang_packages=(clang libclang-rt-dev libomp-dev)

@@ -164,9 +164,18 @@ static void tell(const outcome *o, training *t, const esp_training_result *resul
          mean_rank(o->before), mean_rank(o->after), t->arguments->out);
 }
 
+/* What is left holds no rows that could still be pruned. */
+static bool is_finished(const training *t) {
+  for (int i = 0; i < esp_model_moe_count(t->trained.model); i++)
+    if (esp_model_moe(t->trained.model, i)->layout.pruning) return false;
+  return true;
+}
+
+/* Of a run that ended before its results were written the model is compact already. */
 static esp_status keep_compact(outcome *o, training *t, esp_training_result *result) {
   ESP_TRY(load_source(o, t));
-  ESP_TRY(esp_remove_zero_rows(&o->compact, t->trained.model));
+  if (is_finished(t)) o->compact = t->trained.model;
+  else ESP_TRY(esp_remove_zero_rows(&o->compact, t->trained.model));
   ESP_TRY(measure(o, t, result));
   ESP_TRY(write_ranks(o, t->arguments->out));
   ESP_TRY(esp_checkpoint_save(t->resume_from, o->compact, NULL, &t->trained.info, t->config.training.compression));
@@ -179,16 +188,9 @@ static esp_status complete(training *t, esp_training_result *result) {
   const esp_status status = keep_compact(&o, t, result);
   esp_stable_ranks_free(o.before);
   esp_stable_ranks_free(o.after);
-  esp_model_free(o.compact);
+  if (o.compact != t->trained.model) esp_model_free(o.compact);
   esp_trained_clear(&o.source);
   return status;
-}
-
-/* What is left holds no rows that could still be pruned. */
-static bool is_finished(const training *t) {
-  for (int i = 0; i < esp_model_moe_count(t->trained.model); i++)
-    if (esp_model_moe(t->trained.model, i)->layout.pruning) return false;
-  return true;
 }
 
 /* --- the command ------------------------------------------------------------------------------------------------- */

@@ -20,10 +20,11 @@ Y
 train="--data synthetic:narrow --quiet --threads 1"
 "$program" pretrain small.yaml $train --out base > /dev/null || exit 9
 
-# run NAME FOLDER [again]: the command NAME into FOLDER; `again` as one goes on after an interruption.
+# run NAME FOLDER [again]: the command NAME into FOLDER; `again` as one goes on after an interruption. A run that was killed
+# before its settings were written is started once more: --resume refuses a folder without a run.
 run() {
   local more=""
-  [ "$3" = again ] && more=--resume
+  [ "$3" = again ] && [ -e "$2/config.yaml" ] && more=--resume
   case $1 in
     pretrain) "$program" pretrain small.yaml $train --out "$2" $more ;;
     finetune) "$program" finetune base $train --set training.epochs=0.05 --out "$2" $more ;;

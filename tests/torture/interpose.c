@@ -1,10 +1,11 @@
-/* Preloaded into the program (LD_PRELOAD): counts its system calls and allocations, and at the n-th lets the process die or the
- * call fail. Environment:
+/* Preloaded into the program (LD_PRELOAD): counts its system calls and allocations, and at the n-th lets the process
+ * die or the call fail. Environment:
  *   TORTURE_CALLS  which are counted, with commas between them: write, fsync, rename, open, close, read, malloc
  *   TORTURE_AT     n, from 1; 0 or none: only counts
  *   TORTURE_DO     kill, short (a write or read of one byte), or the error as a number: the call fails with it
  *   TORTURE_COUNT  a file that gets the number of calls when the process exits
- * Only the program itself is meant, not what it starts, and only from where it has begun: main() first has SIGPIPE ignored. */
+ * Only the program itself is meant, not what it starts, and only from where it has begun: main() first has SIGPIPE
+ * ignored. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -34,7 +35,8 @@ static atomic_bool armed;
 
 static void read_environment(void) {
   static const char *const names[] = {"write", "fsync", "rename", "open", "close", "read", "malloc"};
-  const char *const list = getenv("TORTURE_CALLS"), *const what = getenv("TORTURE_DO"), *const at = getenv("TORTURE_AT");
+  const char *const list = getenv("TORTURE_CALLS"), *const what = getenv("TORTURE_DO"),
+                    *const at = getenv("TORTURE_AT");
   for (int i = 0; list && i < 7; i++)
     if (strstr(list, names[i])) counted |= 1 << i;
   due = at ? atol(at) : 0;

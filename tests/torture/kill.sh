@@ -1,7 +1,7 @@
 #!/bin/bash
 # usage: kill.sh PROGRAM INTERPOSER [COUNT]
-# Kills the commands that write COUNT times in all: at every write, fsync, rename and open in turn (or as many of them, evenly spread,
-# as COUNT allows) and at random moments. After each: every file is whole. Then the command is run again: its checkpoints
+# Kills the commands that write COUNT times in all: at every write, fsync, rename and open in turn (or as many of them,
+# evenly spread, as COUNT allows) and at random moments. After each: every file is whole. Then the command is run again: its checkpoints
 # are those of an undisturbed run bit for bit, and no row stands twice.
 . "$(dirname "$(readlink -f "$0")")/common.sh"
 commands=(pretrain finetune compress sweep compare prune)
