@@ -138,6 +138,7 @@ esp_status start_from_model(training *t, const arguments *a,
   if (status == ESP_OK) status = settle(t, a, &source);
   if (status == ESP_OK) status = apply_seed(t, a);
   if (status == ESP_OK) status = read_head(a, &run.head);
+  if (status == ESP_OK) status = esp_check_data_fits(&source.model->config, t->dataset, false);
   if (status == ESP_OK) status = training_split_data(t); /* before images are normalised by what is left for training */
   if (status == ESP_OK) status = esp_run_create_from(&t->trained, &t->config, &run, t->action);
   const int classes = source.model ? source.model->config.classes : 0;
